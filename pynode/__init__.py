@@ -1,0 +1,1 @@
+"""Neural differential equations for PyTorch, solved and differentiated by Julia."""

@@ -1,0 +1,154 @@
+"""What an engine is: the problem it gets, the integration it returns, and the small protocol between."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from pynode.engine._solvers import SolverInfo
+from pynode.field import Field
+from pynode.sensitivity import Sensitivity
+
+__all__ = [
+    "Availability",
+    "Engine",
+    "Gradients",
+    "Integration",
+    "Problem",
+    "Retcode",
+    "Stats",
+]
+
+
+class Retcode(enum.Enum):
+    """How an integration ended; the value is the remedy."""
+
+    SUCCESS = "the solution reached the last time"
+    MAX_STEPS = "max_steps was reached: raise max_steps, loosen rtol/atol, or use a stiff solver"
+    STEP_UNDERFLOW = (
+        "the step size fell below what the floating-point type resolves: the solution blows up or the field is "
+        "stiff there; shorten t, use a stiff solver, or bound the field"
+    )
+    NON_FINITE = (
+        "the state or the field became infinite or NaN: shorten t, bound the field (e.g. tanh), "
+        "or reduce dt of a fixed-step solver"
+    )
+    FAILURE = "the solver gave up: try another solver or looser tolerances"
+
+
+@dataclass
+class Stats:
+    """What a solve cost.
+
+    Attributes:
+        nfe: evaluations of the vector field in the forward solve.
+        nfe_backward: evaluations of the field or of its vector-Jacobian product in the backward pass;
+            `None` until backward has run.
+        n_accepted: accepted steps, `None` where the solver does not tell.
+        n_rejected: rejected steps, `None` where the solver does not tell.
+        seconds: wall time of the forward solve.
+    """
+
+    nfe: int = 0
+    nfe_backward: int | None = None
+    n_accepted: int | None = None
+    n_rejected: int | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether an engine can run here, why not, and the command or setting that mends it."""
+
+    ok: bool
+    why: str = ""
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One initial value problem, validated, as an engine gets it.
+
+    Attributes:
+        field: the vector field under one calling convention.
+        z0: state tensors, each `(batch, *features)`, detached.
+        t: `(time,)`, strictly monotone, same dtype as the state, detached.
+        args: conditioning tensors, detached.
+        parameters: the leaf tensors of `field.parameters`, in that order.
+        solver: which solver, resolved for the engine.
+        rtol: relative tolerance.
+        atol: absolute tolerance.
+        dt: step of a fixed-step solver, or first step of an adaptive one (`None`: automatic).
+        max_steps: bound on the number of steps.
+        sensitivity: how gradients will be asked for; `None` when nothing requires one.
+        wants: which gradients are wanted, by group: `z0`, `t`, `args`, `parameters`, each a tuple of bools
+            (`t` a single-element tuple).
+        dense: whether an interpolant is wanted.
+        options: further options that only some engines know (from `pynode.compat`).
+    """
+
+    field: Field
+    z0: tuple[torch.Tensor, ...]
+    t: torch.Tensor
+    args: tuple[torch.Tensor, ...]
+    parameters: tuple[torch.Tensor, ...]
+    solver: SolverInfo
+    rtol: float
+    atol: float
+    dt: float | None
+    max_steps: int
+    sensitivity: Sensitivity | None
+    wants: Mapping[str, tuple[bool, ...]]
+    dense: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Gradients:
+    """Cotangents of the inputs of a `Problem`; `None` where not wanted."""
+
+    z0: Sequence[torch.Tensor | None]
+    t: torch.Tensor | None
+    args: Sequence[torch.Tensor | None]
+    parameters: Sequence[torch.Tensor | None]
+
+
+@dataclass
+class Integration:
+    """What an engine returns.
+
+    Attributes:
+        z: for each state tensor, `(time, batch, *features)`; entries after a failure are NaN.
+        stats: counts and time; `pullback` fills in `nfe_backward`.
+        retcode: how it ended.
+        t_end: the time that was reached.
+        pullback: maps the cotangents of `z` (same shapes; `None` for zero) to `Gradients`; `None` when
+            `Problem.sensitivity` is `None`. May be called more than once.
+        interpolant: maps times `(n,)` to a tuple of `(n, batch, *features)`; `None` unless `Problem.dense`.
+    """
+
+    z: tuple[torch.Tensor, ...]
+    stats: Stats
+    retcode: Retcode
+    t_end: float
+    pullback: Callable[[Sequence[torch.Tensor | None]], Gradients] | None = None
+    interpolant: Callable[[torch.Tensor], tuple[torch.Tensor, ...]] | None = None
+
+
+class Engine(Protocol):
+    """An engine: solves a `Problem` and can pull cotangents back through the solution."""
+
+    name: str
+
+    def available(self) -> Availability:
+        """Whether it can run here."""
+
+    def sensitivities(self) -> tuple[str, ...]:
+        """Names of the sensitivities that it has, its default first."""
+
+    def solve(self, problem: Problem) -> Integration:
+        """Integrate; never raises for a failed integration (see `Retcode`)."""

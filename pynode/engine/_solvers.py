@@ -1,0 +1,105 @@
+"""The one vocabulary of solver names over all engines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pynode.errors import EngineUnavailable, InputError, unknown_name
+
+__all__ = ["SOLVERS", "SolverInfo", "find_solver", "resolve_solver", "solvers"]
+
+
+@dataclass(frozen=True)
+class SolverInfo:
+    """One solver.
+
+    Attributes:
+        name: the name that `pynode.solve` takes.
+        order: order of convergence (for variable-order methods, the highest).
+        adaptive: whether it chooses its own step; fixed-step solvers need `dt`.
+        stiff: whether it is meant for stiff fields.
+        torch: torchdiffeq's name, or `None` where the torch engine lacks it.
+        julia: the OrdinaryDiffEq algorithm, or `None` where the julia engine lacks it.
+    """
+
+    name: str
+    order: int
+    adaptive: bool
+    stiff: bool
+    torch: str | None = None
+    julia: str | None = None
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """The engines that have this solver."""
+        return tuple(e for e in ("julia", "torch") if getattr(self, e) is not None)
+
+
+_TABLE = [
+    # name, order, adaptive, stiff, torchdiffeq, OrdinaryDiffEq
+    SolverInfo("euler", 1, False, False, "euler", "Euler"),
+    SolverInfo("midpoint", 2, False, False, "midpoint", "Midpoint"),
+    SolverInfo("heun2", 2, False, False, "heun2", "Heun"),
+    SolverInfo("heun3", 3, False, False, "heun3", None),
+    SolverInfo("rk4", 4, False, False, "rk4", "RK4"),
+    SolverInfo("adams", 4, False, False, "implicit_adams", None),
+    SolverInfo("fehlberg2", 2, True, False, "fehlberg2", None),
+    SolverInfo("adaptive_heun", 2, True, False, "adaptive_heun", "Heun"),
+    SolverInfo("bosh3", 3, True, False, "bosh3", "BS3"),
+    SolverInfo("dopri5", 5, True, False, "dopri5", "DP5"),
+    SolverInfo("tsit5", 5, True, False, None, "Tsit5"),
+    SolverInfo("vern6", 6, True, False, None, "Vern6"),
+    SolverInfo("vern7", 7, True, False, None, "Vern7"),
+    SolverInfo("vern8", 8, True, False, None, "Vern8"),
+    SolverInfo("vern9", 9, True, False, None, "Vern9"),
+    SolverInfo("dopri8", 8, True, False, "dopri8", "DP8"),
+    SolverInfo("lsoda", 12, True, True, "LSODA", None),
+    SolverInfo("bdf", 5, True, True, "BDF", None),
+    SolverInfo("radau", 5, True, True, "Radau", None),
+    SolverInfo("rosenbrock23", 2, True, True, None, "Rosenbrock23"),
+    SolverInfo("rodas5p", 5, True, True, None, "Rodas5P"),
+    SolverInfo("trbdf2", 2, True, True, None, "TRBDF2"),
+    SolverInfo("kencarp4", 4, True, True, None, "KenCarp4"),
+    SolverInfo("fbdf", 5, True, True, None, "FBDF"),
+    SolverInfo("qndf", 5, True, True, None, "QNDF"),
+]
+
+SOLVERS: dict[str, SolverInfo] = {s.name: s for s in _TABLE}
+
+_BEST_54 = {"julia": "tsit5", "torch": "dopri5"}
+
+
+def solvers() -> list[SolverInfo]:
+    """Every solver that `pynode.solve` knows, with its order, kind and the engines that have it."""
+    return list(SOLVERS.values())
+
+
+def find_solver(name: str) -> SolverInfo:
+    """Look a solver up by name.
+
+    Raises:
+        InputError: the name is unknown; the message lists the valid ones, nearest first.
+    """
+    if not isinstance(name, str):
+        raise InputError(f"solver must be a name from pynode.solvers(), got {type(name).__name__}")
+    if name not in SOLVERS:
+        raise unknown_name("solver", name, ["auto", *SOLVERS])
+    return SOLVERS[name]
+
+
+def resolve_solver(name: str, engine: str) -> SolverInfo:
+    """The solver of that name on that engine; `"auto"` is the engine's best 5(4) pair.
+
+    Raises:
+        InputError: the name is unknown.
+        EngineUnavailable: the engine lacks the solver; the message says which engine has it.
+    """
+    info = find_solver(_BEST_54[engine] if name == "auto" else name)
+    if engine not in info.engines:
+        others = " and ".join(f'engine="{e}"' for e in info.engines)
+        here = ", ".join(s.name for s in _TABLE if engine in s.engines)
+        raise EngineUnavailable(
+            f"the {engine} engine has no solver {name!r}; it is on {others}. "
+            f"Pass {others}, or one of the {engine} engine's solvers: {here}"
+        )
+    return info

@@ -1,0 +1,168 @@
+"""A vector field under one calling convention, checked once against the state it is given."""
+
+from __future__ import annotations
+
+import types
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pynode.errors import FieldError
+from pynode.field._bindings import fingerprint, named_tensors
+
+__all__ = ["Field"]
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What one evaluation of the field has shown, for one fingerprint."""
+
+    names: tuple[str, ...]  # of the parameters that are read by name
+    captured: tuple[Tensor, ...]  # leaves that require a gradient and have no name
+
+
+class Field:
+    """A vector field `dz/dt = f(t, z, *args)` that always takes and gives tuples of tensors.
+
+    Args:
+        function: the user's callable `f(t, z, *args)`; it gets and returns a tensor, or a tuple of
+            tensors where `is_tuple`.
+        z0: the state tensors, each `(batch, *features)`.
+        t0: the first time, 0-d.
+        args: the conditioning tensors.
+        is_tuple: whether the user's state is a tuple.
+
+    Attributes:
+        parameters: the leaf tensors that require a gradient and that the function may read: those of its
+            modules, in `named_parameters` order, then leaves that it captures otherwise.
+
+    Raises:
+        FieldError: the function returns another shape, dtype or device than the state's, or captures a
+            non-leaf tensor that requires a gradient (which has to be passed in `args`).
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        z0: Sequence[Tensor],
+        t0: Tensor,
+        args: Sequence[Tensor] = (),
+        is_tuple: bool = False,
+    ) -> None:
+        if not callable(function):
+            raise FieldError(
+                f"field must be an nn.Module or a callable f(t, z, *args), got {type(function).__name__}"
+            )
+        self.function = function
+        self.is_tuple = is_tuple
+        self.memory = _memory_of(function)
+        self.key = self._key(z0, args)
+        facts = self.memory.facts.get(self.key)
+        if facts is None:
+            before = fingerprint(function)
+            facts = self._examine(tuple(z.detach() for z in z0), t0.detach(), tuple(a.detach() for a in args))
+            after = fingerprint(function)
+            self.memory.volatile |= {k for k in after if isinstance(k, tuple) and after[k] != before.get(k)}
+            self.key = self._key(z0, args)
+            self.memory.facts[self.key] = facts
+        tensors = named_tensors(function)
+        self.names = facts.names
+        self.parameters: tuple[Tensor, ...] = (*(tensors[n] for n in facts.names), *facts.captured)
+
+    def _key(self, z0: Sequence[Tensor], args: Sequence[Tensor]) -> tuple[Any, ...]:
+        return (
+            tuple(fingerprint(self.function, frozenset(self.memory.volatile)).items()),
+            self.is_tuple,
+            tuple((x.shape[1:], x.dtype, x.device) for x in z0),
+            tuple((x.shape[1:], x.dtype, x.device) for x in args),
+        )
+
+    def __call__(self, t: Tensor, z: Sequence[Tensor], args: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
+        """Evaluate: `t` 0-d, `z` and the result tuples of `(batch, *features)` tensors."""
+        out = self.function(t, tuple(z) if self.is_tuple else z[0], *args)
+        return tuple(out) if self.is_tuple else (out,)
+
+    def _examine(self, z0: tuple[Tensor, ...], t0: Tensor, args: tuple[Tensor, ...]) -> _Facts:
+        """Evaluate once, check the result, and find every leaf that the gradient has to reach."""
+        named = {n: p for n, p in named_tensors(self.function).items() if p.requires_grad and p.is_leaf}
+        with torch.enable_grad():
+            before = torch.zeros((), requires_grad=True).clone().grad_fn._sequence_nr()  # type: ignore[union-attr]
+            out = self.function(t0, tuple(z0) if self.is_tuple else z0[0], *args)
+        outputs = self._check(out, z0)
+        leaves: dict[int, Tensor] = {}
+        stack, seen = [o.grad_fn for o in outputs if o.grad_fn is not None], set()
+        while stack:
+            node = stack.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            if hasattr(node, "variable"):
+                leaves[id(node.variable)] = node.variable
+                continue
+            if node._sequence_nr() <= before:
+                raise FieldError(_NOT_A_LEAF)
+            stack.extend(parent for parent, _ in node.next_functions if parent is not None)
+        known = {id(p) for p in named.values()}
+        return _Facts(tuple(named), tuple(v for i, v in leaves.items() if i not in known))
+
+    def _check(self, out: Any, z0: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The field's result as a tuple, or a `FieldError` that names what was expected and what came."""
+        if self.is_tuple:
+            if not isinstance(out, tuple | list) or len(out) != len(z0):
+                came = f"{len(out)} of them" if isinstance(out, tuple | list) else type(out).__name__
+                raise FieldError(
+                    f"the field must return a tuple of {len(z0)} tensors, as its state is, got {came}"
+                )
+            outputs = tuple(out)
+        else:
+            outputs = (out,)
+        for i, (o, z) in enumerate(zip(outputs, z0, strict=True)):
+            which = f"component {i} of dz/dt" if self.is_tuple else "dz/dt"
+            if not isinstance(o, Tensor):
+                raise FieldError(f"the field must return a tensor for {which}, got {type(o).__name__}")
+            for what in ("shape", "dtype", "device"):
+                expected, got = getattr(z, what), getattr(o, what)
+                if expected != got:
+                    if what == "shape":
+                        expected, got = tuple(expected), tuple(got)
+                    raise FieldError(
+                        f"the field must return {which} with the {what} of the state: expected {expected}, "
+                        f"got {got}. {_REMEDY[what]}"
+                    )
+        return outputs
+
+
+_NOT_A_LEAF = (
+    "the field captures a tensor that was computed from something that requires a gradient; the gradient "
+    "could not flow through the solve. Pass that tensor to solve(args=(…,)) and take it as f(t, z, *args)"
+)
+_REMEDY = {
+    "shape": "Check the last layer's width, and that the field keeps the batch dimension first",
+    "dtype": "Convert the field with field.to(z0.dtype), or z0 to the field's dtype",
+    "device": "Move the field and z0 to the same device",
+}
+
+
+class _Memory:
+    """What is known of one callable, for as long as it lives."""
+
+    def __init__(self) -> None:
+        self.facts: dict[Any, _Facts] = {}
+        self.traces: dict[Any, Any] = {}
+        self.volatile: set[Any] = set()  # attributes that evaluating the field changes, e.g. a counter
+
+
+_MEMORIES: weakref.WeakKeyDictionary[Any, _Memory] = weakref.WeakKeyDictionary()
+
+
+def _memory_of(function: Any) -> _Memory:
+    # A bound method is a new object at each access: what it is bound to is what lives on.
+    anchor = function.__self__ if isinstance(function, types.MethodType) else function
+    try:
+        return _MEMORIES.setdefault(anchor, _Memory())
+    except TypeError:  # not weakly referenceable
+        return _Memory()

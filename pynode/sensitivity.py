@@ -1,0 +1,142 @@
+"""How the gradient of a solution is computed: names, options, and what each costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+from pynode.errors import InputError, unknown_name
+
+__all__ = [
+    "Backsolve",
+    "Discrete",
+    "Forward",
+    "Gauss",
+    "Interpolating",
+    "Quadrature",
+    "Sensitivity",
+    "find_sensitivity",
+]
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Base class of the options objects that `solve(sensitivity=…)` takes."""
+
+    name: ClassVar[str] = ""
+
+    def options(self) -> dict[str, object]:
+        """The options that the user set, by name."""
+        return {f.name: v for f in fields(self) if (v := getattr(self, f.name)) is not None}
+
+
+@dataclass(frozen=True)
+class Discrete(Sensitivity):
+    """Discretise-then-optimise: the exact gradient of the numerical solution.
+
+    Memory grows linearly with the number of steps. Accurate to rounding for the discrete solution.
+    """
+
+    name: ClassVar[str] = "discrete"
+
+
+@dataclass(frozen=True)
+class _Continuous(Sensitivity):
+    rtol: float | None = None
+    atol: float | None = None
+
+    def __post_init__(self) -> None:
+        for key in ("rtol", "atol"):
+            value = getattr(self, key)
+            if value is not None and not (value > 0):
+                raise InputError(f"{type(self).__name__}({key}=…) must be positive, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Backsolve(_Continuous):
+    """Chen et al. 2018, algorithm 1: state, adjoint and gradient are integrated backwards together.
+
+    Memory is constant in the number of steps. The state is recomputed backwards, which is unstable for
+    stiff or strongly contracting fields.
+
+    Args:
+        rtol: relative tolerance of the backward solve; default, that of the forward one.
+        atol: absolute tolerance of the backward solve; default, that of the forward one.
+    """
+
+    name: ClassVar[str] = "backsolve"
+
+
+@dataclass(frozen=True)
+class Interpolating(_Continuous):
+    """Continuous adjoint along the stored dense forward solution (SciMLSensitivity's InterpolatingAdjoint).
+
+    Memory is linear in the number of forward steps; stable; error of the order of the tolerances.
+
+    Args:
+        rtol: relative tolerance of the backward solve; default, that of the forward one.
+        atol: absolute tolerance of the backward solve; default, that of the forward one.
+        checkpointing: store only the saved times and solve again between them.
+    """
+
+    name: ClassVar[str] = "interpolating"
+    checkpointing: bool | None = None
+
+
+@dataclass(frozen=True)
+class Quadrature(_Continuous):
+    """Continuous adjoint, the parameter gradient by adaptive quadrature (SciMLSensitivity's QuadratureAdjoint).
+
+    Memory is linear in the number of forward and backward steps; suited to small states and many parameters.
+
+    Args:
+        rtol: relative tolerance of the backward solve and the quadrature; default, that of the forward solve.
+        atol: absolute tolerance of the backward solve and the quadrature; default, that of the forward solve.
+    """
+
+    name: ClassVar[str] = "quadrature"
+
+
+@dataclass(frozen=True)
+class Gauss(_Continuous):
+    """Continuous adjoint, the parameter gradient by Gauss quadrature in each backward step (GaussAdjoint).
+
+    Memory is linear in the number of forward steps; the fastest continuous adjoint for many parameters.
+
+    Args:
+        rtol: relative tolerance of the backward solve; default, that of the forward one.
+        atol: absolute tolerance of the backward solve; default, that of the forward one.
+        checkpointing: store only the saved times and solve again between them.
+    """
+
+    name: ClassVar[str] = "gauss"
+    checkpointing: bool | None = None
+
+
+@dataclass(frozen=True)
+class Forward(Sensitivity):
+    """Forward sensitivities: the Jacobian of the solution integrated along with it. For few parameters."""
+
+    name: ClassVar[str] = "forward"
+
+
+_BY_NAME: dict[str, type[Sensitivity]] = {
+    c.name: c for c in (Discrete, Backsolve, Interpolating, Quadrature, Gauss, Forward)
+}
+
+
+def find_sensitivity(choice: str | Sensitivity) -> Sensitivity | None:
+    """The options object of a name (`None` for `"auto"`), or the object itself.
+
+    Raises:
+        InputError: the name is unknown; the message lists the valid ones, nearest first.
+    """
+    if isinstance(choice, Sensitivity):
+        return choice
+    if choice == "auto":
+        return None
+    if not isinstance(choice, str):
+        raise InputError(f"sensitivity must be a name or a pynode.Sensitivity, got {type(choice).__name__}")
+    if choice not in _BY_NAME:
+        raise unknown_name("sensitivity", choice, ["auto", *_BY_NAME])
+    return _BY_NAME[choice]()
