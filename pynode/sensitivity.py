@@ -85,7 +85,7 @@ class Interpolating(_Continuous):
 
 @dataclass(frozen=True)
 class Quadrature(_Continuous):
-    """Continuous adjoint, the parameter gradient by adaptive quadrature (SciMLSensitivity's QuadratureAdjoint).
+    """Continuous adjoint, the parameter gradient by adaptive quadrature (QuadratureAdjoint).
 
     Memory is linear in the number of forward and backward steps; suited to small states and many parameters.
 

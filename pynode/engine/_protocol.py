@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -30,8 +31,8 @@ class Retcode(enum.Enum):
     SUCCESS = "the solution reached the last time"
     MAX_STEPS = "max_steps was reached: raise max_steps, loosen rtol/atol, or use a stiff solver"
     STEP_UNDERFLOW = (
-        "the step size fell below what the floating-point type resolves: the solution blows up or the field is "
-        "stiff there; shorten t, use a stiff solver, or bound the field"
+        "the step size fell below what the floating-point type resolves: the solution blows up or the field "
+        "is stiff there; shorten t, use a stiff solver, or bound the field"
     )
     NON_FINITE = (
         "the state or the field became infinite or NaN: shorten t, bound the field (e.g. tanh), "
@@ -104,7 +105,7 @@ class Problem:
     sensitivity: Sensitivity | None
     wants: Mapping[str, tuple[bool, ...]]
     dense: bool = False
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclass

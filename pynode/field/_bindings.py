@@ -107,7 +107,8 @@ def replaced(function: Any, values: Mapping[str, Tensor]) -> Iterator[None]:
         for _, module in modules_of(function):
             for owner, key, _, tensor in list(_tensor_attributes(module)):
                 if id(tensor) in by_id:
-                    for group in (owner._parameters, owner._buffers, owner.__dict__):
+                    groups: tuple[dict[str, Any], ...] = (owner._parameters, owner._buffers, owner.__dict__)
+                    for group in groups:
                         if group.get(key) is tensor:
                             group[key] = by_id[id(tensor)]
                             undo.append((group, key, tensor))
