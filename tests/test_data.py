@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from pynode import data
+from pynode.errors import InputError
+
+
+def test_digits_shapes_and_range():
+    train, test = data.digits(generator=torch.Generator().manual_seed(0))
+    images, labels = train.tensors
+    assert images.shape == (len(train), 1, 8, 8)
+    assert images.dtype == torch.float32
+    assert labels.dtype == torch.int64
+    assert (images.min().item(), images.max().item()) == (0.0, 1.0)
+    assert len(train) + len(test) == 1797
+    assert abs(len(test) - 0.2 * 1797) <= 5
+
+
+def test_digits_are_sklearns_and_none_is_in_both_sets():
+    train, test = data.digits(generator=torch.Generator().manual_seed(3))
+    raw = load_digits()
+    expected = sorted(
+        (*image.ravel() / 16, label) for image, label in zip(raw.images, raw.target, strict=True)
+    )
+    got = sorted((*image.flatten().tolist(), label.item()) for part in (train, test) for image, label in part)
+    np.testing.assert_allclose(got, expected, atol=0)
+
+
+def test_digits_split_is_stratified():
+    train, test = data.digits(test_fraction=0.25, generator=torch.Generator().manual_seed(1))
+    n_train, n_test = (torch.bincount(part.tensors[1], minlength=10) for part in (train, test))
+    assert ((n_test - 0.25 * (n_train + n_test)).abs() <= 0.5).all()
+
+
+def test_digits_split_follows_the_generator():
+    def first(seed):
+        return data.digits(generator=torch.Generator().manual_seed(seed))[0].tensors[0]
+
+    assert torch.equal(first(0), first(0))
+    assert not torch.equal(first(0), first(1))
+
+
+def test_digits_refuses_an_impossible_split():
+    with pytest.raises(InputError, match=r"test_fraction must be between 0 and 1.*got 1\.5"):
+        data.digits(test_fraction=1.5)
+
+
+def test_cubic():
+    x, y = data.cubic(5).tensors
+    assert x.shape == y.shape == (5, 1)
+    torch.testing.assert_close(x[:, 0], torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0]))
+    torch.testing.assert_close(y[:, 0], torch.tensor([-8.2, -1.1, 0.0, 1.1, 8.2]))
+    with pytest.raises(InputError, match="at least 1, got 0"):
+        data.cubic(0)
+
+
+def test_spiral_conserves_what_the_exact_solution_does():
+    """With q = Σ y⁴/4: dq/dt = Σ y³·(y³ A) = -0.1 Σ y⁶, as the rest of A is antisymmetric."""
+    t, z = data.spiral(2001, t=(0.0, 5.0))
+    assert t.shape == (2001,)
+    assert z.shape == (2001, 1, 2)
+    torch.testing.assert_close(z[0], torch.tensor([[2.0, 0.0]]))
+    t, y = t.double(), z[:, 0].double()
+    loss = torch.trapezoid(0.1 * (y**6).sum(1), t)
+    q = (y**4).sum(1) / 4
+    assert q[-1].item() == pytest.approx((q[0] - loss).item(), abs=2e-4)
+    assert q[-1] < 0.5 * q[0]
+    start = (y[1] - y[0]) / (t[1] - t[0])  # ẏ(0) = (8, 0) A = (-0.8, 16), up to O(step)
+    torch.testing.assert_close(start, torch.tensor([-0.8, 16.0], dtype=torch.float64), atol=0.5, rtol=0)
+
+
+def test_spiral_takes_a_batch_and_refuses_what_is_no_point():
+    _, one = data.spiral(11, t=(0.0, 1.0), z0=((1.0, 0.5),))
+    _, two = data.spiral(11, t=(0.0, 1.0), z0=((1.0, 0.5), (0.0, -2.0)))
+    torch.testing.assert_close(two[:, :1], one, atol=1e-6, rtol=1e-6)
+    with pytest.raises(InputError, match=r"\(batch, 2\), got \(1, 3\)"):
+        data.spiral(z0=((1.0, 2.0, 3.0),))
+    with pytest.raises(InputError, match="at least 2"):
+        data.spiral(1)
