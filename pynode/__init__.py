@@ -1,1 +1,45 @@
 """Neural differential equations for PyTorch, solved and differentiated by Julia."""
+
+from pynode.engine import Retcode as Retcode
+from pynode.engine import Stats as Stats
+from pynode.engine import engines as engines
+from pynode.engine import solvers as solvers
+from pynode.errors import EngineUnavailable as EngineUnavailable
+from pynode.errors import FieldError as FieldError
+from pynode.errors import InputError as InputError
+from pynode.errors import PyNODEError as PyNODEError
+from pynode.errors import PyNODEWarning as PyNODEWarning
+from pynode.errors import SolveError as SolveError
+from pynode.errors import TraceError as TraceError
+from pynode.sensitivity import Backsolve as Backsolve
+from pynode.sensitivity import Discrete as Discrete
+from pynode.sensitivity import Forward as Forward
+from pynode.sensitivity import Gauss as Gauss
+from pynode.sensitivity import Interpolating as Interpolating
+from pynode.sensitivity import Quadrature as Quadrature
+from pynode.sensitivity import Sensitivity as Sensitivity
+from pynode.solve import Solution as Solution
+from pynode.solve import solve as solve
+
+__all__ = [
+    "Backsolve",
+    "Discrete",
+    "EngineUnavailable",
+    "FieldError",
+    "Forward",
+    "Gauss",
+    "InputError",
+    "Interpolating",
+    "PyNODEError",
+    "PyNODEWarning",
+    "Quadrature",
+    "Retcode",
+    "Sensitivity",
+    "Solution",
+    "SolveError",
+    "Stats",
+    "TraceError",
+    "engines",
+    "solve",
+    "solvers",
+]

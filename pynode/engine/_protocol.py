@@ -148,8 +148,8 @@ class Engine(Protocol):
     def available(self) -> Availability:
         """Whether it can run here."""
 
-    def sensitivities(self) -> tuple[str, ...]:
-        """Names of the sensitivities that it has, its default first."""
+    def sensitivities(self, solver: SolverInfo) -> tuple[str, ...]:
+        """Names of the sensitivities that it has for that solver, its default first."""
 
     def solve(self, problem: Problem) -> Integration:
         """Integrate; never raises for a failed integration (see `Retcode`)."""

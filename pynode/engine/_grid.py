@@ -1,0 +1,27 @@
+"""Where a fixed-step solver steps: one convention for every engine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+__all__ = ["substeps"]
+
+# A step may be this fraction longer than `dt`, so that rounding in `t` makes no sliver of a step.
+_SLACK = 1e-3
+
+
+def substeps(t: Sequence[float], dt: float) -> list[int]:
+    """How many steps of `dt` a fixed-step solver takes between consecutive times.
+
+    From each `t[i]` the solver takes steps of `dt`; the last one is cut to end on `t[i + 1]`, so that every
+    reported state is a computed one and none is interpolated.
+
+    Args:
+        t: the times, strictly monotone.
+        dt: the step, positive.
+
+    Returns:
+        `len(t) - 1` counts, each at least 1.
+    """
+    return [max(1, math.ceil(abs(b - a) / dt - _SLACK)) for a, b in zip(t, t[1:], strict=False)]

@@ -1,0 +1,353 @@
+"""`solve` and `Solution`: the one door to every engine."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pynode._inputs import check_args, check_number, check_parameters, check_state, check_times
+from pynode.engine._protocol import Engine, Gradients, Integration, Problem, Retcode, Stats
+from pynode.engine.choose import choose, environment_engine
+from pynode.errors import EngineUnavailable, FieldError, InputError, SolveError
+from pynode.field import Field
+from pynode.sensitivity import Sensitivity
+
+__all__ = ["Solution", "solve"]
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The solution of an initial value problem.
+
+    Attributes:
+        t: `(time,)`, the times asked for.
+        z: `(time, batch, *features)`, or a tuple of such where the state is one; `z[0]` is `z0`.
+        running_cost: `(batch,)`, the integral of the running cost over `t`; `None` where none was given.
+        stats: what the solve cost.
+        retcode: how it ended; entries of `z` after a failure are NaN.
+        engine: name of the engine that solved.
+        solver: name of the solver that was used.
+    """
+
+    t: Tensor
+    z: Any
+    running_cost: Tensor | None
+    stats: Stats
+    retcode: Retcode
+    engine: str
+    solver: str
+    _interpolant: Callable[[Tensor], tuple[Tensor, ...]] | None = None
+
+    def __call__(self, t: Tensor | float | Sequence[float]) -> Any:
+        """The state between the reported times; carries no gradient (put times into `solve(t=…)` for that).
+
+        Args:
+            t: a time or a 1-d tensor or sequence of times within the span that was solved, in any order.
+
+        Returns:
+            `(batch, *features)` for one time, `(time, batch, *features)` for several; a tuple of such where
+            the state is one.
+
+        Raises:
+            InputError: the solve was made without `dense=True`, or a time lies outside of the span.
+        """
+        if self._interpolant is None:
+            raise InputError(
+                "sol(t) needs an interpolant, and this solution has none. Call solve(..., dense=True)"
+                if self.retcode is Retcode.SUCCESS
+                else "sol(t) needs an interpolant, and a failed solve has none"
+            )
+        times = torch.as_tensor(t, dtype=self.t.dtype, device=self.t.device)
+        low, high = sorted((float(self.t[0]), float(self.t[-1])))
+        if not bool(((times >= low) & (times <= high)).all()):
+            raise InputError(
+                f"sol(t) takes times within [{low:g}, {high:g}], got {times.tolist()}. "
+                "Solve over a span that contains them"
+            )
+        states = tuple(z.reshape(*times.shape, *z.shape[1:]) for z in self._interpolant(times.reshape(-1)))
+        return states if isinstance(self.z, tuple) else states[0]
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(str(tuple(z.shape)) for z in (self.z if isinstance(self.z, tuple) else (self.z,)))
+        return (
+            f"Solution({self.retcode.name}, {self.solver} on {self.engine}, z: {shapes}, "
+            f"t: {float(self.t[0]):g} to {float(self.t[-1]):g}, {self.stats})"
+        )
+
+
+def solve(
+    field: Callable[..., Any],
+    z0: Tensor | tuple[Tensor, ...],
+    t: Tensor | Sequence[float],
+    *,
+    args: Sequence[Tensor] = (),
+    solver: str = "auto",
+    rtol: float = 1e-3,
+    atol: float = 1e-6,
+    dt: float | None = None,
+    sensitivity: str | Sensitivity = "auto",
+    running_cost: Callable[..., Tensor] | None = None,
+    max_steps: int = 10_000,
+    engine: str = "auto",
+    dense: bool = False,
+    throw: bool = True,
+) -> Solution:
+    """Solve dz/dt = f(t, z, *args) from z(t[0]) = z0, differentiably.
+
+    Gradients flow to `z0`, to the field's parameters, to `args` and to the entries of `t`.
+
+    Args:
+        field: an `nn.Module` or a callable `f(t, z, *args)` that returns dz/dt in the shape of `z`; `t` is 0-d.
+        z0: `(batch, *features)`, float32 or float64; or a tuple of such, of one batch size, and then the field
+            takes and returns a tuple.
+        t: `(time,)`, at least two entries, strictly increasing or decreasing. The state is reported at each.
+        args: tensors that condition the field.
+        solver: a name from `pynode.solvers()`, or `"auto"` for the engine's best 5(4) Runge-Kutta pair.
+        rtol: relative tolerance.
+        atol: absolute tolerance.
+        dt: the step of a fixed-step solver (from each `t[i]`, the last step cut to end on `t[i + 1]`), or the
+            first step of an adaptive one.
+        sensitivity: how gradients are computed: `"auto"`, a name, or an object with options (`pynode.Discrete`,
+            `Backsolve`, `Interpolating`, `Quadrature`, `Gauss`, `Forward`).
+        running_cost: `l(t, z, *args) -> (batch,)`; its integral over `t` is `Solution.running_cost`.
+        max_steps: the number of steps, accepted or not, after which the solve is given up.
+        engine: `"julia"`, `"torch"`, or `"auto"`: what the variable `PYNODE_ENGINE` says, else the first
+            available one of these that has the solver and the sensitivity that are asked for.
+        dense: whether the solution can be interpolated, see `Solution.__call__`.
+        throw: whether a failed integration raises, rather than come back with its `retcode`.
+
+    Returns:
+        The solution.
+
+    Raises:
+        InputError: an argument is not usable.
+        FieldError: the field or the running cost returns a wrong shape, dtype or device.
+        TraceError: the engine needs a graph of the field and cannot have one.
+        EngineUnavailable: the engine is not there, or lacks what is asked for.
+        SolveError: the integration did not reach the last time.
+    """
+    state = check_state(z0)
+    times = check_times(t, state[0])
+    args = check_args(args)
+    rtol, atol = check_number("rtol", rtol), check_number("atol", atol)
+    dt = None if dt is None else check_number("dt", dt)
+    max_steps = int(check_number("max_steps", max_steps))
+    chosen, info, how = choose(engine, environment_engine(), solver, sensitivity)
+    if dt is None and not info.adaptive:
+        raise InputError(
+            f"the fixed-step solver {info.name!r} needs a step: pass dt=…, or use an adaptive solver"
+        )
+    is_tuple = isinstance(z0, tuple)
+    function = field
+    if running_cost is not None:
+        function, state, is_tuple = (
+            _with_cost(field, running_cost, is_tuple),
+            (*state, _no_cost(state[0])),
+            True,
+        )
+    vector_field = Field(function, state, times[0], args, is_tuple)
+    check_parameters(vector_field.names, vector_field.parameters)
+    problem = Problem(
+        field=vector_field,
+        z0=state,
+        t=times,
+        args=args,
+        parameters=vector_field.parameters,
+        solver=info,
+        rtol=rtol,
+        atol=atol,
+        dt=dt,
+        max_steps=max_steps,
+        sensitivity=how,
+        wants={},
+        dense=dense,
+    )
+    z, integration = _integrate(chosen, problem)
+    if throw and integration.retcode is not Retcode.SUCCESS:
+        raise SolveError(
+            f"{_name(field)}, {info.name} on the {chosen.name} engine, stopped at t={integration.t_end:.6g}: "
+            f"{integration.retcode.value}",
+            integration.retcode,
+        )
+    cost = None
+    interpolant = integration.interpolant
+    if running_cost is not None:
+        *z, cost = z[:-1] + (z[-1][-1],)
+        if interpolant is not None:
+            interpolant = functools.partial(_without_cost, interpolant)
+    return Solution(
+        times.detach(),
+        tuple(z) if isinstance(z0, tuple) else z[0],
+        cost,
+        integration.stats,
+        integration.retcode,
+        chosen.name,
+        info.name,
+        interpolant,
+    )
+
+
+def _integrate(engine: Engine, problem: Problem) -> tuple[tuple[Tensor, ...], Integration]:
+    """Run the engine, and tie its pullback into autograd where something requires a gradient."""
+    tensors = (*problem.z0, problem.t, *problem.args, *problem.parameters)
+    if not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
+        integration = _run(engine, replace(problem, sensitivity=None))
+        return integration.z, integration
+    call = _Call(engine, problem)
+    z = _Solve.apply(call, *tensors)
+    assert call.integration is not None
+    return z, call.integration
+
+
+def _run(engine: Engine, problem: Problem) -> Integration:
+    return engine.solve(problem) if problem.z0[0].shape[0] else _empty(problem)
+
+
+@dataclass
+class _Call:
+    """What passes `_Solve.apply` beside tensors: the problem in, the integration out."""
+
+    engine: Engine
+    problem: Problem
+    integration: Integration | None = None
+
+
+class _Solve(torch.autograd.Function):
+    """One solve as one node of the autograd graph."""
+
+    @staticmethod
+    def forward(ctx: Any, call: _Call, *tensors: Tensor) -> tuple[Tensor, ...]:
+        problem = call.problem
+        sizes = (len(problem.z0), 1, len(problem.args), len(problem.parameters))
+        needs = iter(ctx.needs_input_grad[1:])
+        wants = {
+            key: tuple(next(needs) for _ in range(n))
+            for key, n in zip(("z0", "t", "args", "parameters"), sizes, strict=True)
+        }
+        detached = replace(
+            problem,
+            z0=tuple(x.detach() for x in problem.z0),
+            t=problem.t.detach(),
+            args=tuple(x.detach() for x in problem.args),
+            wants=wants,
+        )
+        integration = _run(call.engine, detached)
+        call.integration = integration
+        # Saved so that autograd refuses a backward pass after one of them has been changed in place.
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+        ctx.integration = integration
+        return integration.z
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        _ = ctx.saved_tensors
+        integration: Integration = ctx.integration
+        if integration.pullback is None:
+            raise SolveError(
+                f"no gradient: the integration failed ({integration.retcode.value})", integration.retcode
+            )
+        with torch.no_grad():
+            g = integration.pullback(cotangents)
+        found = (*g.z0, g.t, *g.args, *g.parameters)
+        if torch.is_grad_enabled():  # create_graph=True
+            found = _refuse_second(found)
+        return (None, *found)
+
+
+class _Once(torch.autograd.Function):
+    """The identity, with an error for a derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        return tuple(g.view_as(g) for g in gradients)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, ...]:
+        raise EngineUnavailable(
+            "the gradient of pynode.solve cannot be differentiated once more. For a regulariser that contains a "
+            "gradient, compute it in the field or in running_cost, or use torchdiffeq.odeint itself"
+        )
+
+
+def _refuse_second(gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """The gradients, arranged to raise when they are differentiated."""
+    some = [g.detach().requires_grad_() for g in gradients if g is not None]
+    marked = iter(_Once.apply(*some) if some else ())
+    return tuple(None if g is None else next(marked) for g in gradients)
+
+
+def _empty(problem: Problem) -> Integration:
+    """The solution for a batch of size 0, which needs no engine."""
+    n = len(problem.t)
+
+    def pullback(cotangents: Sequence[Tensor | None]) -> Gradients:
+        groups = {"z0": problem.z0, "args": problem.args, "parameters": problem.parameters}
+        zeros = {
+            key: [torch.zeros_like(x) if w else None for x, w in zip(group, problem.wants[key], strict=True)]
+            for key, group in groups.items()
+        }
+        return Gradients(t=torch.zeros_like(problem.t) if problem.wants["t"][0] else None, **zeros)
+
+    return Integration(
+        tuple(x.new_empty((n, *x.shape)) for x in problem.z0),
+        Stats(n_accepted=0, n_rejected=0),
+        Retcode.SUCCESS,
+        float(problem.t[-1]),
+        pullback,
+        lambda times: tuple(x.new_empty((len(times), *x.shape)) for x in problem.z0),
+    )
+
+
+def _with_cost(field: Any, cost: Callable[..., Tensor], is_tuple: bool) -> Callable[..., Any]:
+    """The field of the state and, as its last component, the accumulated running cost.
+
+    It is a method bound to the field: what `Field` learns of it then lives as long as the user's field.
+    """
+    if not callable(cost):
+        raise InputError(
+            f"running_cost must be a callable l(t, z, *args) -> (batch,), got {type(cost).__name__}"
+        )
+    owner = field.__self__ if isinstance(field, types.MethodType) else field
+    return types.MethodType(functools.partial(_augmented, field, cost, is_tuple), owner)
+
+
+def _augmented(
+    field: Callable[..., Any],
+    cost: Callable[..., Tensor],
+    is_tuple: bool,
+    owner: object,
+    t: Tensor,
+    state: tuple[Tensor, ...],
+    *args: Tensor,
+) -> tuple[Tensor, ...]:
+    z = state[:-1] if is_tuple else state[0]
+    dz = field(t, z, *args)
+    rate = cost(t, z, *args)
+    expected = state[-1].shape
+    if not isinstance(rate, Tensor) or rate.shape != expected:
+        got = tuple(rate.shape) if isinstance(rate, Tensor) else type(rate).__name__
+        raise FieldError(
+            f"running_cost must return one number per batch entry: expected shape {tuple(expected)}, got {got}. "
+            "Sum or average over the features, e.g. (z ** 2).sum(-1)"
+        )
+    return (*(dz if is_tuple else (dz,)), rate)
+
+
+def _no_cost(z: Tensor) -> Tensor:
+    """The running cost at the first time: zero, `(batch,)`."""
+    return z.new_zeros(z.shape[0])
+
+
+def _without_cost(interpolant: Callable[[Tensor], tuple[Tensor, ...]], t: Tensor) -> tuple[Tensor, ...]:
+    return interpolant(t)[:-1]
+
+
+def _name(field: Any) -> str:
+    return getattr(field, "__qualname__", type(field).__name__)
