@@ -1,5 +1,9 @@
 """What a vector field is: its calling convention, its trace, and the graph that the trace gives."""
 
+from pynode.field._convert import supported_ops as supported_ops
 from pynode.field._field import Field as Field
+from pynode.field._graph import FieldGraph as FieldGraph
+from pynode.field._interpreter import interpret as interpret
+from pynode.field._trace import trace as trace
 
-__all__ = ["Field"]
+__all__ = ["Field", "FieldGraph", "interpret", "supported_ops", "trace"]

@@ -28,9 +28,7 @@ def _captured(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
         with contextlib.suppress(ValueError):  # an empty cell
             yield name, cell.cell_contents
     defaults = function.__defaults__ or ()
-    yield from zip(
-        code.co_varnames[code.co_argcount - len(defaults) : code.co_argcount], defaults, strict=True
-    )
+    yield from zip(code.co_varnames[code.co_argcount - len(defaults) : code.co_argcount], defaults, strict=True)
     yield from (function.__kwdefaults__ or {}).items()
     scope = function.__globals__
     for name in code.co_names:
@@ -118,11 +116,17 @@ def replaced(function: Any, values: Mapping[str, Tensor]) -> Iterator[None]:
             group[key] = tensor
 
 
+def _outline(x: Tensor) -> tuple[Any, ...]:
+    # Indices and masks become part of a trace with their values.
+    values = () if x.is_floating_point() else (id(x), x._version)
+    return (x.shape, x.dtype, x.device, x.requires_grad, *values)
+
+
 def _freeze(value: Any) -> Any:
     if isinstance(value, _PLAIN):
         return value
     if isinstance(value, Tensor):
-        return (value.shape, value.dtype, value.device, value.requires_grad)
+        return _outline(value)
     if isinstance(value, tuple | list):
         return tuple(map(_freeze, value))
     return id(value)
@@ -156,7 +160,7 @@ def fingerprint(function: Any, skip: frozenset[tuple[int, str]] = frozenset()) -
             for group in (owner._parameters, owner._buffers):
                 for name, tensor in group.items():
                     if tensor is not None:
-                        key[own, name] = (tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad)
+                        key[own, name] = _outline(tensor)
             for name, value in owner.__dict__.items():
                 if name[0] != "_" and (own, name) not in skip:
                     key[own, name] = _freeze(value)

@@ -54,9 +54,7 @@ class Field:
         is_tuple: bool = False,
     ) -> None:
         if not callable(function):
-            raise FieldError(
-                f"field must be an nn.Module or a callable f(t, z, *args), got {type(function).__name__}"
-            )
+            raise FieldError(f"field must be an nn.Module or a callable f(t, z, *args), got {type(function).__name__}")
         self.function = function
         self.is_tuple = is_tuple
         self.memory = _memory_of(function)
@@ -114,9 +112,7 @@ class Field:
         if self.is_tuple:
             if not isinstance(out, tuple | list) or len(out) != len(z0):
                 came = f"{len(out)} of them" if isinstance(out, tuple | list) else type(out).__name__
-                raise FieldError(
-                    f"the field must return a tuple of {len(z0)} tensors, as its state is, got {came}"
-                )
+                raise FieldError(f"the field must return a tuple of {len(z0)} tensors, as its state is, got {came}")
             outputs = tuple(out)
         else:
             outputs = (out,)

@@ -1,0 +1,115 @@
+"""Builds a graph node by node: equal nodes are one node, identities disappear, constants fold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from pynode.field._graph import Dim, Node, Number, Operand
+
+__all__ = ["Builder"]
+
+
+class Builder:
+    """Collects nodes; every method that adds one returns its index."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self._index: dict[Node, int] = {}
+
+    def add(self, op: str, inputs: Sequence[Operand], shape: Sequence[Dim], dtype: str = "float", **attrs: Any) -> int:
+        """A node with this operation, or the equal one that is there already."""
+        node = Node(op, tuple(inputs), tuple(shape), dtype, tuple(sorted(attrs.items())))
+        if op == "input" or node not in self._index:
+            self._index[node] = len(self.nodes)
+            self.nodes.append(node)
+        return self._index[node]
+
+    def shape(self, i: int) -> tuple[Dim, ...]:
+        """The shape of a node."""
+        return self.nodes[i].shape
+
+    def dtype(self, i: Operand) -> str:
+        """The kind of element of an operand."""
+        if isinstance(i, Number):
+            return "bool" if isinstance(i.value, bool) else "number"
+        return self.nodes[i].dtype
+
+    def pointwise(self, op: str, inputs: Sequence[Operand], shape: Sequence[Dim], dtype: str = "float") -> int:
+        """A pointwise node; `x * 1`, `x + 0` and `x ** 1` are `x`."""
+        if op in ("mul", "div", "pow", "add", "sub"):
+            neutral = 0 if op in ("add", "sub") else 1
+            for position in (1, 0) if op in ("mul", "add") else (1,):
+                number, other = inputs[position], inputs[1 - position]
+                if (
+                    isinstance(number, Number)
+                    and number.value == neutral
+                    and isinstance(other, int)
+                    and self.dtype(other) == dtype
+                    and self.shape(other) == tuple(shape)
+                ):
+                    return other
+        return self.add(op, inputs, shape, dtype)
+
+    def cast(self, i: int) -> int:
+        """The node as floating point."""
+        return i if self.dtype(i) == "float" else self.add("cast", [i], self.shape(i))
+
+    def reshape(self, i: int, shape: Sequence[Dim]) -> int:
+        """The node with another shape of equal size, in row-major order."""
+        while self.nodes[i].op == "reshape":
+            i = self.nodes[i].inputs[0]  # type: ignore[assignment]
+        if self.shape(i) == tuple(shape):
+            return i
+        return self.add("reshape", [i], shape, self.dtype(i))
+
+    def permute(self, i: int, dims: Sequence[int]) -> int:
+        """The node with its dimensions in another order."""
+        if self.nodes[i].op == "permute":
+            inner = self.nodes[i].attr("dims")
+            dims = [inner[d] for d in dims]
+            i = self.nodes[i].inputs[0]  # type: ignore[assignment]
+        if list(dims) == list(range(len(dims))):
+            return i
+        shape = self.shape(i)
+        return self.add("permute", [i], [shape[d] for d in dims], self.dtype(i), dims=tuple(dims))
+
+    def expand(self, i: int, shape: Sequence[Dim]) -> int:
+        """The node broadcast to a shape."""
+        if self.shape(i) == tuple(shape):
+            return i
+        if self.nodes[i].op == "full":
+            return self.add("full", self.nodes[i].inputs, shape)
+        return self.add("expand", [i], shape, self.dtype(i))
+
+    def full(self, value: float | int | bool, shape: Sequence[Dim], dtype: str = "float") -> int:
+        """A tensor of one value."""
+        if dtype == "float":
+            return self.add("full", [Number(float(value))], shape)
+        if not all(isinstance(d, int) for d in shape):
+            raise NotImplementedError("a bool or int tensor whose size depends on the batch")
+        count = math.prod(d for d in shape if isinstance(d, int))
+        return self.const([value] * count, shape, dtype)
+
+    def const(self, data: Sequence[Any], shape: Sequence[Dim], dtype: str) -> int:
+        """A tensor of known values, given flat in row-major order."""
+        return self.add("const", [], shape, dtype, data=tuple(data))
+
+    def slice(self, i: int, dim: int, start: Dim, stop: Dim, step: int, shape: Sequence[Dim]) -> int:
+        """Every `step`-th entry of `start:stop` along a dimension."""
+        if self.shape(i) == tuple(shape):
+            return i
+        return self.add("slice", [i], shape, self.dtype(i), dim=dim, start=start, stop=stop, step=step)
+
+    def embed(self, i: int, dim: int, start: Dim, stop: Dim, step: int, shape: Sequence[Dim]) -> int:
+        """Zeros of a shape with the node in `start:stop:step` along a dimension: the transpose of `slice`."""
+        if self.shape(i) == tuple(shape):
+            return i
+        return self.add("embed", [i], shape, self.dtype(i), dim=dim, start=start, stop=stop, step=step)
+
+    def reduce(self, op: str, i: int, dims: Sequence[int], keepdim: bool, shape: Sequence[Dim]) -> int:
+        """A reduction over dimensions."""
+        if not dims:
+            return i
+        return self.add(op, [i], shape, dims=tuple(sorted(dims)), keepdim=keepdim)

@@ -1,0 +1,266 @@
+"""Records what a field and its vector-Jacobian product do, as an fx graph of ATen operations.
+
+PyTorch differentiates here: the product is `torch.autograd.grad` of the field, recorded with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._decomp import core_aten_decompositions, get_decompositions
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functionalize
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from pynode.errors import FieldError, TraceError
+
+__all__ = ["BATCH_HINT", "Captured", "capture", "user_line"]
+
+# Stands for the batch size while recording. A large prime, so that no static size equals it by accident.
+BATCH_HINT = 7919
+
+_aten = torch.ops.aten
+_KEPT = (_aten.select_backward, _aten.slice_backward, _aten.slice_scatter, _aten.select_scatter)
+_KEPT += (_aten.diagonal_backward,)
+_FURTHER = [
+    _aten.native_layer_norm,
+    _aten.native_layer_norm_backward,
+    _aten.native_group_norm,
+    _aten.native_group_norm_backward,
+    _aten._softmax,
+    _aten._log_softmax,
+    _aten.gelu,
+    _aten.elu,
+    _aten.leaky_relu,
+    _aten.hardtanh,
+    _aten.native_batch_norm,
+    _aten._native_batch_norm_legit_no_training,
+    _aten.native_batch_norm_backward,
+    _aten._log_softmax_backward_data,
+    _aten._softmax_backward_data,
+    _aten.repeat,
+]
+
+
+def _hardshrink_backward(grad: Tensor, x: Tensor, lambd: float) -> Tensor:
+    return torch.where((x >= -lambd) & (x <= lambd), torch.zeros_like(grad), grad)
+
+
+def _trilinear(
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    expand_a: Sequence[int],
+    expand_b: Sequence[int],
+    expand_c: Sequence[int],
+    sum_dims: Sequence[int],
+    unroll_dim: int = 1,
+) -> Tensor:
+    for d in expand_a:
+        a = a.unsqueeze(d)
+    for d in expand_b:
+        b = b.unsqueeze(d)
+    for d in expand_c:
+        c = c.unsqueeze(d)
+    return (a * b * c).sum(list(sum_dims))
+
+
+def _weight_norm_backward(grad: Tensor, v: Tensor, g: Tensor, norms: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    others = [d for d in range(v.dim()) if d != dim % v.dim()]
+    along = (grad * v).sum(others, keepdim=True)
+    return g / norms * (grad - v * along / norms**2), along / norms
+
+
+# torch has no rule for these that works with a symbolic batch size.
+_OWN = {
+    _aten.hardshrink_backward.default: _hardshrink_backward,
+    _aten.softshrink_backward.default: _hardshrink_backward,
+    _aten._trilinear.default: _trilinear,
+    _aten._weight_norm_interface_backward.default: _weight_norm_backward,
+}
+
+
+def _decompositions() -> dict[Any, Callable[..., Any]]:
+    table = {**core_aten_decompositions(), **get_decompositions(_FURTHER), **_OWN}
+    return {op: f for op, f in table.items() if getattr(op, "overloadpacket", op) not in _KEPT}
+
+
+class Captured:
+    """What `capture` returns.
+
+    Attributes:
+        graph: the fx graph; its outputs are `dz/dt`, then a product for each input asked for, or `None`.
+        env: the symbolic sizes that the recording used and what it assumed of them.
+        batch: the symbol of the batch size, `None` where the batch is static.
+    """
+
+    def __init__(self, graph: fx.GraphModule, env: ShapeEnv, batch: Any) -> None:
+        self.graph, self.env, self.batch = graph, env, batch
+
+    @property
+    def assumes_batch(self) -> bool:
+        """Whether the recording fixed the batch size to a number."""
+        return self.batch is not None and self.batch in self.env.replacements
+
+
+def capture(
+    function: Callable[[Sequence[Tensor]], Sequence[Tensor]],
+    inputs: Sequence[Tensor],
+    batched: Sequence[bool],
+    wanted: Sequence[bool],
+    n_states: int,
+    captured: Sequence[Tensor] = (),
+) -> Captured:
+    """Record a function and the product of a cotangent with its Jacobians.
+
+    Args:
+        function: takes the inputs, returns the field's tensors.
+        inputs: example tensors, whose values do not matter: `t`, the state, then all else.
+        batched: for each input whether its first dimension is the batch.
+        wanted: for each input whether the product with its Jacobian is wanted.
+        n_states: how many tensors the state has.
+        captured: leaves that the function reads otherwise and whose products are wanted too.
+
+    Raises:
+        TraceError: the function does something that a graph cannot hold.
+    """
+    env = ShapeEnv()
+    mode = FakeTensorMode(shape_env=env, allow_non_fake_inputs=True)
+    batch = None
+    if any(batched):
+        example = mode.from_tensor(
+            torch.empty(BATCH_HINT),
+            symbolic_context=StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC]),
+        )
+        batch = example.shape[0]
+
+    def fake(x: Tensor, is_batched: bool) -> Tensor:
+        shape = (batch, *x.shape[1:]) if is_batched else x.shape
+        with mode:
+            return torch.empty(shape, dtype=x.dtype, device=x.device)
+
+    fakes = [fake(x, b) for x, b in zip(inputs, batched, strict=True)]
+
+    def joint(xs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> list[Tensor | None]:
+        with torch.enable_grad():
+            xs = [x.detach().requires_grad_(w) if w else x.detach() for x, w in zip(xs, wanted, strict=True)]
+            outputs = function(xs)
+            pairs = [(o, v) for o, v in zip(outputs, cotangents, strict=True) if o.requires_grad]
+            wrt = [*(x for x, w in zip(xs, wanted, strict=True) if w), *captured]
+            products: Sequence[Tensor | None] = [None] * len(wrt)
+            if pairs and wrt:
+                products = torch.autograd.grad([o for o, _ in pairs], wrt, [v for _, v in pairs], allow_unused=True)
+        return [*(o.detach() for o in outputs), *products]
+
+    # What fails while recording is reported once, as a TraceError.
+    noise = logging.getLogger("torch._subclasses.fake_tensor")
+    level = noise.level
+    noise.setLevel(logging.CRITICAL + 1)
+    try:
+        with mode, sdpa_kernel(SDPBackend.MATH):
+            cotangents = [torch.empty_like(z) for z in fakes[1 : 1 + n_states]]
+            graph = make_fx(joint, decomposition_table=_decompositions(), record_stack_traces=True)(fakes, cotangents)
+            graph.graph.eliminate_dead_code()
+            _refuse(graph, len(inputs))
+            if any(_mutates(n) for n in graph.graph.nodes):
+                graph = make_fx(functionalize(_flat(graph), remove="mutations"), decomposition_table=_decompositions())(
+                    *fakes, *cotangents
+                )
+    except (TraceError, FieldError):
+        raise
+    except Exception as error:
+        raise TraceError(_explain(error)) from error
+    finally:
+        noise.setLevel(level)
+    graph.graph.eliminate_dead_code()
+    symbol = batch.node.expr if batch is not None else None
+    return Captured(graph, env, symbol)
+
+
+def _flat(graph: fx.GraphModule) -> Callable[..., Any]:
+    def run(*xs: Tensor) -> Any:
+        return fx.Interpreter(graph).run(*xs, enable_io_processing=False)
+
+    return run
+
+
+def _mutates(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _refuse(graph: fx.GraphModule, n_inputs: int) -> None:
+    """Refuse randomness and writes to the field's own tensors."""
+    inputs = [n for n in graph.graph.nodes if n.op == "placeholder"][:n_inputs]
+    owned = {*inputs, *(n for n in graph.graph.nodes if n.op == "get_attr")}
+    for node in graph.graph.nodes:
+        if not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        if torch.Tag.nondeterministic_seeded in node.target.tags:
+            raise TraceError(
+                f"the field draws random numbers ({node.target}){user_line(node)}: a vector field is a function of "
+                "t and z. Call field.eval() for dropout, or draw the noise once and pass it in args"
+            )
+        if _mutates(node):
+            target = node.args[0]
+            while isinstance(target, fx.Node) and target not in owned and target.target in _VIEWS:
+                target = target.args[0]
+            if target in owned:
+                raise TraceError(
+                    f"the field writes to one of its own tensors or inputs ({node.target}){user_line(node)}: a "
+                    "vector field has no state. Call field.eval() for batch norm, or compute a new tensor"
+                )
+
+
+_VIEWS = {
+    _aten.alias.default,
+    _aten.view.default,
+    _aten.select.int,
+    _aten.slice.Tensor,
+    _aten.permute.default,
+}
+_VIEWS |= {_aten.unsqueeze.default, _aten.expand.default, _aten.detach.default, _aten.t.default}
+
+
+def user_line(node: fx.Node | None) -> str:
+    """Where the user's code called a node's operation, as ` at file:line: text`."""
+    trace = node.stack_trace if node is not None else None
+    if not trace:
+        return ""
+    frames = re.findall(r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]*)', trace)
+    frames = [f for f in frames if _is_users(f[0])]
+    if not frames:
+        return ""
+    name, line, text = frames[-1]
+    return f" at {name}:{line}: `{text.strip()}`"
+
+
+def _is_users(filename: str) -> bool:
+    parts = filename.replace("\\", "/").split("/")
+    return "torch" not in parts and not ("pynode" in parts and "field" in parts)
+
+
+def _explain(error: Exception) -> str:
+    """A remedy for a recording that failed, with the user's line."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_users(f.filename)]
+    where = f" at {frames[-1].filename}:{frames[-1].lineno}: `{frames[-1].line}`" if frames else ""
+    name = type(error).__name__
+    if "DataDependent" in name or "item()" in str(error) or "GuardOnDataDependent" in name:
+        return (
+            f"the field's control flow or a Python number depends on the values of its tensors{where}. Use "
+            'torch.where instead of `if`, keep tensors as tensors (no .item(), float() or numpy), or engine="torch"'
+        )
+    if "in-place" in str(error):
+        return f"the field writes to one of its inputs{where}: compute a new tensor instead"
+    first = str(error).strip().splitlines()
+    return (
+        f"the field cannot be traced{where}: {name}: {first[0] if first else ''}. Use differentiable torch operations "
+        'on t and z only, or engine="torch"'
+    )

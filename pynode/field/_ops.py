@@ -1,0 +1,71 @@
+"""The vocabulary of the graph: what each op computes, stated in torch.
+
+This is the reference that the lowered kernels are held against. Pointwise ops broadcast as torch does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["OPS", "POINTWISE"]
+
+_NAMES = """
+    neg abs exp expm1 log log1p log2 log10 sqrt rsqrt reciprocal sin cos tan asin acos atan sinh cosh tanh
+    asinh acosh atanh erf erfc sigmoid relu sign floor ceil round trunc logical_not isnan isinf
+    add sub mul div pow atan2 fmod remainder lt le gt ge eq ne logical_and logical_or logical_xor where
+"""
+
+POINTWISE: dict[str, Callable[..., Tensor]] = {name: getattr(torch, name) for name in _NAMES.split()}
+
+
+def _as_tensor(a: Any, like: Any) -> Tensor:
+    return a if isinstance(a, Tensor) else torch.as_tensor(a, dtype=like.dtype)
+
+
+POINTWISE["maximum"] = lambda a, b: torch.maximum(_as_tensor(a, b), _as_tensor(b, a))
+POINTWISE["minimum"] = lambda a, b: torch.minimum(_as_tensor(a, b), _as_tensor(b, a))
+
+
+def _embed(x: Tensor, *, shape: Any, dim: int, start: int, stop: int, step: int) -> Tensor:
+    out = x.new_zeros(shape)
+    out.narrow(dim, start, stop - start)[(slice(None),) * dim + (slice(None, None, step),)] = x
+    return out
+
+
+def _slice(x: Tensor, *, dim: int, start: int, stop: int, step: int, **_: Any) -> Tensor:
+    return x[(slice(None),) * dim + (slice(start, stop, step),)]
+
+
+def _index_add(x: Tensor, *, shape: Any, dim: int, index: Any) -> Tensor:
+    return x.new_zeros(shape).index_add(dim, torch.tensor(index, device=x.device), x)
+
+
+# Every op takes its operands and, by keyword, its attributes; `shape` is the shape of the result.
+OPS: dict[str, Callable[..., Tensor]] = {
+    "cast": lambda x, *, float_dtype, **_: x.to(float_dtype),
+    "const": lambda *, shape, data, dtype, float_dtype, device: torch.tensor(
+        data, dtype={"float": float_dtype, "bool": torch.bool, "int": torch.int64}[dtype], device=device
+    ).reshape(shape),
+    "full": lambda value, *, shape, float_dtype, device: torch.full(shape, value, dtype=float_dtype, device=device),
+    "sum": lambda x, *, dims, keepdim, **_: x.sum(dims, keepdim) if dims else x.clone(),
+    "amax": lambda x, *, dims, keepdim, **_: x.amax(dims, keepdim),
+    "amin": lambda x, *, dims, keepdim, **_: x.amin(dims, keepdim),
+    "prod": lambda x, *, dim, keepdim, **_: x.prod(dim, keepdim),
+    "cumsum": lambda x, *, dim, **_: x.cumsum(dim),
+    "cumprod": lambda x, *, dim, **_: x.cumprod(dim),
+    "reshape": lambda x, *, shape: x.reshape(shape),
+    "permute": lambda x, *, dims, **_: x.permute(dims),
+    "expand": lambda x, *, shape: x.expand(shape),
+    "slice": _slice,
+    "embed": _embed,
+    "flip": lambda x, *, dims, **_: x.flip(dims),
+    "cat": lambda *xs, dim, **_: torch.cat(xs, dim),
+    "index_select": lambda x, *, dim, index, **_: x.index_select(dim, torch.tensor(index, device=x.device)),
+    "index_add": _index_add,
+    "mm": lambda a, b, **_: a @ b,
+    "bmm": lambda a, b, **_: a @ b,
+}
