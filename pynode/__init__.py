@@ -1,5 +1,9 @@
 """Neural differential equations for PyTorch, solved and differentiated by Julia."""
 
+from pynode import data as data
+from pynode import models as models
+from pynode import nn as nn
+from pynode import plot as plot
 from pynode.engine import Retcode as Retcode
 from pynode.engine import Stats as Stats
 from pynode.engine import engines as engines
@@ -21,6 +25,8 @@ from pynode.sensitivity import Sensitivity as Sensitivity
 from pynode.solve import Solution as Solution
 from pynode.solve import solve as solve
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Backsolve",
     "Discrete",
@@ -39,7 +45,12 @@ __all__ = [
     "SolveError",
     "Stats",
     "TraceError",
+    "__version__",
+    "data",
     "engines",
+    "models",
+    "nn",
+    "plot",
     "solve",
     "solvers",
 ]

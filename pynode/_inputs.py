@@ -6,21 +6,22 @@ Each refusal says what was expected, what came, and what to do instead.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pynode.errors import InputError
+from pynode.field import Field
 
-__all__ = ["check_args", "check_finite", "check_number", "check_state", "check_times"]
+__all__ = ["check_args", "check_count", "check_number", "check_parameters", "check_state", "check_times"]
 
 _DTYPES = (torch.float32, torch.float64)
 
 
 def check_state(z0: Any) -> tuple[Tensor, ...]:
-    """The state as a tuple of tensors `(batch, *features)` of one floating dtype, device and batch size."""
+    """The state as a tuple of tensors `(batch, *features)` of one floating dtype and device."""
     if isinstance(z0, Tensor):
         state: tuple[Tensor, ...] = (z0,)
     elif isinstance(z0, tuple) and z0 and all(isinstance(z, Tensor) for z in z0):
@@ -32,7 +33,7 @@ def check_state(z0: Any) -> tuple[Tensor, ...]:
         )
     first = state[0]
     for i, z in enumerate(state):
-        name = "z0" if len(state) == 1 else f"z0[{i}]"
+        name = f"z0[{i}]" if isinstance(z0, tuple) else "z0"
         if z.dtype not in _DTYPES:
             raise InputError(
                 f"{name} must be of dtype torch.float32 or torch.float64, got {z.dtype}. "
@@ -40,20 +41,19 @@ def check_state(z0: Any) -> tuple[Tensor, ...]:
             )
         if z.dim() == 0:
             raise InputError(
-                f"{name} must have shape (batch, *features), got a 0-d tensor. Add the batch dimension: z0.reshape(1)"
+                f"{name} must have shape (batch, *features), got a 0-d tensor. "
+                "Add the batch dimension with z0.reshape(1)"
             )
-        if z.dtype != first.dtype or z.device != first.device or z.shape[0] != first.shape[0]:
+        if z.dtype != first.dtype or z.device != first.device:
             raise InputError(
-                f"the tensors of z0 must share dtype, device and batch size: expected {first.dtype}, "
-                f"{first.device}, {first.shape[0]} as z0[0], got {z.dtype}, {z.device}, {z.shape[0]} in {name}. "
-                "Convert them, or repeat along the first dimension"
+                f"the tensors of z0 must share dtype and device: expected {first.dtype} on {first.device}, as z0[0], "
+                f"got {z.dtype} on {z.device} in {name}. Convert them with .to(z0[0])"
             )
-        if z.numel() == 0 and z.shape[0] != 0:
+        if z.numel() == 0 and (z.shape[0] or first.shape[0]):
             raise InputError(
-                f"{name} must not be empty: expected at least one feature, got shape {tuple(z.shape)}. "
-                "Only the batch size may be 0"
+                f"{name} must not be empty, got shape {tuple(z.shape)}. Only the batch size may be 0, in all of z0"
             )
-        check_finite(name, z)
+        _check_finite(name, z)
     return state
 
 
@@ -64,48 +64,50 @@ def check_times(t: Any, like: Tensor) -> Tensor:
             raise InputError(
                 f"t must be of dtype torch.float32 or torch.float64, got {t.dtype}. Convert it with t.to(z0.dtype)"
             )
-        times = t if t.dtype == like.dtype and t.device == like.device else t.to(like)
+        times = t.to(like)
     else:
-        try:
-            times = torch.as_tensor(t, dtype=like.dtype, device=like.device)
-        except (TypeError, ValueError, RuntimeError):
-            raise InputError(
-                f"t must be a 1-d tensor or a sequence of numbers, got {_describe(t)}. "
-                "Pass e.g. torch.linspace(0, 1, 10)"
-            ) from None
+        times = _stack_times(t, like)
     if times.dim() != 1:
         raise InputError(f"t must be 1-d, got shape {tuple(times.shape)}. Flatten it, or pass [t0, t1]")
     values = times.tolist()
     if len(values) < 2:
-        raise InputError(
-            f"t must have at least 2 entries, got {len(values)}. Pass the first and the last time"
-        )
-    if not math.isfinite(sum(values)):
-        bad = [i for i, v in enumerate(values) if not math.isfinite(v)]
-        raise InputError(f"t must be finite, got {values[bad[0]]} at position {bad[0]}. Remove or replace it")
-    rising = values[1] > values[0]
-    for i in range(len(values) - 1):
-        if values[i] == values[i + 1] or (values[i + 1] > values[i]) != rising:
+        raise InputError(f"t must have at least 2 entries, got {len(values)}. Pass the first and the last time")
+    for i, value in enumerate(values):
+        if not math.isfinite(value):
+            raise InputError(f"t must be finite, got {value} at position {i}. Remove or replace it")
+    sign = 1 if values[1] > values[0] else -1
+    for i in range(1, len(values)):
+        if not sign * values[i] > sign * values[i - 1]:
             raise InputError(
-                f"t must be strictly monotone, increasing or decreasing, got {values[i]} followed by "
-                f"{values[i + 1]} at position {i + 1}. Sort it and drop what repeats, e.g. torch.unique(t)"
+                f"t must be strictly monotone, increasing or decreasing, got {values[i - 1]} followed by "
+                f"{values[i]} at position {i} ({times.dtype}). Sort it and drop what repeats, e.g. torch.unique(t)"
             )
     return times
 
 
+def _stack_times(t: Any, like: Tensor) -> Tensor:
+    """A sequence of numbers or of 0-d tensors (a learned last time, say), as one tensor."""
+    try:
+        if any(isinstance(x, Tensor) for x in t):
+            return torch.stack([torch.as_tensor(x, dtype=like.dtype, device=like.device) for x in t])
+        return torch.as_tensor(t, dtype=like.dtype, device=like.device)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(
+            f"t must be a 1-d tensor or a sequence of numbers, got {_describe(t)}. Pass e.g. torch.linspace(0, 1, 10)"
+        ) from None
+
+
 def check_args(args: Any) -> tuple[Tensor, ...]:
     """The conditioning tensors as a tuple."""
-    if isinstance(args, list):
-        args = tuple(args)
-    if not isinstance(args, tuple) or not all(isinstance(a, Tensor) for a in args):
+    if not isinstance(args, tuple | list) or not all(isinstance(a, Tensor) for a in args):
         raise InputError(
-            f"args must be a tuple of tensors, got {_describe(args)}. Pass one tensor as args=(x,), and constants "
-            "of another kind as attributes of the field"
+            f"args must be a tuple of tensors, got {_describe(args)}. Pass one tensor as args=(x,), and "
+            "constants of another kind as attributes of the field"
         )
     for i, a in enumerate(args):
         if a.dtype.is_floating_point:
-            check_finite(f"args[{i}]", a)
-    return args
+            _check_finite(f"args[{i}]", a)
+    return tuple(args)
 
 
 def check_number(name: str, value: Any) -> float:
@@ -119,27 +121,35 @@ def check_number(name: str, value: Any) -> float:
     return number
 
 
-def check_finite(name: str, x: Tensor) -> None:
-    """Refuse a tensor with an infinite or NaN entry; one reduction and one synchronisation where it is fine."""
-    if not math.isfinite(x.detach().sum()) and not bool(
-        torch.isfinite(x).all()
-    ):  # a finite tensor's sum may overflow
-        bad = x.detach()[~torch.isfinite(x)]
+def check_count(name: str, value: Any) -> int:
+    """A positive whole number."""
+    if not isinstance(value, int) or value < 1:
+        raise InputError(f"{name} must be a positive int, got {value!r}. Pass e.g. 10_000")
+    return value
+
+
+def check_parameters(field: Field) -> None:
+    """Refuse parameters of a field that are not finite, by name."""
+    for i, parameter in enumerate(field.parameters):
+        name = field.names[i] if i < len(field.names) else f"{i}, which it captures without a name,"
+        _check_finite(f"the field's parameter {name}", parameter)
+
+
+def _check_finite(name: str, x: Tensor) -> None:
+    # One reduction and one synchronisation where all is well. The sum of finite numbers may overflow.
+    if math.isfinite(x.sum().item()):
+        return
+    finite = torch.isfinite(x)
+    if not bool(finite.all()):
+        bad = x.detach()[~finite]
         raise InputError(
-            f"{name} must be finite, got {len(bad)} of {x.numel()} entries infinite or NaN (the first: "
-            f"{float(bad[0])}). Look at what computed it"
+            f"{name} must be finite, got {len(bad)} of {x.numel()} entries infinite or NaN, the first of them "
+            f"{bad[0].item()}. Look at what computed it"
         )
-
-
-def check_parameters(names: Iterable[str], parameters: Sequence[Tensor]) -> None:
-    """Refuse parameters of the field that are not finite, by name."""
-    for name, parameter in zip(names, parameters, strict=True):
-        check_finite(f"the field's parameter {name}", parameter)
 
 
 def _describe(value: Any) -> str:
-    if isinstance(value, tuple | list):
-        return f"{type(value).__name__} of " + (
-            ", ".join(sorted({type(v).__name__ for v in value})) or "nothing"
-        )
-    return type(value).__name__
+    kind = type(value).__name__
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return f"{kind} of {', '.join(sorted({type(v).__name__ for v in value})) or 'nothing'}"
+    return kind

@@ -5,15 +5,15 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pynode._inputs import check_args, check_number, check_parameters, check_state, check_times
+from pynode._inputs import check_args, check_count, check_number, check_parameters, check_state, check_times
 from pynode.engine._protocol import Engine, Gradients, Integration, Problem, Retcode, Stats
-from pynode.engine.choose import choose, environment_engine
+from pynode.engine.choose import choose
 from pynode.errors import EngineUnavailable, FieldError, InputError, SolveError
 from pynode.field import Field
 from pynode.sensitivity import Sensitivity
@@ -21,7 +21,7 @@ from pynode.sensitivity import Sensitivity
 __all__ = ["Solution", "solve"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Solution:
     """The solution of an initial value problem.
 
@@ -71,7 +71,7 @@ class Solution:
                 "Solve over a span that contains them"
             )
         states = tuple(z.reshape(*times.shape, *z.shape[1:]) for z in self._interpolant(times.reshape(-1)))
-        return states if isinstance(self.z, tuple) else states[0]
+        return states[: len(self.z)] if isinstance(self.z, tuple) else states[0]
 
     def __repr__(self) -> str:
         shapes = ", ".join(str(tuple(z.shape)) for z in (self.z if isinstance(self.z, tuple) else (self.z,)))
@@ -137,128 +137,99 @@ def solve(
     args = check_args(args)
     rtol, atol = check_number("rtol", rtol), check_number("atol", atol)
     dt = None if dt is None else check_number("dt", dt)
-    max_steps = int(check_number("max_steps", max_steps))
-    chosen, info, how = choose(engine, environment_engine(), solver, sensitivity)
+    max_steps = check_count("max_steps", max_steps)
+    chosen, info, how = choose(engine, solver, sensitivity)
     if dt is None and not info.adaptive:
         raise InputError(
-            f"the fixed-step solver {info.name!r} needs a step: pass dt=…, or use an adaptive solver"
+            f"the fixed-step solver {info.name!r} needs its step: pass dt=…, or use an adaptive solver, e.g. 'auto'"
         )
+    function: Callable[..., Any] = field
     is_tuple = isinstance(z0, tuple)
-    function = field
     if running_cost is not None:
-        function, state, is_tuple = (
-            _with_cost(field, running_cost, is_tuple),
-            (*state, _no_cost(state[0])),
-            True,
-        )
+        function = _with_cost(field, running_cost, is_tuple)
+        state, is_tuple = (*state, state[0].new_zeros(state[0].shape[0])), True
     vector_field = Field(function, state, times[0], args, is_tuple)
-    check_parameters(vector_field.names, vector_field.parameters)
+    check_parameters(vector_field)
+    groups = {"z0": state, "t": (times,), "args": args, "parameters": vector_field.parameters}
+    tracked = torch.is_grad_enabled()
+    wants = {key: tuple(x.requires_grad and tracked for x in group) for key, group in groups.items()}
+    tracked = any(map(any, wants.values()))
     problem = Problem(
         field=vector_field,
-        z0=state,
-        t=times,
-        args=args,
+        z0=tuple(z.detach() for z in state),
+        t=times.detach(),
+        args=tuple(a.detach() for a in args),
         parameters=vector_field.parameters,
         solver=info,
         rtol=rtol,
         atol=atol,
         dt=dt,
         max_steps=max_steps,
-        sensitivity=how,
-        wants={},
+        sensitivity=how if tracked else None,
+        wants=wants,
         dense=dense,
     )
-    z, integration = _integrate(chosen, problem)
-    if throw and integration.retcode is not Retcode.SUCCESS:
+    run = _Run(chosen, problem)
+    z: tuple[Tensor, ...] = _Solve.apply(run, *state, times, *args, *vector_field.parameters) if tracked else run()
+    done = run.integration
+    if throw and done.retcode is not Retcode.SUCCESS:
         raise SolveError(
-            f"{_name(field)}, {info.name} on the {chosen.name} engine, stopped at t={integration.t_end:.6g}: "
-            f"{integration.retcode.value}",
-            integration.retcode,
+            f"{getattr(field, '__qualname__', type(field).__name__)} with {info.name} on the {chosen.name} engine "
+            f"stopped at t={done.t_end:.6g}: {done.retcode.value}",
+            done.retcode,
         )
     cost = None
-    interpolant = integration.interpolant
     if running_cost is not None:
-        *z, cost = z[:-1] + (z[-1][-1],)
-        if interpolant is not None:
-            interpolant = functools.partial(_without_cost, interpolant)
+        z, cost = z[:-1], z[-1][-1]
     return Solution(
-        times.detach(),
-        tuple(z) if isinstance(z0, tuple) else z[0],
+        problem.t,
+        z if isinstance(z0, tuple) else z[0],
         cost,
-        integration.stats,
-        integration.retcode,
+        done.stats,
+        done.retcode,
         chosen.name,
         info.name,
-        interpolant,
+        done.interpolant,
     )
 
 
-def _integrate(engine: Engine, problem: Problem) -> tuple[tuple[Tensor, ...], Integration]:
-    """Run the engine, and tie its pullback into autograd where something requires a gradient."""
-    tensors = (*problem.z0, problem.t, *problem.args, *problem.parameters)
-    if not (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)):
-        integration = _run(engine, replace(problem, sensitivity=None))
-        return integration.z, integration
-    call = _Call(engine, problem)
-    z = _Solve.apply(call, *tensors)
-    assert call.integration is not None
-    return z, call.integration
+class _Run:
+    """One run of an engine: what passes `_Solve.apply` beside tensors."""
 
+    integration: Integration
 
-def _run(engine: Engine, problem: Problem) -> Integration:
-    return engine.solve(problem) if problem.z0[0].shape[0] else _empty(problem)
+    def __init__(self, engine: Engine, problem: Problem) -> None:
+        self.engine, self.problem = engine, problem
 
-
-@dataclass
-class _Call:
-    """What passes `_Solve.apply` beside tensors: the problem in, the integration out."""
-
-    engine: Engine
-    problem: Problem
-    integration: Integration | None = None
+    def __call__(self) -> tuple[Tensor, ...]:
+        problem = self.problem
+        self.integration = self.engine.solve(problem) if problem.z0[0].shape[0] else _solve_empty(problem)
+        return self.integration.z
 
 
 class _Solve(torch.autograd.Function):
     """One solve as one node of the autograd graph."""
 
     @staticmethod
-    def forward(ctx: Any, call: _Call, *tensors: Tensor) -> tuple[Tensor, ...]:
-        problem = call.problem
-        sizes = (len(problem.z0), 1, len(problem.args), len(problem.parameters))
-        needs = iter(ctx.needs_input_grad[1:])
-        wants = {
-            key: tuple(next(needs) for _ in range(n))
-            for key, n in zip(("z0", "t", "args", "parameters"), sizes, strict=True)
-        }
-        detached = replace(
-            problem,
-            z0=tuple(x.detach() for x in problem.z0),
-            t=problem.t.detach(),
-            args=tuple(x.detach() for x in problem.args),
-            wants=wants,
-        )
-        integration = _run(call.engine, detached)
-        call.integration = integration
+    def forward(ctx: Any, run: _Run, *tensors: Tensor) -> tuple[Tensor, ...]:
+        z = run()
         # Saved so that autograd refuses a backward pass after one of them has been changed in place.
         ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
-        ctx.integration = integration
-        return integration.z
+        ctx.pullback, ctx.retcode = run.integration.pullback, run.integration.retcode
+        return z
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         _ = ctx.saved_tensors
-        integration: Integration = ctx.integration
-        if integration.pullback is None:
-            raise SolveError(
-                f"no gradient: the integration failed ({integration.retcode.value})", integration.retcode
-            )
+        if ctx.pullback is None:
+            raise SolveError(f"no gradient, since the integration failed: {ctx.retcode.value}", ctx.retcode)
         with torch.no_grad():
-            g = integration.pullback(cotangents)
+            g: Gradients = ctx.pullback(cotangents)
+        if not torch._C._autograd._get_current_graph_task_keep_graph():
+            ctx.pullback = None  # as autograd does with what it saved, since no second pass can follow
         found = (*g.z0, g.t, *g.args, *g.parameters)
-        if torch.is_grad_enabled():  # create_graph=True
-            found = _refuse_second(found)
-        return (None, *found)
+        return (None, *(_once(found) if torch.is_grad_enabled() else found))
 
 
 class _Once(torch.autograd.Function):
@@ -276,32 +247,30 @@ class _Once(torch.autograd.Function):
         )
 
 
-def _refuse_second(gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+def _once(gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
     """The gradients, arranged to raise when they are differentiated."""
-    some = [g.detach().requires_grad_() for g in gradients if g is not None]
-    marked = iter(_Once.apply(*some) if some else ())
+    given = [g.detach().requires_grad_() for g in gradients if g is not None]
+    marked = iter(_Once.apply(*given) if given else ())
     return tuple(None if g is None else next(marked) for g in gradients)
 
 
-def _empty(problem: Problem) -> Integration:
-    """The solution for a batch of size 0, which needs no engine."""
-    n = len(problem.t)
+def _solve_empty(problem: Problem) -> Integration:
+    """The integration for a batch of size 0, which needs no engine."""
 
     def pullback(cotangents: Sequence[Tensor | None]) -> Gradients:
-        groups = {"z0": problem.z0, "args": problem.args, "parameters": problem.parameters}
-        zeros = {
-            key: [torch.zeros_like(x) if w else None for x, w in zip(group, problem.wants[key], strict=True)]
-            for key, group in groups.items()
-        }
-        return Gradients(t=torch.zeros_like(problem.t) if problem.wants["t"][0] else None, **zeros)
+        def zeros(key: str, tensors: Sequence[Tensor]) -> list[Tensor | None]:
+            return [torch.zeros_like(x) if w else None for x, w in zip(tensors, problem.wants[key], strict=True)]
+
+        z0, (t,), args = zeros("z0", problem.z0), zeros("t", (problem.t,)), zeros("args", problem.args)
+        return Gradients(z0, t, args, zeros("parameters", problem.parameters))
 
     return Integration(
-        tuple(x.new_empty((n, *x.shape)) for x in problem.z0),
+        tuple(x.new_empty((len(problem.t), *x.shape)) for x in problem.z0),
         Stats(n_accepted=0, n_rejected=0),
         Retcode.SUCCESS,
-        float(problem.t[-1]),
+        problem.t[-1].item(),
         pullback,
-        lambda times: tuple(x.new_empty((len(times), *x.shape)) for x in problem.z0),
+        (lambda t: tuple(x.new_empty((len(t), *x.shape)) for x in problem.z0)) if problem.dense else None,
     )
 
 
@@ -311,9 +280,7 @@ def _with_cost(field: Any, cost: Callable[..., Tensor], is_tuple: bool) -> Calla
     It is a method bound to the field: what `Field` learns of it then lives as long as the user's field.
     """
     if not callable(cost):
-        raise InputError(
-            f"running_cost must be a callable l(t, z, *args) -> (batch,), got {type(cost).__name__}"
-        )
+        raise InputError(f"running_cost must be a callable l(t, z, *args) -> (batch,), got {type(cost).__name__}")
     owner = field.__self__ if isinstance(field, types.MethodType) else field
     return types.MethodType(functools.partial(_augmented, field, cost, is_tuple), owner)
 
@@ -338,16 +305,3 @@ def _augmented(
             "Sum or average over the features, e.g. (z ** 2).sum(-1)"
         )
     return (*(dz if is_tuple else (dz,)), rate)
-
-
-def _no_cost(z: Tensor) -> Tensor:
-    """The running cost at the first time: zero, `(batch,)`."""
-    return z.new_zeros(z.shape[0])
-
-
-def _without_cost(interpolant: Callable[[Tensor], tuple[Tensor, ...]], t: Tensor) -> tuple[Tensor, ...]:
-    return interpolant(t)[:-1]
-
-
-def _name(field: Any) -> str:
-    return getattr(field, "__qualname__", type(field).__name__)

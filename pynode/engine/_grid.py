@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 __all__ = ["substeps"]
 
@@ -11,7 +12,7 @@ __all__ = ["substeps"]
 _SLACK = 1e-3
 
 
-def substeps(t: Sequence[float], dt: float) -> list[int]:
+def substeps(t: Iterable[float], dt: float) -> list[int]:
     """How many steps of `dt` a fixed-step solver takes between consecutive times.
 
     From each `t[i]` the solver takes steps of `dt`; the last one is cut to end on `t[i + 1]`, so that every
@@ -24,4 +25,4 @@ def substeps(t: Sequence[float], dt: float) -> list[int]:
     Returns:
         `len(t) - 1` counts, each at least 1.
     """
-    return [max(1, math.ceil(abs(b - a) / dt - _SLACK)) for a, b in zip(t, t[1:], strict=False)]
+    return [max(1, math.ceil(abs(b - a) / dt - _SLACK)) for a, b in itertools.pairwise(t)]

@@ -9,14 +9,14 @@ import os
 
 from pynode.engine._protocol import Availability, Engine
 from pynode.engine._solvers import SolverInfo, resolve_solver
-from pynode.errors import EngineUnavailable, unknown_name
+from pynode.errors import EngineUnavailable, InputError, unknown_name
 from pynode.sensitivity import Sensitivity, find_sensitivity
 
-__all__ = ["choose", "engines", "get_engine"]
+__all__ = ["choose", "engines", "get_engine", "named_engine"]
 
 logger = logging.getLogger("pynode")
 
-# In the order in which `engine="auto"` prefers them. Imported when first asked for.
+# In the order in which `engine="auto"` prefers them; imported when first asked for.
 _REGISTRY = {
     "julia": ("pynode.engine.julia_engine", "JuliaEngine"),
     "torch": ("pynode.engine.torch_engine", "TorchEngine"),
@@ -25,13 +25,7 @@ _REGISTRY = {
 
 @functools.cache
 def get_engine(name: str) -> Engine:
-    """The engine of that name.
-
-    Raises:
-        InputError: the name is unknown; the message lists the valid ones, nearest first.
-    """
-    if name not in _REGISTRY:
-        raise unknown_name("engine", name, ["auto", *_REGISTRY])
+    """The engine of that name; the same object at each call."""
     module, cls = _REGISTRY[name]
     engine: Engine = getattr(importlib.import_module(module), cls)()
     return engine
@@ -51,18 +45,29 @@ def _availability(name: str) -> Availability:
         return Availability(False, "this version of pynode lacks it")
 
 
-@functools.lru_cache(maxsize=256)
-def choose(
-    engine: str, environment: str, solver: str, sensitivity: str | Sensitivity
-) -> tuple[Engine, SolverInfo, Sensitivity]:
+def named_engine(engine: str) -> str:
+    """The name that was asked for; for `"auto"`, the environment variable `PYNODE_ENGINE`, if set.
+
+    Raises:
+        InputError: the name is unknown; the message lists the valid ones, nearest first.
+    """
+    name, kind = engine, "engine"
+    if engine == "auto":
+        name, kind = os.environ.get("PYNODE_ENGINE") or "auto", "engine (in PYNODE_ENGINE)"
+    if name != "auto" and name not in _REGISTRY:
+        raise unknown_name(kind, name, ["auto", *_REGISTRY])
+    return name
+
+
+def choose(engine: str, solver: str, sensitivity: str | Sensitivity) -> tuple[Engine, SolverInfo, Sensitivity]:
     """The engine, the solver and the sensitivity that a call of `solve` names.
 
-    A named engine is taken or refused, never substituted. `"auto"` takes the first available engine that has
-    what is asked for, in the order julia, torch. A choice once made holds for the process.
+    A named engine is taken or refused, never substituted. `"auto"` takes what `PYNODE_ENGINE` names; without
+    that, the first available engine, in the order julia, torch, that has the solver and the sensitivity.
+    A choice once made holds for the process.
 
     Args:
         engine: `"auto"` or an engine's name.
-        environment: what stands for `"auto"`: the value of `PYNODE_ENGINE`, or `"auto"`.
         solver: `"auto"` or a solver's name.
         sensitivity: `"auto"`, a sensitivity's name, or one with its options.
 
@@ -73,56 +78,59 @@ def choose(
         InputError: a name is unknown.
         EngineUnavailable: the engine cannot run here, or lacks the solver or the sensitivity.
     """
-    name = environment if engine == "auto" else engine
-    if name != "auto":
-        get = get_engine(name) if name not in _REGISTRY else None  # an unknown name raises here
-        assert get is None
-        state = _availability(name)
+    for kind, name in (("engine", engine), ("solver", solver)):
+        if not isinstance(name, str):
+            raise InputError(f"{kind} must be a name, got {type(name).__name__}. Pass e.g. {kind}='auto'")
+    if not isinstance(sensitivity, str | Sensitivity):
+        raise InputError(
+            f"sensitivity must be a name or a pynode.Sensitivity, got {type(sensitivity).__name__}. "
+            "Pass e.g. sensitivity='auto'"
+        )
+    return _choose(named_engine(engine), solver, sensitivity)
+
+
+@functools.lru_cache(maxsize=256)
+def _choose(engine: str, solver: str, sensitivity: str | Sensitivity) -> tuple[Engine, SolverInfo, Sensitivity]:
+    if engine != "auto":
+        state = _availability(engine)
         if not state.ok:
-            raise EngineUnavailable(f"the {name} engine is not available: {state.why}. {state.fix}".rstrip())
-        return _resolve(get_engine(name), solver, sensitivity)
-    refusals: list[EngineUnavailable] = []
-    missing = ""
-    for candidate, state in engines().items():
+            raise EngineUnavailable(_absent(engine, state))
+        return _resolve(get_engine(engine), solver, sensitivity)
+    passed: list[str] = []
+    for name, state in engines().items():
         if not state.ok:
-            missing += f"; the {candidate} engine is not available here: {state.why}. {state.fix}".rstrip()
+            passed.append(_absent(name, state))
             continue
         try:
-            chosen = _resolve(get_engine(candidate), solver, sensitivity)
+            chosen = _resolve(get_engine(name), solver, sensitivity)
         except EngineUnavailable as error:
-            refusals.append(error)
+            passed.append(str(error))
             continue
-        why = missing.removeprefix("; ") or (
-            str(refusals[0]) if refusals else "it is available and preferred"
-        )
-        _announce(candidate, why)
+        _announce(name, "; ".join(passed) or "it is available, and preferred")
         return chosen
-    raise EngineUnavailable(f"{refusals[0]}{missing}")
+    raise EngineUnavailable("; ".join(reversed(passed)))
 
 
-def _resolve(
-    engine: Engine, solver: str, sensitivity: str | Sensitivity
-) -> tuple[Engine, SolverInfo, Sensitivity]:
+def _absent(name: str, state: Availability) -> str:
+    return f"the {name} engine is not available here: {state.why}. {state.fix}".rstrip(" .")
+
+
+def _resolve(engine: Engine, solver: str, sensitivity: str | Sensitivity) -> tuple[Engine, SolverInfo, Sensitivity]:
     info = resolve_solver(solver, engine.name)
-    chosen = find_sensitivity(sensitivity)
+    wanted = find_sensitivity(sensitivity)
     names = engine.sensitivities(info)
-    if chosen is None:
-        chosen = find_sensitivity(names[0])
-        assert chosen is not None
-    elif chosen.name not in names:
+    if wanted is None:
+        wanted = find_sensitivity(names[0])
+        assert wanted is not None
+    elif wanted.name not in names:
         raise EngineUnavailable(
-            f"the {engine.name} engine has no sensitivity {chosen.name!r} for the solver {info.name!r}; "
-            f"expected one of {', '.join(map(repr, names))}. Pass one of these, or another engine or solver"
+            f"the {engine.name} engine has no sensitivity {wanted.name!r} for the solver {info.name!r}: pass one "
+            f"of {', '.join(map(repr, names))}, or another solver or engine"
         )
-    return engine, info, chosen
+    return engine, info, wanted
 
 
 @functools.cache
 def _announce(engine: str, why: str) -> None:
-    """Log once per engine and reason."""
+    """Log a choice, once per engine and reason."""
     logger.info('engine="auto" takes %s (%s)', engine, why)
-
-
-def environment_engine() -> str:
-    """What stands for `engine="auto"`: the variable `PYNODE_ENGINE`, if set."""
-    return os.environ.get("PYNODE_ENGINE") or "auto"
