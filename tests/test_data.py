@@ -21,9 +21,7 @@ def test_digits_shapes_and_range():
 def test_digits_are_sklearns_and_none_is_in_both_sets():
     train, test = data.digits(generator=torch.Generator().manual_seed(3))
     raw = load_digits()
-    expected = sorted(
-        (*image.ravel() / 16, label) for image, label in zip(raw.images, raw.target, strict=True)
-    )
+    expected = sorted((*image.ravel() / 16, label) for image, label in zip(raw.images, raw.target, strict=True))
     got = sorted((*image.flatten().tolist(), label.item()) for part in (train, test) for image, label in part)
     np.testing.assert_allclose(got, expected, atol=0)
 

@@ -43,9 +43,7 @@ def digits(
     return TensorDataset(images[train], labels[train]), TensorDataset(images[test], labels[test])
 
 
-def _stratified(
-    labels: Tensor, test_fraction: float, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor]:
+def _stratified(labels: Tensor, test_fraction: float, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
     """Shuffled indices `(n_train,)` and `(n_test,)` with the same share of every class in the second."""
     train, test = [], []
     for label in labels.unique():

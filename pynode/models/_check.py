@@ -1,0 +1,72 @@
+"""Checks of what every model takes, made when it is built rather than at its first call."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from pynode._inputs import check_number
+from pynode.engine._solvers import find_solver, resolve_solver
+from pynode.engine.choose import named_engine
+from pynode.errors import InputError, unknown_name
+from pynode.sensitivity import find_sensitivity
+from pynode.solve import solve
+
+__all__ = ["check_callables", "check_depth", "check_solver_keywords"]
+
+_NOT_FOR_MODELS = {"args", "running_cost", "dense"}  # the model's own business
+_SOLVER_KEYWORDS = tuple(
+    name
+    for name, parameter in inspect.signature(solve).parameters.items()
+    if parameter.kind is parameter.KEYWORD_ONLY and name not in _NOT_FOR_MODELS
+)
+
+
+def check_solver_keywords(keywords: Mapping[str, Any]) -> None:
+    """Refuse keywords that `solve` lacks, names that do not exist, and numbers that are not positive.
+
+    Raises:
+        InputError: a name is unknown (the message lists the valid ones, nearest first), or a number is not
+            usable.
+        EngineUnavailable: the engine that is named lacks the solver.
+    """
+    for name in keywords:
+        if name not in _SOLVER_KEYWORDS:
+            raise unknown_name("solver keyword", name, _SOLVER_KEYWORDS)
+    for name in ("rtol", "atol", "dt", "max_steps"):
+        if keywords.get(name) is not None:
+            check_number(name, keywords[name])
+    find_sensitivity(keywords.get("sensitivity", "auto"))
+    engine, solver = keywords.get("engine", "auto"), keywords.get("solver", "auto")
+    if engine != "auto":
+        resolve_solver(solver, named_engine(engine))
+    elif solver != "auto":
+        find_solver(solver)
+
+
+def check_depth(t: Any) -> tuple[float, float]:
+    """The depth interval as two floats.
+
+    Raises:
+        InputError: it is not two different finite numbers.
+    """
+    try:
+        start, end = map(float, t)
+    except (TypeError, ValueError):
+        raise InputError(f"t must be two numbers, the first and the last depth, got {t!r}") from None
+    if not (math.isfinite(start) and math.isfinite(end)) or start == end:
+        raise InputError(f"t must be two different finite numbers, got {t!r}")
+    return start, end
+
+
+def check_callables(**parts: Any) -> None:
+    """Refuse a part of a model that is neither `None` nor callable.
+
+    Raises:
+        InputError: names the part and what came.
+    """
+    for name, part in parts.items():
+        if part is not None and not callable(part):
+            raise InputError(f"{name} must be an nn.Module or a callable, got {type(part).__name__}")

@@ -1,0 +1,152 @@
+"""The neural ODE in its complete formulation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pynode.engine._protocol import Stats
+from pynode.errors import InputError
+from pynode.models._check import check_callables, check_depth, check_solver_keywords
+from pynode.nn import HigherOrder
+from pynode.solve import Solution, solve
+
+__all__ = ["NODE"]
+
+
+class NODE(nn.Module):
+    """A neural ODE: z(s₀) = h_x(x), ż = f(s, z), ŷ(s) = h_y(z(s)).
+
+    Args:
+        field: f, an `nn.Module` or callable `f(t, z)`, or `f(t, z, x)` with `control`.
+        input_network: h_x, from the input `(batch, …)` to the state `(batch, features, …)`; identity where
+            `None` (for `order` n, zeros are appended for the derivatives).
+        output_network: h_y, from the state to the output; identity where `None`.
+        control: data control: the field gets the model's input as its third argument, `f(t, z, x)`.
+        order: n of a field of n-th order: the state holds z and its first n - 1 derivatives along
+            dimension 1, and the field returns the last derivative (see `pynode.nn.HigherOrder`).
+        t: the depth interval (s₀, S); S may lie before s₀.
+        running_cost: l, a callable `l(t, z)` (`l(t, z, x)` with `control`) that returns `(batch,)`; its
+            integral over the depth interval is `NODE.running_cost`.
+        solver_keywords: as `pynode.solve` takes: `solver`, `rtol`, `atol`, `dt`, `sensitivity`, `max_steps`,
+            `engine`, `throw`.
+
+    Attributes:
+        field: what is solved; for `order` ≥ 2 the first-order form of the given field.
+        stats: the `Stats` of the last call, `None` before it.
+        running_cost: `(batch,)`, the integral of l in the last call, differentiable; `None` without l.
+
+    Raises:
+        InputError: an argument is not usable, or the name of a keyword, solver or sensitivity is unknown.
+
+    Source:
+        R. T. Q. Chen et al., "Neural Ordinary Differential Equations", NeurIPS 2018; S. Massaroli et al.,
+        "Dissecting Neural ODEs", NeurIPS 2020, eq. 1 (the formulation and its names).
+    """
+
+    def __init__(
+        self,
+        field: Callable[..., Any],
+        *,
+        input_network: Callable[[Tensor], Tensor] | None = None,
+        output_network: Callable[[Tensor], Tensor] | None = None,
+        control: bool = False,
+        order: int = 1,
+        t: tuple[float, float] = (0.0, 1.0),
+        running_cost: Callable[..., Tensor] | None = None,
+        **solver_keywords: Any,
+    ) -> None:
+        super().__init__()
+        check_solver_keywords(solver_keywords)
+        check_callables(
+            field=field, input_network=input_network, output_network=output_network, running_cost=running_cost
+        )
+        if not isinstance(order, int) or order < 1:
+            raise InputError(f"order must be an integer of at least 1, got {order!r}")
+        self.field = field if order == 1 else HigherOrder(field, order)
+        self.input_network = input_network
+        self.output_network = output_network
+        self.control = control
+        self.order = order
+        self.t = check_depth(t)
+        self.cost = running_cost
+        self.solver_keywords = solver_keywords
+        self._forget()
+
+    def _forget(self) -> None:
+        self.stats: Stats | None = None
+        self.running_cost: Tensor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The last call's results hang on its autograd graph, which neither copies nor pickles.
+        return {**self.__dict__, "stats": None, "running_cost": None}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The output at the end of the depth interval.
+
+        Args:
+            x: `(batch, …)`.
+
+        Returns:
+            h_y(z(S)), `(batch, …)`.
+        """
+        z0 = self._initial_state(x)
+        ends = torch.tensor(self.t, dtype=z0.dtype, device=z0.device)
+        return self._output(self._solve(x, z0, ends).z[-1])
+
+    def trajectory(self, x: Tensor, t: Tensor) -> Tensor:
+        """The output at every depth of `t`.
+
+        Args:
+            x: `(batch, …)`.
+            t: `(time,)`, strictly monotone away from s₀, which it may leave out: z(s₀) = h_x(x) in any case.
+
+        Returns:
+            h_y(z(s)) for each s, `(time, batch, …)`.
+        """
+        z0 = self._initial_state(x)
+        t = torch.as_tensor(t).to(z0)
+        if t.ndim != 1 or len(t) == 0:
+            raise InputError(f"t must be 1-d and hold at least one depth, got shape {tuple(t.shape)}")
+        start = t.new_tensor([self.t[0]])
+        skip = 0 if t[0] == start else 1
+        if skip + len(t) == 1:
+            return self._output(z0).unsqueeze(0)
+        z = self._solve(x, z0, torch.cat([start, t]) if skip else t).z[skip:]
+        return z if self.output_network is None else torch.stack([self._output(state) for state in z])
+
+    def _initial_state(self, x: Tensor) -> Tensor:
+        if self.input_network is not None:
+            z0 = self.input_network(x)
+        elif self.order > 1:
+            z0 = torch.cat([x, x.new_zeros(x.shape[0], (self.order - 1) * x.shape[1], *x.shape[2:])], dim=1)
+        else:
+            z0 = x
+        if not isinstance(z0, Tensor):
+            raise InputError(
+                f"the state must be one tensor, got {type(z0).__name__} from "
+                f"{'the input' if self.input_network is None else 'input_network'}; "
+                "for a state of several tensors use pynode.solve"
+            )
+        return z0
+
+    def _solve(self, x: Tensor, z0: Tensor, t: Tensor) -> Solution:
+        self._forget()
+        args = (x,) if self.control else ()
+        solution = solve(self.field, z0, t, args=args, running_cost=self.cost, **self.solver_keywords)
+        self.stats = solution.stats
+        self.running_cost = solution.running_cost
+        return solution
+
+    def _output(self, z: Tensor) -> Tensor:
+        return z if self.output_network is None else self.output_network(z)
+
+    def extra_repr(self) -> str:
+        """The arguments that are not modules."""
+        parts = [f"t={self.t}"]
+        parts += [f"order={self.order}"] if self.order > 1 else []
+        parts += ["control=True"] if self.control else []
+        return ", ".join(parts + [f"{k}={v!r}" for k, v in self.solver_keywords.items()])

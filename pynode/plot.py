@@ -1,0 +1,143 @@
+"""Figures of training, flows and fits. Needs matplotlib: `pip install "pynode[plot]"`.
+
+Every function returns a `matplotlib.figure.Figure`, which belongs to no window; `figure.savefig(path)`
+writes it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pynode.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["HOW_TO_GET", "available", "fit", "flow", "history", "principal_plane", "trajectories"]
+
+HOW_TO_GET = 'pip install "pynode[plot]"'
+
+
+def available() -> bool:
+    """Whether matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def _figure(n_panels: int, panel: tuple[float, float] = (4.0, 3.4)) -> tuple[Figure, Sequence[Any]]:
+    if not available():
+        raise ModuleNotFoundError(f"figures need matplotlib, which is not installed: {HOW_TO_GET}")
+    from matplotlib.figure import Figure  # not pyplot: no global state, no window, no backend to choose
+
+    figure = Figure(figsize=(panel[0] * n_panels, panel[1]), dpi=120, layout="constrained")
+    axes = figure.subplots(1, n_panels, squeeze=False)[0]
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(True, alpha=0.25)
+    return figure, axes
+
+
+def history(panels: Mapping[str, Mapping[str, Sequence[float]]], *, xlabel: str = "epoch") -> Figure:
+    """Curves over training: one panel per quantity, one line per model.
+
+    Args:
+        panels: for each quantity, the values of each model, one per epoch; panels whose values span more than
+            two decades get a logarithmic axis.
+        xlabel: what one value stands for.
+    """
+    figure, axes = _figure(len(panels))
+    for axis, (quantity, lines) in zip(axes, panels.items(), strict=True):
+        for label, values in lines.items():
+            axis.plot(range(1, len(values) + 1), values, label=label)
+        flat = [v for values in lines.values() for v in values]
+        if flat and min(flat) > 0 and max(flat) / min(flat) > 100:
+            axis.set_yscale("log")
+        axis.set_xlabel(xlabel)
+        axis.set_title(quantity)
+        if len(lines) > 1:
+            axis.legend(frameon=False)
+    return figure
+
+
+def principal_plane(z: Tensor) -> Tensor:
+    """Project trajectories on the two principal directions of all their states together.
+
+    Args:
+        z: `(time, batch, features)`, with at least two features.
+
+    Returns:
+        `(time, batch, 2)`, centred.
+    """
+    if z.ndim != 3 or z.shape[2] < 2:
+        raise InputError(f"z must be (time, batch, features) with 2 features or more, got {tuple(z.shape)}")
+    points = z.reshape(-1, z.shape[2]).double()
+    points = points - points.mean(0)
+    directions = torch.linalg.svd(points, full_matrices=False).Vh[:2]
+    return (points @ directions.T).reshape(*z.shape[:2], 2).to(z)
+
+
+def flow(panels: Mapping[str, Tensor], labels: Tensor | None = None) -> Figure:
+    """Trajectories of features in the plane, from z(0) (small) to z(T) (large), coloured by class.
+
+    Args:
+        panels: for each model, `(time, batch, 2)`; see `principal_plane` for more features.
+        labels: `(batch,)`, classes 0, 1, …; all in one colour where `None`.
+    """
+    figure, axes = _figure(len(panels), panel=(5.6, 5.0))
+    from matplotlib.lines import Line2D
+
+    for axis, (title, z) in zip(axes, panels.items(), strict=True):
+        points = z.detach().cpu()
+        classes = torch.zeros(points.shape[1], dtype=torch.long) if labels is None else labels.cpu()
+        colours = [f"C{int(c) % 10}" for c in classes]
+        for i, colour in enumerate(colours):
+            axis.plot(points[:, i, 0], points[:, i, 1], color=colour, alpha=0.35, linewidth=0.8)
+        axis.scatter(*points[0].T, s=6, c=colours, alpha=0.5, linewidths=0)
+        axis.scatter(*points[-1].T, s=22, c=colours, linewidths=0.4, edgecolors="white", zorder=3)
+        axis.set_title(title)
+        axis.set_aspect("equal", adjustable="datalim")
+    if labels is not None:
+        handles = [
+            Line2D([], [], marker="o", linestyle="", color=f"C{int(c) % 10}", label=str(int(c)))
+            for c in labels.unique()
+        ]
+        figure.legend(handles=handles, loc="outside right center", frameon=False)
+    return figure
+
+
+def fit(panels: Mapping[str, tuple[Tensor, Tensor]], points: tuple[Tensor, Tensor]) -> Figure:
+    """Fitted curves of one variable against the data.
+
+    Args:
+        panels: for each model, inputs and outputs of its curve, `(n, 1)` each.
+        points: inputs and targets of the data, `(n, 1)` each.
+    """
+    figure, axes = _figure(len(panels))
+    for axis, (title, (x, y)) in zip(axes, panels.items(), strict=True):
+        axis.plot(x.detach().flatten(), y.detach().flatten(), color="C0", label="fit")
+        axis.scatter(points[0].flatten(), points[1].flatten(), color="C3", s=24, zorder=3, label="data")
+        axis.set_title(title)
+        axis.set_xlabel("x")
+        axis.legend(frameon=False)
+    axes[0].set_ylabel("y")
+    return figure
+
+
+def trajectories(panels: Mapping[str, tuple[Tensor, Tensor]], *, ylabel: str = "z(s)") -> Figure:
+    """States of one feature against depth, one line per sample.
+
+    Args:
+        panels: for each model, depths `(time,)` and states `(time, batch, 1)`.
+        ylabel: name of the state.
+    """
+    figure, axes = _figure(len(panels))
+    for axis, (title, (t, z)) in zip(axes, panels.items(), strict=True):
+        axis.plot(t.detach(), z.detach()[..., 0], marker="." if len(t) < 20 else "", alpha=0.8)
+        axis.set_title(title)
+        axis.set_xlabel("depth s")
+    axes[0].set_ylabel(ylabel)
+    return figure
