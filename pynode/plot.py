@@ -18,7 +18,7 @@ from pynode.errors import InputError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["HOW_TO_GET", "available", "fit", "flow", "history", "principal_plane", "trajectories"]
+__all__ = ["HOW_TO_GET", "available", "fit", "flow", "history", "phase", "principal_plane", "trajectories"]
 
 HOW_TO_GET = 'pip install "pynode[plot]"'
 
@@ -140,4 +140,19 @@ def trajectories(panels: Mapping[str, tuple[Tensor, Tensor]], *, ylabel: str = "
         axis.set_title(title)
         axis.set_xlabel("depth s")
     axes[0].set_ylabel(ylabel)
+    return figure
+
+
+def phase(curves: Mapping[str, Tensor]) -> Figure:
+    """Curves in the plane, the first as dots (the data), the others as lines.
+
+    Args:
+        curves: for each label, `(time, 2)`.
+    """
+    figure, (axis,) = _figure(1, panel=(4.8, 4.6))
+    for i, (label, z) in enumerate(curves.items()):
+        style = {"linestyle": "", "marker": ".", "markersize": 3} if i == 0 else {"linewidth": 1.5}
+        axis.plot(*z.detach().cpu().T, label=label, **style)
+    axis.set_aspect("equal", adjustable="datalim")
+    axis.legend(frameon=False)
     return figure

@@ -61,12 +61,13 @@ def check_depth(t: Any) -> tuple[float, float]:
     return start, end
 
 
-def check_callables(**parts: Any) -> None:
-    """Refuse a part of a model that is neither `None` nor callable.
+def check_callables(field: Any, **networks: Any) -> None:
+    """Refuse a field that is not callable, and a network that is neither callable nor `None`.
 
     Raises:
         InputError: names the part and what came.
     """
-    for name, part in parts.items():
-        if part is not None and not callable(part):
+    given = {name: network for name, network in networks.items() if network is not None}
+    for name, part in {"field": field, **given}.items():
+        if not callable(part):
             raise InputError(f"{name} must be an nn.Module or a callable, got {type(part).__name__}")

@@ -51,7 +51,7 @@ class ResNet(nn.Module):
         t: tuple[float, float] = (0.0, 1.0),
     ) -> None:
         super().__init__()
-        check_callables(field=field, input_network=input_network, output_network=output_network)
+        check_callables(field, input_network=input_network, output_network=output_network)
         if not isinstance(depth, int) or depth < 1:
             raise InputError(f"depth must be an integer of at least 1, got {depth!r}")
         self.field: Any = field if shared else _layers(field, depth)

@@ -306,7 +306,7 @@ def test_a_solver_that_the_named_engine_lacks_is_refused_when_the_model_is_built
 
 
 def test_a_field_that_is_no_callable():
-    with pytest.raises(InputError, match="field must be an nn.Module or a callable, got Tensor"):
+    with pytest.raises(InputError, match=r"field must be an nn\.Module or a callable, got Tensor"):
         NODE(torch.zeros(2))
 
 
