@@ -54,7 +54,12 @@ class Builder:
 
     def cast(self, i: int) -> int:
         """The node as floating point."""
-        return i if self.dtype(i) == "float" else self.add("cast", [i], self.shape(i))
+        node = self.nodes[i]
+        if node.dtype == "float":
+            return i
+        if node.op == "const":
+            return self.const([float(x) for x in node.attr("data")], node.shape, "float")
+        return self.add("cast", [i], node.shape)
 
     def reshape(self, i: int, shape: Sequence[Dim]) -> int:
         """The node with another shape of equal size, in row-major order."""
@@ -94,6 +99,8 @@ class Builder:
 
     def const(self, data: Sequence[Any], shape: Sequence[Dim], dtype: str) -> int:
         """A tensor of known values, given flat in row-major order."""
+        if dtype == "float" and data and all(x == data[0] for x in data):
+            return self.full(data[0], shape)
         return self.add("const", [], shape, dtype, data=tuple(data))
 
     def slice(self, i: int, dim: int, start: Dim, stop: Dim, step: int, shape: Sequence[Dim]) -> int:

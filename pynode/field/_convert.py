@@ -74,8 +74,8 @@ def _handles(*names: str) -> Callable[[Handler], Handler]:
     return register
 
 
-_COMPARISONS = {"lt", "le", "gt", "ge", "eq", "ne", "logical_and", "logical_or", "logical_xor", "logical_not"}
-_COMPARISONS |= {"isnan", "isinf"}
+_TESTS = {"lt", "le", "gt", "ge", "eq", "ne", "isnan", "isinf"}
+_LOGICAL = {"logical_and", "logical_or", "logical_xor", "logical_not"}
 _RENAMED = {"bitwise_and": "logical_and", "bitwise_or": "logical_or", "bitwise_not": "logical_not"}
 _RENAMED |= {"bitwise_xor": "logical_xor", "sgn": "sign", "fmax": "maximum", "fmin": "minimum"}
 
@@ -85,14 +85,20 @@ def _pointwise(c: Call) -> int:
 
 
 def _apply(c: Call, op: str, inputs: list[Operand]) -> int:
-    """A pointwise node of the call's shape; bools in arithmetic become floating point."""
+    """A pointwise node of the call's shape; bools in arithmetic become numbers, numbers in logic bools."""
     op = _RENAMED.get(op, op)
-    logical = op in _COMPARISONS
-    first = 1 if op == "where" else 0
-    arithmetic = not logical or "float" in map(c.b.dtype, inputs)
-    if arithmetic and c.dtype != "int":
+    if op in _LOGICAL:
+        inputs = [_as_bool(c, i) for i in inputs]
+    elif op != "where" or c.dtype != "bool":
+        first = 1 if op == "where" else 0
         inputs[first:] = [c.b.cast(i) if isinstance(i, int) else i for i in inputs[first:]]
-    return c.b.pointwise(op, inputs, c.shape, "bool" if logical else c.dtype)
+    return c.b.pointwise(op, inputs, c.shape, "bool" if op in _LOGICAL or op in _TESTS else c.dtype)
+
+
+def _as_bool(c: Call, i: Operand) -> Operand:
+    if not isinstance(i, int) or c.b.dtype(i) == "bool":
+        return i
+    return c.b.pointwise("ne", [c.b.cast(i), Number(0)], c.b.shape(i), "bool")
 
 
 for _name in [*POINTWISE, *_RENAMED]:

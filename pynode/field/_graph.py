@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -117,10 +118,10 @@ class FieldGraph:
             "nodes": [
                 {
                     "op": n.op,
-                    "in": [i if isinstance(i, int) else {"number": i.value} for i in n.inputs],
+                    "in": [i if isinstance(i, int) else {"number": _plain(i.value)} for i in n.inputs],
                     "shape": list(n.shape),
                     "dtype": n.dtype,
-                    "attrs": dict(n.attrs),
+                    "attrs": {k: _plain(v) for k, v in n.attrs},
                 }
                 for n in self.nodes
             ],
@@ -139,17 +140,17 @@ class FieldGraph:
             raise ValueError(f"expected a graph of version {VERSION}, got {data.get('version')!r}: trace again")
 
         def operand(i: Any) -> Operand:
-            return i if isinstance(i, int) else Number(_tupled(i["number"]))
+            return i if isinstance(i, int) else Number(_read(i["number"]))
 
         return FieldGraph(
-            tuple(Input(i["kind"], i["name"], _tupled(i["shape"])) for i in data["inputs"]),
+            tuple(Input(i["kind"], i["name"], _read(i["shape"])) for i in data["inputs"]),
             tuple(
                 Node(
                     n["op"],
                     tuple(map(operand, n["in"])),
-                    _tupled(n["shape"]),
+                    _read(n["shape"]),
                     n["dtype"],
-                    tuple(sorted((k, _tupled(v)) for k, v in n["attrs"].items())),
+                    tuple(sorted((k, _read(v)) for k, v in n["attrs"].items())),
                 )
                 for n in data["nodes"]
             ),
@@ -167,5 +168,14 @@ class FieldGraph:
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
-def _tupled(value: Any) -> Any:
-    return tuple(map(_tupled, value)) if isinstance(value, list | tuple) else value
+def _plain(value: Any) -> Any:
+    """As JSON has it: tuples become lists, and numbers that JSON lacks strings."""
+    if isinstance(value, tuple):
+        return list(map(_plain, value))
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _read(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(map(_read, value))
+    return float(value) if isinstance(value, str) else value

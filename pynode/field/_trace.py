@@ -259,6 +259,8 @@ class _Conversion:
             handler = HANDLERS.get(name)
             if handler is None:
                 raise Unsupported(f"the operation {node.target}, which pynode has no counterpart for")
+            if name == "_to_copy" and value.dtype in _INTS and node.args[0].meta["val"].is_floating_point():
+                raise Unsupported("a conversion to whole numbers, whose derivative is zero")
             first: Any = value[0] if isinstance(value, tuple | list) else value
             args = [self._argument(a) for a in node.args]
             kwargs = {k: self._argument(a) for k, a in node.kwargs.items() if k not in _IGNORED}
@@ -312,27 +314,22 @@ class _Conversion:
         if node in self.values:
             return int(self.values[node])
         tensor = self.concrete[node]
-        kind = self._kind(tensor.dtype)
-        flat = tensor.detach().reshape(-1).tolist()
-        if kind == "float" and flat and all(x == flat[0] for x in flat):
-            index = self.b.full(flat[0], tuple(tensor.shape))
-        else:
-            index = self.b.const(flat, tuple(tensor.shape), kind)
-        self.values[node] = index
-        return index
+        kind = "int" if tensor.dtype in _INTS else self._kind(tensor.dtype)
+        self.values[node] = self.b.const(tensor.detach().reshape(-1).tolist(), tuple(tensor.shape), kind)
+        return int(self.values[node])
 
     def _kind(self, dtype: torch.dtype) -> str:
         if dtype == torch.bool:
             return "bool"
-        if dtype in (torch.int64, torch.int32):
-            return "int"
-        if dtype != self.float_dtype:
+        # Integers that are computed (counts, positions) are exact as numbers of the state's type.
+        if dtype not in _INTS and dtype != self.float_dtype:
             raise Unsupported(
                 f"numbers of type {dtype} beside a state of type {self.float_dtype}: convert them to the state's type"
             )
         return "float"
 
 
+_INTS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _IGNORED = ("dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking")
 
 

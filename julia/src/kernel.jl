@@ -1,0 +1,194 @@
+# A graph lowered for one element type, and the buffers for one batch size.
+
+"""
+A vector field lowered for one element type: three programs over shared inputs.
+
+Parameters, conditioning tensors and what else the graph reads lie in one vector `θ`, the state in one vector `u`
+(PyTorch's tensors one after the other). What depends on `θ` alone is computed by `prologue`, once per binding.
+"""
+struct Kernel{T}
+    graph::Graph
+    prologue::Program
+    value::Program
+    vjp::Program
+    n_frontier::Int
+    wants_t::Bool
+end
+
+"The inputs whose values make up `θ`: what the gradient may be asked for comes first."
+const THETA = (:arg, :parameter)
+const FIXED = (:buffer, :constant)
+
+theta_inputs(g::Graph) = [inputs_of(g, :arg); inputs_of(g, :parameter); inputs_of(g, :buffer); inputs_of(g, :constant)]
+
+"Nodes that do not depend on `t`, the state or a cotangent and that the rest reads."
+function frontier(g::Graph)
+    static = falses(length(g.nodes))
+    for (i, n) in enumerate(g.nodes)
+        static[i] = n.op === :input ? g.inputs[n.attrs["index"] + 1].kind in (THETA..., FIXED...) :
+            n.op !== :const && n.op !== :full && all(j -> static[j] || g.nodes[j].op in (:const, :full), operands(n)) &&
+            any(j -> static[j], operands(n))
+    end
+    found = Int[]
+    # A view of a parameter is left to where it is used, which may need it only transposed.
+    function visit(i)
+        n = g.nodes[i]
+        (i in found || n.op === :input || n.op in (:const, :full)) && return
+        n.op in (:permute, :reshape, :expand, :slice) ? foreach(visit, operands(n)) : push!(found, i)
+    end
+    needed = live(g, [g.value; filter(!iszero, g.vjp)], Dict{Int,Int}())
+    for i in needed
+        static[i] || foreach(j -> static[j] && visit(j), operands(g.nodes[i]))
+        static[i] && (i in g.value || i in g.vjp) && visit(i)
+    end
+    return sort!(found)
+end
+
+"""
+    Kernel{T}(graph; t = true, theta = true)
+
+Lower a graph. `t` and `theta` say whether the cotangents of `t`, and of the conditioning tensors and parameters,
+will be asked for.
+"""
+function Kernel{T}(g::Graph; t::Bool = true, theta::Bool = true) where {T}
+    z, vs, θ = inputs_of(g, :z), inputs_of(g, :cotangent), theta_inputs(g)
+    differ = differentiable(g)
+    # Given buffers: z, θ, cotangents, frontier, then the results: value, dz, dθ (all differentiable), dt.
+    given, count = Dict{Int,Int}(), 0
+    for i in [z; θ; vs]
+        given[i] = (count += 1)
+    end
+    results_of_prologue = frontier(g)
+    inputs = copy(given)
+    front = [i => (count += 1) for i in results_of_prologue]
+    merge!(given, Dict(front))
+    results(nodes) = [node => (count += 1) for node in nodes]
+    value = results(g.value)
+    vjp = [(pos, g.vjp[k]) for (k, pos) in enumerate(differ)]
+    placed = Pair{Int,Int}[]
+    for kind in (:z, :arg, :parameter, :t), (pos, node) in vjp
+        g.inputs[pos].kind === kind || continue
+        count += 1
+        wanted = kind === :z || (kind === :t ? t : theta)
+        wanted && node != 0 && push!(placed, node => count)
+    end
+    return Kernel{T}(
+        g,
+        lower(g, T, inputs, count, front),
+        lower(g, T, given, count, value),
+        lower(g, T, given, count, placed),
+        length(front),
+        t,
+    )
+end
+
+"""
+The buffers of a kernel for one batch size. `u`, `θ`, `v` are read, `du`, `dz`, `dθ`, `dt` written by the programs.
+"""
+struct Workspace{T,V<:AbstractVector{T},K<:Kernel{T},P,Q,R}
+    kernel::K
+    batch::Int
+    u::V
+    θ::V
+    v::V
+    du::V
+    dz::V
+    dθ::V      # conditioning tensors, then parameters
+    dt::V
+    prologue::P
+    value::Q
+    vjp::R
+    counts::Vector{Int}   # evaluations of the value, of the products
+end
+
+elements(shape, batch) = prod(d -> dimsize(d, batch), shape; init = 1)
+
+"Part of a vector as an array of a shape, over the same memory."
+part_of(x::Array, offset, shape) = unsafe_wrap(Array, pointer(x, offset + 1), shape)
+part_of(x::AbstractVector, offset, shape) = reshape(view(x, (offset + 1):(offset + prod(shape))), shape)
+
+function parts!(buffers, x, shapes, batch)
+    offset = 0
+    for shape in shapes
+        push!(buffers, part_of(x, offset, sizes(shape, batch)))
+        offset += elements(shape, batch)
+    end
+    return buffers
+end
+
+"""
+    Workspace(kernel, batch, like = T[])
+
+Allocate the buffers of a kernel for a batch size, with arrays like `like`.
+"""
+function Workspace(k::Kernel{T}, batch::Int, like = T[]) where {T}
+    g = k.graph
+    shapes(ids) = [g.inputs[i].shape for i in ids]
+    total(s) = sum(x -> elements(x, batch), s; init = 0)
+    zs, θs, vs = shapes(inputs_of(g, :z)), shapes(theta_inputs(g)), shapes(inputs_of(g, :cotangent))
+    dθs = shapes([inputs_of(g, :arg); inputs_of(g, :parameter)])
+    make(n) = fill!(similar(like, T, n), zero(T))
+    u, θ, v, du, dz, dθ, dt = make(total(zs)), make(total(θs)), make(total(vs)), make(total(zs)), make(total(zs)),
+    make(total(dθs)), make(1)
+    given = Any[]
+    parts!(given, u, zs, batch)
+    parts!(given, θ, θs, batch)
+    parts!(given, v, vs, batch)
+    for i in frontier(g)
+        push!(given, fill!(similar(like, eltype_of(g.nodes[i], T), sizes(g.nodes[i].shape, batch)), 0))
+    end
+    parts!(given, du, zs, batch)
+    parts!(given, dz, zs, batch)
+    parts!(given, dθ, dθs, batch)
+    push!(given, part_of(dt, 0, ()))
+    function bind(p::Program)
+        buffers = copy(given)
+        for s in p.specs
+            push!(buffers, s.make(like, batch, buffers))
+        end
+        return Bound(p.run, Tuple(buffers), batch)
+    end
+    return Workspace(k, batch, u, θ, v, du, dz, dθ, dt, bind(k.prologue), bind(k.value), bind(k.vjp), [0, 0])
+end
+
+"A program with its buffers."
+struct Bound{F,B<:Tuple}
+    run::F
+    buffers::B
+    batch::Int
+end
+
+(p::Bound)(t) = p.run(p.buffers, t, p.batch)
+
+"Copy the values of `θ` in and compute what depends on them alone."
+function bind!(w::Workspace, θ)
+    θ === w.θ || copyto!(w.θ, θ)
+    w.prologue(zero(eltype(w.u)))
+    return w
+end
+
+"""
+    value!(du, w, u, t)
+
+`du = f(t, u)` for the bound `θ`.
+"""
+function value!(du, w::Workspace{T}, u, t) where {T}
+    w.counts[1] += 1
+    copyto!(w.u, u)
+    w.value(T(t))
+    copyto!(du, w.du)
+    return nothing
+end
+
+"""
+    vjp!(w, v, u, t)
+
+The products of the cotangent `v` with the Jacobians of `f` at `(t, u)`, left in `w.dz`, `w.dθ` and `w.dt`.
+"""
+function vjp!(w::Workspace{T}, v, u, t) where {T}
+    w.counts[2] += 1
+    copyto!(w.u, u)
+    copyto!(w.v, v)
+    w.vjp(T(t))
+    return nothing
+end

@@ -1,0 +1,350 @@
+# From a graph to a straight program over preallocated buffers.
+#
+# Chains of pointwise operations become one broadcast, matrix products `mul!` into a buffer, views alias the memory
+# of what they view. Everything is `similar`, broadcast, `mul!` and NNlib calls, so that the same program runs on any
+# strided array type.
+
+"How to make one buffer: `make(like, batch, buffers)`; `contiguous` when it can be reshaped in place."
+struct BufferSpec
+    make::Any
+    contiguous::Bool
+end
+
+"A program: statements over buffers, and the recipe of the buffers behind the given ones."
+struct Program
+    run::Any              # (buffers::Tuple, t, batch) -> nothing
+    specs::Vector{BufferSpec}
+    outputs::Vector{Int}  # buffer of each output
+end
+
+"State of one lowering. Buffers are numbered from 1; the given ones come first."
+mutable struct Lowering
+    graph::Graph
+    T::DataType
+    given::Dict{Int,Int}             # node => buffer that the caller fills
+    specs::Vector{BufferSpec}        # of buffers behind the given ones
+    n_given::Int
+    buffer::Dict{Int,Int}            # node => buffer
+    contiguous::Vector{Bool}         # by buffer
+    flat::Dict{Int,Int}              # buffer => its alias as a vector
+    virtual::Set{Int}                # pointwise nodes that are computed where they are used
+    statements::Vector{Expr}
+    users::Dict{Int,Vector{Int}}     # node => the nodes that read it
+end
+
+ispointwise(n::Node) = haskey(POINTWISE, n.op) || n.op in (:cast, :expand, :full)
+
+bufsym(i::Int) = Symbol(:b, i)
+
+function newbuffer!(l::Lowering, make; contiguous = true)
+    push!(l.specs, BufferSpec(make, contiguous))
+    push!(l.contiguous, contiguous)
+    return l.n_given + length(l.specs)
+end
+
+sizes(shape, batch) = ntuple(i -> dimsize(shape[i], batch), length(shape))
+eltype_of(n::Node, T) = n.dtype === :bool ? Bool : T
+
+"A buffer of a node's own, zero at first."
+function own!(l::Lowering, n::Node)
+    shape, E = n.shape, eltype_of(n, l.T)
+    return newbuffer!(l, (like, batch, _) -> fill!(similar(like, E, sizes(shape, batch)), zero(E)))
+end
+
+"An alias of a buffer with another shape."
+function reshaped!(l::Lowering, b::Int, shape)
+    return newbuffer!(l, (_, batch, buffers) -> reshape(buffers[b], sizes(shape, batch)))
+end
+
+"The alias of a buffer as a vector."
+function flat!(l::Lowering, b::Int)
+    return get!(() -> newbuffer!(l, (_, _, buffers) -> vec(buffers[b])), l.flat, b)
+end
+
+"An alias of part of a buffer: `start:step:stop` (Python's meaning) along Julia's dimension `d`."
+function part!(l::Lowering, b::Int, d::Int, start::Dim, stop::Dim, step::Int)
+    make = function (_, batch, buffers)
+        whole = buffers[b]
+        range = (dimsize(start, batch) + 1):step:dimsize(stop, batch)
+        return view(whole, ntuple(i -> i == d ? range : Colon(), ndims(whole))...)
+    end
+    return newbuffer!(l, make; contiguous = false)
+end
+
+juliadim(n::Node, torchdim) = length(n.shape) - Int(torchdim)
+
+# ---- which nodes get a buffer ---------------------------------------------------------------------------------
+
+function live(g::Graph, outputs, given)
+    needed, stack = Set{Int}(), Int[o for o in outputs if o != 0]
+    while !isempty(stack)
+        i = pop!(stack)
+        i in needed && continue
+        push!(needed, i)
+        haskey(given, i) || append!(stack, operands(g.nodes[i]))
+    end
+    return sort!(collect(needed))
+end
+
+isswap(n::Node) = n.op === :permute && collect(Int, n.attrs["dims"]) in ([1, 0], [0, 2, 1])
+
+"Choose the pointwise nodes that are computed where they are used."
+function plan!(l::Lowering, order, outputs)
+    g = l.graph
+    users = Dict(i => Int[] for i in order)
+    for i in order, j in (haskey(l.given, i) ? Int[] : unique(operands(g.nodes[i])))
+        push!(users[j], i)
+    end
+    leaves = Dict{Int,Int}()
+    for i in order
+        n = g.nodes[i]
+        (haskey(l.given, i) || !ispointwise(n)) && (leaves[i] = 1; continue)
+        leaves[i] = max(1, sum(j -> j in l.virtual ? leaves[j] : 1, operands(n); init = 0))
+        inline = !(i in outputs) && all(j -> ispointwise(g.nodes[j]) || g.nodes[j].op in (:cat, :embed), users[i])
+        cheap = n.op in CHEAP && leaves[i] <= 3
+        spread = any(j -> length(g.nodes[j].shape) != length(n.shape) || g.nodes[j].shape != n.shape, users[i])
+        if inline && (n.op in (:expand, :full) || (leaves[i] <= 8 && (cheap || (length(users[i]) == 1 && !spread))))
+            push!(l.virtual, i)
+        else
+            leaves[i] = 1
+        end
+    end
+    return users
+end
+
+# ---- expressions ----------------------------------------------------------------------------------------------
+
+literal(x::Literal, T) = x.value isa Bool ? x.value : T(x.value)
+literal(x::SizeOf, T) = :($T($(x.dim[1]) * batch + $(x.dim[2])))
+
+istime(g::Graph, n::Node) = n.op === :input && g.inputs[n.attrs["index"] + 1].kind === :t
+
+"The expression of an operand inside a broadcast; `leaf(buffer)` is the name under which a buffer is read."
+function expression(l::Lowering, i, leaf)
+    i isa Int || return literal(i, l.T)
+    n = l.graph.nodes[i]
+    istime(l.graph, n) && return :t
+    i in l.virtual || return leaf(l.buffer[i])
+    n.op === :full && return literal(n.inputs[1], l.T)
+    if n.op === :pow && n.inputs[2] isa Literal
+        return literal_pow(expression(l, n.inputs[1], leaf), n.inputs[2].value, l.T)
+    end
+    arguments = [expression(l, j, leaf) for j in n.inputs]
+    n.op === :expand && return arguments[1]
+    n.op === :cast && return :($(l.T).($(arguments[1])))
+    return Expr(:., POINTWISE[n.op], Expr(:tuple, arguments...))
+end
+
+"The nodes with a buffer that an expression reads."
+function sources(l::Lowering, i, found = Int[])
+    i isa Int || return found
+    if i in l.virtual
+        foreach(j -> sources(l, j, found), l.graph.nodes[i].inputs)
+    elseif !istime(l.graph, l.graph.nodes[i])
+        push!(found, i)
+    end
+    return found
+end
+
+"Compute a node's expression into a buffer, as vectors where all that it reads has the same shape."
+function assign!(l::Lowering, b::Int, shape, i::Int)
+    flat = l.contiguous[b] && length(shape) > 1 && all(sources(l, i)) do j
+        l.graph.nodes[j].shape == shape && l.contiguous[l.buffer[j]]
+    end
+    leaf = flat ? c -> bufsym(flat!(l, c)) : bufsym
+    push!(l.statements, :($(leaf(b)) .= $(expression(l, i, leaf))))
+    return b
+end
+
+# ---- operations -----------------------------------------------------------------------------------------------
+
+"The buffer of an operand, computed now if it was to be computed where it is used."
+function materialise!(l::Lowering, i::Int; contiguous = false)
+    n = l.graph.nodes[i]
+    if !haskey(l.buffer, i)
+        b = own!(l, n)
+        assign!(l, b, n.shape, i)
+        delete!(l.virtual, i)
+        l.buffer[i] = b
+    elseif contiguous && !l.contiguous[l.buffer[i]]
+        b = own!(l, n)
+        push!(l.statements, :(copyto!($(bufsym(b)), $(bufsym(l.buffer[i])))))
+        l.buffer[i] = b
+    end
+    return l.buffer[i]
+end
+
+"A factor of a matrix product: a transposition is left to the product."
+function factor!(l::Lowering, i::Int, transposed)
+    n = l.graph.nodes[i]
+    if isswap(n) && !haskey(l.given, i)
+        return :($transposed($(bufsym(materialise!(l, n.inputs[1]; contiguous = true)))))
+    end
+    return bufsym(materialise!(l, i; contiguous = true))
+end
+
+"Lower one node; `into` is a buffer that the result has to be in, or `nothing`."
+function lower!(l::Lowering, i::Int, into)
+    n = l.graph.nodes[i]
+    emit(s) = push!(l.statements, s)
+    destination() = into === nothing ? own!(l, n) : into
+    op = n.op
+    if ispointwise(n)
+        push!(l.virtual, i)
+        b = destination()
+        assign!(l, b, n.shape, i)
+        delete!(l.virtual, i)
+        l.buffer[i] = b
+    elseif op === :const
+        data, shape = map(number, n.attrs["data"]), n.shape
+        E = eltype_of(n, l.T)
+        n.dtype === :int && return  # indices are attributes of the operations that use them
+        l.buffer[i] = newbuffer!(l, (like, batch, _) -> copyto!(similar(like, E, sizes(shape, batch)), E.(data)))
+    elseif op === :reshape
+        l.buffer[i] = reshaped!(l, materialise!(l, n.inputs[1]; contiguous = true), n.shape)
+    elseif op === :permute
+        isswap(n) && into === nothing && all(j -> l.graph.nodes[j].op in (:mm, :bmm), l.users[i]) && return
+        r = length(n.shape)
+        dims = collect(Int, n.attrs["dims"])
+        perm = Tuple(r - dims[r - j] for j in 0:(r - 1))
+        source = bufsym(materialise!(l, n.inputs[1]; contiguous = true))
+        b = destination()
+        emit(:(permutedims!($(bufsym(b)), $source, $perm)))
+        l.buffer[i] = b
+    elseif op === :slice
+        d = juliadim(n, n.attrs["dim"])
+        source = materialise!(l, n.inputs[1])
+        bounds = todim(n.attrs["start"]), todim(n.attrs["stop"]), Int(n.attrs["step"])
+        l.buffer[i] = part!(l, source, d, bounds...)
+    elseif op === :embed
+        b = own!(l, n)
+        bounds = todim(n.attrs["start"]), todim(n.attrs["stop"]), Int(n.attrs["step"])
+        p = part!(l, b, juliadim(n, n.attrs["dim"]), bounds...)
+        emit(:($(bufsym(p)) .= $(expression(l, n.inputs[1], bufsym))))
+        l.buffer[i] = b
+    elseif op === :cat
+        d = juliadim(n, n.attrs["dim"])
+        b, from = destination(), 0
+        for j in n.inputs
+            size = l.graph.nodes[j].shape[d]
+            upto = size isa Int && from isa Int ? from + size : (sizeparts(size) .+ sizeparts(from))
+            p = part!(l, b, d, from, upto, 1)
+            emit(:($(bufsym(p)) .= $(expression(l, j, bufsym))))
+            from = upto
+        end
+        l.buffer[i] = b
+    elseif op in (:sum, :amax, :amin, :prod)
+        f = (sum = :sum!, amax = :maximum!, amin = :minimum!, prod = :prod!)[op]
+        source_node = l.graph.nodes[n.inputs[1]]
+        dims = op === :prod ? [n.attrs["dim"]] : n.attrs["dims"]
+        over = [juliadim(source_node, d) for d in dims]
+        kept = Dim[d in over ? 1 : source_node.shape[d] for d in eachindex(source_node.shape)]
+        source = materialise!(l, n.inputs[1])
+        b = destination()
+        k = kept == n.shape ? b : reshaped!(l, b, kept)
+        emit(:($f($(bufsym(k)), $(bufsym(source)))))
+        l.buffer[i] = b
+    elseif op in (:cumsum, :cumprod)
+        f = op === :cumsum ? :cumsum! : :cumprod!
+        source = bufsym(materialise!(l, n.inputs[1]; contiguous = true))
+        b = destination()
+        emit(:($f($(bufsym(b)), $source; dims = $(juliadim(n, n.attrs["dim"])))))
+        l.buffer[i] = b
+    elseif op === :flip
+        over = [juliadim(n, d) for d in n.attrs["dims"]]
+        source = materialise!(l, n.inputs[1])
+        view_of(_, _, buffers) =
+            view(buffers[source], ntuple(d -> d in over ? reverse(axes(buffers[source], d)) : Colon(), length(n.shape))...)
+        l.buffer[i] = newbuffer!(l, view_of; contiguous = false)
+    elseif op in (:index_select, :index_add)
+        lower_index!(l, i, n, destination())
+    elseif op === :mm
+        x, y = factor!(l, n.inputs[1], :transpose), factor!(l, n.inputs[2], :transpose)
+        b = destination()
+        emit(:(mul!($(bufsym(b)), $y, $x)))
+        l.buffer[i] = b
+    elseif op === :bmm
+        x, y = factor!(l, n.inputs[1], :batched_transpose), factor!(l, n.inputs[2], :batched_transpose)
+        b = destination()
+        emit(:(batched_mul!($(bufsym(b)), $y, $x)))
+        l.buffer[i] = b
+    else
+        throw(ArgumentError("the graph has the operation `$op`, which this PyNODE cannot lower: update PyNODE"))
+    end
+    return
+end
+
+sizeparts(d::Int) = (0, d)
+sizeparts(d::Tuple{Int,Int}) = d
+
+"Gather along a dimension by fixed positions, or its transpose."
+function lower_index!(l::Lowering, i::Int, n::Node, b::Int)
+    d = juliadim(n, n.attrs["dim"])
+    index = [Int(k) + 1 for k in n.attrs["index"]]
+    source = materialise!(l, n.inputs[1])
+    whole = n.op === :index_select ? source : b
+    at(ks) = newbuffer!(l, (_, _, buffers) -> view(buffers[whole], ntuple(j -> j == d ? ks : Colon(), ndims(buffers[whole]))...); contiguous = false)
+    if n.op === :index_select
+        push!(l.statements, :($(bufsym(b)) .= $(bufsym(at(index)))))
+    elseif allunique(index)
+        push!(l.statements, :(fill!($(bufsym(b)), zero($(l.T)))), :($(bufsym(at(index))) .= $(bufsym(source))))
+    else
+        push!(l.statements, :(fill!($(bufsym(b)), zero($(l.T)))))
+        for (k, position) in enumerate(index)
+            from = newbuffer!(l, (_, _, buffers) -> view(buffers[source], ntuple(j -> j == d ? (k:k) : Colon(), ndims(buffers[source]))...); contiguous = false)
+            to = at(position:position)
+            push!(l.statements, :($(bufsym(to)) .+= $(bufsym(from))))
+        end
+    end
+    l.buffer[i] = b
+    return
+end
+
+"""
+    lower(graph, T, given, n_given, outputs) -> Program
+
+Lower what `outputs` need to a program.
+
+# Arguments
+- `T`: element type.
+- `given`: node => buffer (of `1:n_given`) that the caller fills before a run.
+- `outputs`: pairs `node => buffer`; the buffer (of `1:n_given`) is written, or with `nothing` the program
+  keeps the result in a buffer of its own, listed in `Program.outputs`.
+"""
+function lower(graph::Graph, T::DataType, given::Dict{Int,Int}, n_given::Int, outputs)
+    wanted = [first(o) for o in outputs]
+    order = live(graph, wanted, given)
+    l = Lowering(graph, T, given, BufferSpec[], n_given, copy(given), trues(n_given), Dict(), Set(), Expr[], Dict())
+    l.users = plan!(l, order, Set(wanted))
+    place = Dict{Int,Int}()
+    for (i, b) in outputs
+        b === nothing || haskey(given, i) || get!(place, i, b)
+    end
+    for i in order
+        (haskey(given, i) || i in l.virtual || istime(graph, graph.nodes[i])) && continue
+        lower!(l, i, get(place, i, nothing))
+    end
+    for (i, b) in outputs
+        if b !== nothing
+            istime(graph, graph.nodes[i]) || materialise!(l, i)
+            get(l.buffer, i, 0) == b || push!(l.statements, :($(bufsym(b)) .= $(expression(l, i, bufsym))))
+        else
+            materialise!(l, i; contiguous = true)
+        end
+    end
+    n = n_given + length(l.specs)
+    used = Set{Symbol}()
+    foreach(s -> symbols!(used, s), l.statements)
+    unpack = [:($(bufsym(k)) = buffers[$k]) for k in 1:n if bufsym(k) in used]
+    body = Expr(:block, unpack..., l.statements..., :(return nothing))
+    run = @RuntimeGeneratedFunction(:(function (buffers, t, batch)
+        $body
+    end))
+    return Program(run, l.specs, [get(l.buffer, i, 0) for i in wanted])
+end
+
+function symbols!(found, e)
+    e isa Symbol && push!(found, e)
+    e isa Expr && foreach(a -> symbols!(found, a), e.args)
+    return found
+end

@@ -1,0 +1,103 @@
+# Scalar functions of the graph's pointwise operations, with PyTorch's results outside the domain: NaN, not an
+# error, since a trial step may leave the domain and then be rejected.
+
+nan(x) = oftype(x, NaN)
+
+safe_log(x) = x < 0 ? nan(x) : log(x)
+safe_log1p(x) = x < -1 ? nan(x) : log1p(x)
+safe_log2(x) = x < 0 ? nan(x) : log2(x)
+safe_log10(x) = x < 0 ? nan(x) : log10(x)
+safe_sqrt(x) = x < 0 ? nan(x) : sqrt(x)
+safe_rsqrt(x) = inv(safe_sqrt(x))
+safe_sin(x) = isfinite(x) ? sin(x) : nan(x)
+safe_cos(x) = isfinite(x) ? cos(x) : nan(x)
+safe_tan(x) = isfinite(x) ? tan(x) : nan(x)
+safe_asin(x) = abs(x) > 1 ? nan(x) : asin(x)
+safe_acos(x) = abs(x) > 1 ? nan(x) : acos(x)
+safe_acosh(x) = x < 1 ? nan(x) : acosh(x)
+safe_atanh(x) = abs(x) > 1 ? nan(x) : atanh(x)
+safe_pow(x, y) = (x < 0 && !isinteger(y)) ? nan(x) : x^y
+square(x) = x * x
+cube(x) = x * x * x
+round_even(x) = round(x, RoundNearest)
+relu(x) = max(x, zero(x))
+remainder(x, y) = (r = rem(x, y); (!iszero(r) && (signbit(r) != signbit(y))) ? r + y : r)
+
+"Scalar function of each pointwise operation."
+const POINTWISE = Dict{Symbol,Any}(
+    :neg => :-,
+    :add => :+,
+    :sub => :-,
+    :mul => :*,
+    :div => :/,
+    :reciprocal => :inv,
+    :abs => :abs,
+    :exp => :exp,
+    :expm1 => :expm1,
+    :log => :safe_log,
+    :log1p => :safe_log1p,
+    :log2 => :safe_log2,
+    :log10 => :safe_log10,
+    :sqrt => :safe_sqrt,
+    :rsqrt => :safe_rsqrt,
+    :sin => :safe_sin,
+    :cos => :safe_cos,
+    :tan => :safe_tan,
+    :asin => :safe_asin,
+    :acos => :safe_acos,
+    :atan => :atan,
+    :sinh => :sinh,
+    :cosh => :cosh,
+    :tanh => :tanh_fast,
+    :asinh => :asinh,
+    :acosh => :safe_acosh,
+    :atanh => :safe_atanh,
+    :erf => :erf,
+    :erfc => :erfc,
+    :sigmoid => :sigmoid,
+    :relu => :relu,
+    :sign => :sign,
+    :floor => :floor,
+    :ceil => :ceil,
+    :round => :round_even,
+    :trunc => :trunc,
+    :logical_not => :!,
+    :isnan => :isnan,
+    :isinf => :isinf,
+    :pow => :safe_pow,
+    :atan2 => :atan,
+    :fmod => :rem,
+    :remainder => :remainder,
+    :maximum => :max,
+    :minimum => :min,
+    :lt => :<,
+    :le => :<=,
+    :gt => :>,
+    :ge => :>=,
+    :eq => :(==),
+    :ne => :(!=),
+    :logical_and => :&,
+    :logical_or => :|,
+    :logical_xor => :xor,
+    :where => :ifelse,
+)
+
+"Pointwise operations that cost about as much as reading their operand: they may be computed twice."
+const CHEAP = Set{Symbol}((
+    :neg, :add, :sub, :mul, :abs, :relu, :maximum, :minimum, :lt, :le, :gt, :ge, :eq, :ne,
+    :where, :logical_not, :logical_and, :logical_or, :cast, :expand, :full,
+))
+
+"A power with a literal exponent, by multiplication where that is exact."
+function literal_pow(base, exponent::Real, T)
+    exponent == 2 && return :(square.($base))
+    exponent == 3 && return :(cube.($base))
+    exponent == 0.5 && return :(safe_sqrt.($base))
+    exponent == -1 && return :(inv.($base))
+    exponent == -0.5 && return :(safe_rsqrt.($base))
+    exponent == 0 && return T(1)
+    if isinteger(exponent) && abs(exponent) <= 64
+        return :($base .^ $(Int(exponent)))
+    end
+    return :(safe_pow.($base, $(T(exponent))))
+end
