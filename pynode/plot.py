@@ -154,5 +154,5 @@ def phase(curves: Mapping[str, Tensor]) -> Figure:
         style = {"linestyle": "", "marker": ".", "markersize": 3} if i == 0 else {"linewidth": 1.5}
         axis.plot(*z.detach().cpu().T, label=label, **style)
     axis.set_aspect("equal", adjustable="datalim")
-    axis.legend(frameon=False)
+    figure.legend(frameon=False, loc="outside upper center", ncols=len(curves))
     return figure

@@ -1,0 +1,54 @@
+"""Each example runs as its user runs it, with fewer iterations, and shows what it claims."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(name, out, *options):
+    command = [sys.executable, EXAMPLES / f"{name}.py", "--engine", "torch", "--out", out, *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads((out / "results.json").read_text()), done.stdout
+
+
+def assert_figures(out, *names):
+    for name in names:
+        assert (out / name).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+        assert (out / name).stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_cubic_regression(tmp_path):
+    results, stdout = run("cubic_regression", tmp_path, "--iterations", "300")
+    resnet, node = results["ResNet"], results["ODE-Net"]
+    assert resnet["parameters"] == node["parameters"] == 2 * 25 + 25 + 25 + 1
+    # The targets' variance is 17.0; the best straight line leaves 2.4.
+    assert resnet["mse"] < 0.2
+    assert node["mse"] < 0.2
+    assert node["mse_between"] < 0.4
+    assert resnet["nfe_forward"] == 3 < node["nfe_forward"]
+    assert "ODE-Net" in stdout
+    assert_figures(tmp_path, "fit.png", "trajectories.png")
+
+
+@pytest.mark.slow
+def test_spiral_fit(tmp_path):
+    results, _ = run("spiral_fit", tmp_path, "--iterations", "400")
+    assert results["mse_after"] < 0.4 < 1.5 < results["mse_before"]
+    assert results["engine"] == "torch"
+    assert_figures(tmp_path, "training.png", "spiral.png")
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted(EXAMPLES.glob("*.py"))])
+def test_every_example_says_how_it_is_used(name):
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / f"{name}.py", "--help"], capture_output=True, text=True, timeout=300, check=True
+    )
+    for option in ("--out", "--engine", "--seed"):
+        assert option in done.stdout
