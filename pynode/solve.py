@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pynode._derived import derived_field
 from pynode._inputs import check_args, check_count, check_number, check_parameters, check_state, check_times
 from pynode.engine._protocol import Engine, Gradients, Integration, Problem, Retcode, Stats
 from pynode.engine.choose import choose
@@ -145,8 +144,12 @@ def solve(
         )
     function: Callable[..., Any] = field
     is_tuple = isinstance(z0, tuple)
-    if running_cost is not None:
-        function = _with_cost(field, running_cost, is_tuple)
+    if running_cost is not None and callable(field):
+        if not callable(running_cost):
+            raise InputError(
+                f"running_cost must be a callable l(t, z, *args) -> (batch,), got {type(running_cost).__name__}"
+            )
+        function = derived_field(_with_cost, field, running_cost, is_tuple)
         state, is_tuple = (*state, state[0].new_zeros(state[0].shape[0])), True
     vector_field = Field(function, state, times[0], args, is_tuple)
     check_parameters(vector_field)
@@ -274,18 +277,7 @@ def _solve_empty(problem: Problem) -> Integration:
     )
 
 
-def _with_cost(field: Any, cost: Callable[..., Tensor], is_tuple: bool) -> Callable[..., Any]:
-    """The field of the state and, as its last component, the accumulated running cost.
-
-    It is a method bound to the field: what `Field` learns of it then lives as long as the user's field.
-    """
-    if not callable(cost):
-        raise InputError(f"running_cost must be a callable l(t, z, *args) -> (batch,), got {type(cost).__name__}")
-    owner = field.__self__ if isinstance(field, types.MethodType) else field
-    return types.MethodType(functools.partial(_augmented, field, cost, is_tuple), owner)
-
-
-def _augmented(
+def _with_cost(
     field: Callable[..., Any],
     cost: Callable[..., Tensor],
     is_tuple: bool,
@@ -294,10 +286,9 @@ def _augmented(
     state: tuple[Tensor, ...],
     *args: Tensor,
 ) -> tuple[Tensor, ...]:
+    """The field of the state with the accumulated running cost, `(batch,)`, as its last component."""
     z = state[:-1] if is_tuple else state[0]
-    dz = field(t, z, *args)
-    rate = cost(t, z, *args)
-    expected = state[-1].shape
+    dz, rate, expected = field(t, z, *args), cost(t, z, *args), state[-1].shape
     if not isinstance(rate, Tensor) or rate.shape != expected:
         got = tuple(rate.shape) if isinstance(rate, Tensor) else type(rate).__name__
         raise FieldError(

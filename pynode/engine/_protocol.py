@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -89,7 +88,6 @@ class Problem:
         wants: which gradients are wanted, by group: `z0`, `t`, `args`, `parameters`, each a tuple of bools
             (`t` a single-element tuple).
         dense: whether an interpolant is wanted.
-        options: further options that only some engines know (from `pynode.compat`).
     """
 
     field: Field
@@ -105,7 +103,6 @@ class Problem:
     sensitivity: Sensitivity | None
     wants: Mapping[str, tuple[bool, ...]]
     dense: bool = False
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclass

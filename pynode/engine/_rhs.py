@@ -81,7 +81,7 @@ class AdaptiveRhs(Rhs):
 
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem)
-        self.accepted: list[tuple[float, float]] = []  # start and length of each step
+        self.accepted: list[tuple[float, float]] = []  # start and length of each step, cut short or not
         self.rejected = 0
         self.under_way: tuple[Tensor, Any, Tensor] | None = None
         self.nfe_before = self.nfe_rejected = 0
@@ -96,6 +96,12 @@ class AdaptiveRhs(Rhs):
             raise Stop(Retcode.MAX_STEPS, self.t_last)
 
     callback_step_adjoint = callback_step
+
+    @property
+    def dt_last(self) -> float:
+        """The last step that was accepted, as it was before the end of the span cut it short."""
+        assert self.under_way is not None
+        return self.under_way[2].item()
 
     def callback_accept_step(self, t: Tensor, z: Any, dt: Tensor) -> None:
         """After a step that was accepted."""

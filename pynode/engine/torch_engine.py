@@ -109,17 +109,18 @@ def _too_many_steps(problem: Problem) -> Stop | None:
     return Stop(Retcode.MAX_STEPS, float(problem.t[0]))
 
 
-def _options(problem: Problem) -> dict[str, Any]:
+def _options(problem: Problem, t: Tensor) -> dict[str, Any]:
+    """The options of torchdiffeq for a solve that reports at `t`."""
     solver, dt = problem.solver, problem.dt
     if solver.name in SCIPY:
         return {"solver": solver.torch}
-    if dt is None:
-        return {}
-    if solver.adaptive:
-        return {"first_step": dt}
-    if solver.name == "adams":  # a multistep method: its coefficients hold for equal steps only
-        return {"grid_constructor": lambda func, y0, t: _even_grid(t, dt), "interp": "cubic"}
-    return {"grid_constructor": lambda func, y0, t: _grid(t, dt)}
+    if not solver.adaptive:
+        assert dt is not None
+        if solver.name == "adams":  # a multistep method: its coefficients hold for equal steps only
+            return {"grid_constructor": lambda func, y0, t: _even_grid(t, dt), "interp": "cubic"}
+        return {"grid_constructor": lambda func, y0, t: _grid(t, dt)}
+    options: dict[str, Any] = {"step_t": t[-1:]}  # so that the field is not evaluated beyond the last time
+    return options if dt is None else options | {"first_step": dt}
 
 
 def _grid(t: Tensor, dt: float) -> Tensor:
@@ -132,7 +133,7 @@ def _grid(t: Tensor, dt: float) -> Tensor:
 
 def _even_grid(t: Tensor, dt: float) -> Tensor:
     """Equal steps of at most `dt` from the first to the last entry of `t`; differentiable in both."""
-    (count,) = substeps((float(t[0]), float(t[-1])), dt)
+    (count,) = substeps((t[0].item(), t[-1].item()), dt)
     fraction = torch.arange(count, dtype=t.dtype, device=t.device) / count
     return torch.cat([t[0] + (t[-1] - t[0]) * fraction, t[-1:]])
 
@@ -140,22 +141,34 @@ def _even_grid(t: Tensor, dt: float) -> Tensor:
 def _odeint(problem: Problem, rhs: Rhs, t: Tensor, options: dict[str, Any] | None = None) -> tuple[Tensor, ...]:
     """Call torchdiffeq; one `(time, batch, *features)` tensor per state tensor."""
     solver, how = problem.solver, problem.sensitivity
+    if isinstance(rhs, AdaptiveRhs) and solver.name != "dopri5" and len(t) > 2:
+        # torchdiffeq interpolates between steps as accurately as dopri5, but not as the others (bosh3 loses three
+        # digits): these stop at each time, and go on with the step that they had.
+        states = [problem.z0]
+        for i in range(len(t) - 1):
+            problem = replace(problem, z0=states[-1], dt=rhs.dt_last if i else problem.dt)
+            states.append(tuple(x[1] for x in _odeint(problem, rhs, t[i : i + 2])))
+        return tuple(torch.stack(x) for x in zip(*states, strict=True))
     call: dict[str, Any] = {
         "rtol": problem.rtol,
         "atol": problem.atol,
         "method": "scipy_solver" if solver.name in SCIPY else solver.torch,
-        "options": _options(problem) if options is None else options,
+        "options": options or _options(problem, t),
     }
     odeint: Callable[..., Any] = torchdiffeq.odeint
     if how is not None and how.name == "backsolve" and torch.is_grad_enabled():
         odeint = torchdiffeq.odeint_adjoint
         call |= {f"adjoint_{key}": value for key, value in how.options().items()}
         call["adjoint_params"] = (*problem.args, *problem.parameters)
+        if solver.adaptive and solver.name not in SCIPY:
+            call["adjoint_options"] = {"step_t": t.detach()}
     with _without_scipy_warning(problem):
         z = odeint(rhs, problem.z0 if problem.field.is_tuple else problem.z0[0], t, **call)
     z = tuple(z) if problem.field.is_tuple else (z,)
     if len(z[0]) < len(t):  # how torchdiffeq lets on that SciPy gave up
         raise Stop(Retcode.FAILURE, rhs.t_last)
+    if solver.name in SCIPY:  # LSODA interpolates at the first time too
+        z = tuple(torch.cat([first[None], x[1:]]) for first, x in zip(problem.z0, z, strict=True))
     return z
 
 
@@ -231,14 +244,14 @@ def _interpolant(problem: Problem, rhs: Rhs, stats: Stats) -> Callable[[Tensor],
 
     torchdiffeq interpolates at the times that it is asked for and keeps no interpolant.
     """
-    options = _options(problem)
     sign = 1.0 if problem.t[-1] > problem.t[0] else -1.0
+    options = None
     if isinstance(rhs, AdaptiveRhs):
         start, length = torch.tensor(rhs.accepted, dtype=torch.float64).unbind(1)
         knots = torch.cat([start, (start + sign * length)[-1:]])
     else:
-        grid = options["grid_constructor"](None, None, problem.t)
-        options |= {"grid_constructor": lambda func, y0, t: grid.to(t), "interp": "cubic"}
+        grid = _options(problem, problem.t)["grid_constructor"](None, None, problem.t)
+        options = {"grid_constructor": lambda func, y0, t: grid.to(t), "interp": "cubic"}
         knots = grid.double().cpu()
     within = torch.arange(_QUARTIC, dtype=torch.float64) / _QUARTIC
     points = (knots[:-1, None] + knots.diff()[:, None] * within).flatten()

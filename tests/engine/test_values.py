@@ -1,0 +1,135 @@
+"""The engine contract on values: exact solutions, directions of time, accuracy of every solver."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from problems import Driven, Linear, draw, settings, solver_cases
+from torch import Tensor
+
+import pynode
+from pynode.engine import SolverInfo
+
+DOUBLE = torch.float64
+
+
+@pytest.mark.parametrize("direction", [1.0, -1.0])
+@pytest.mark.parametrize(("engine", "info"), solver_cases())
+def test_linear_system(engine: str, info: SolverInfo, direction: float) -> None:
+    chosen = settings(info)
+    field, z0, _ = draw("linear")
+    t = 0.3 + direction * chosen["span"] * torch.tensor([0.0, 0.1, 0.37, 1.0], dtype=DOUBLE)
+    sol = pynode.solve(field, z0, t, solver=info.name, engine=engine, max_steps=100_000, **chosen["keywords"])
+    assert sol.solver == info.name
+    assert sol.engine == engine
+    assert sol.z.shape == (4, 2, 2)
+    assert torch.equal(sol.z[0], z0)
+    torch.testing.assert_close(sol.z, field.exact(z0, t), rtol=0, atol=chosen["error"])
+
+
+@pytest.mark.parametrize(("engine", "info"), solver_cases())
+def test_time_dependent_field_with_args(engine: str, info: SolverInfo) -> None:
+    chosen = settings(info)
+    field, z0, (u,) = draw("driven")
+    t = 0.3 + chosen["span"] * torch.tensor([0.0, 0.1, 0.37, 1.0], dtype=DOUBLE)
+    sol = pynode.solve(
+        field, z0, t, args=(u,), solver=info.name, engine=engine, max_steps=100_000, **chosen["keywords"]
+    )
+    torch.testing.assert_close(sol.z, field.exact(z0, t, u), rtol=0, atol=chosen["error"])
+
+
+@pytest.mark.parametrize(
+    ("engine", "info"), [c for c in solver_cases() if not c.values[1].adaptive and c.values[1].name != "adams"]
+)
+def test_order_of_convergence(engine: str, info: SolverInfo) -> None:
+    """Halving the step of a fixed-step solver divides the error by 2 to the order."""
+    field, z0, _ = draw("linear")
+    t = torch.tensor([0.0, 1.0], dtype=DOUBLE)
+    errors = []
+    for steps in (20, 40):
+        z = pynode.solve(field, z0, t, solver=info.name, dt=1 / steps, engine=engine).z
+        errors.append((z[-1] - field.exact(z0, t)[-1]).abs().max().item())
+    order = torch.tensor(errors[0] / errors[1]).log2().item()
+    assert order == pytest.approx(info.order, abs=0.2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dtype_is_kept(engine: str, dtype: torch.dtype) -> None:
+    field, z0, _ = draw("mlp", dtype)
+    # The other dtype for t: it is converted to the state's.
+    t = torch.linspace(0, 1, 3, dtype=DOUBLE if dtype == torch.float32 else torch.float32, requires_grad=True)
+    z0.requires_grad_()
+    sol = pynode.solve(field, z0, t, engine=engine)
+    assert sol.z.dtype == sol.t.dtype == dtype
+    sol.z.sum().backward()
+    assert z0.grad is not None
+    assert z0.grad.dtype == dtype
+    assert t.grad is not None
+    assert t.grad.dtype == t.dtype
+
+
+def test_float32_agrees_with_float64(engine: str) -> None:
+    wide, narrow = Linear(DOUBLE), Linear(torch.float32)
+    z0 = draw("linear")[1]
+    exact = pynode.solve(wide, z0, [0.0, 1.0], engine=engine, rtol=1e-8, atol=1e-10).z
+    z = pynode.solve(narrow, z0.float(), [0.0, 1.0], engine=engine, rtol=1e-5, atol=1e-6).z
+    torch.testing.assert_close(z.double(), exact, rtol=1e-4, atol=1e-5)
+
+
+def test_several_features(engine: str) -> None:
+    """A state of shape (batch, channel, height, width), each entry decaying by itself."""
+    rate = torch.nn.Parameter(torch.linspace(0.1, 1.0, 24, dtype=DOUBLE).reshape(2, 3, 4))
+
+    class Decay(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rate = rate
+
+        def forward(self, t: Tensor, z: Tensor) -> Tensor:
+            return -self.rate * z
+
+    z0 = torch.randn(5, 2, 3, 4, dtype=DOUBLE)
+    sol = pynode.solve(Decay(), z0, [0.0, 0.5, 1.0], engine=engine, rtol=1e-8, atol=1e-10)
+    assert sol.z.shape == (3, 5, 2, 3, 4)
+    exact = z0 * torch.exp(-rate * sol.t.reshape(-1, 1, 1, 1, 1))
+    torch.testing.assert_close(sol.z, exact, rtol=0, atol=1e-7)
+    (gradient,) = torch.autograd.grad(sol.z[-1].sum(), rate)
+    torch.testing.assert_close(gradient, -(z0 * torch.exp(-rate)).sum(0), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.julia
+@pytest.mark.parametrize("problem", ["linear", "driven", "mlp", "pair"])
+def test_engines_agree(problem: str) -> None:
+    field, z0, args = draw(problem)
+    states = z0 if isinstance(z0, tuple) else (z0,)
+    inputs = [*states, *args, *field.parameters()]
+    found = []
+    for engine in ("torch", "julia"):
+        t = torch.tensor([0.1, 0.4, 1.1], dtype=DOUBLE, requires_grad=True)
+        for x in inputs:
+            x.requires_grad_()
+        sol = pynode.solve(field, z0, t, args=args, solver="dopri5", engine=engine, rtol=1e-9, atol=1e-11)
+        z = sol.z if isinstance(sol.z, tuple) else (sol.z,)
+        loss = sum((x**2).sum() for x in z)
+        found.append((z, torch.autograd.grad(loss, [t, *inputs])))
+    for a, b in zip(*(z for z, _ in found), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
+    for a, b in zip(*(g for _, g in found), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_adams_between_steps() -> None:
+    """The multistep solver keeps its fourth order where the reported times lie anywhere between its steps."""
+    field = Driven()
+    z0, u = torch.tensor([[1.0]], dtype=DOUBLE), torch.tensor([[-0.5]], dtype=DOUBLE)
+    t = torch.tensor([0.0, 0.113, 0.457, 0.9031, 1.0], dtype=DOUBLE)
+    z = pynode.solve(field, z0, t, args=(u,), solver="adams", dt=0.01, rtol=1e-9, atol=1e-11, engine="torch").z
+    torch.testing.assert_close(z, field.exact(z0, t, u), rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("solver", ["bosh3", "dopri8"])
+def test_accuracy_after_a_step_that_ends_on_a_reported_time(solver: str) -> None:
+    field, z0, _ = draw("linear")
+    t = torch.linspace(0, 1, 9, dtype=DOUBLE)
+    z = pynode.solve(field, z0, t, solver=solver, dt=0.125, engine="torch", rtol=1e-5, atol=1e-6).z
+    torch.testing.assert_close(z, field.exact(z0, t), rtol=0, atol=2e-5)
