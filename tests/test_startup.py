@@ -1,0 +1,52 @@
+"""What importing pynode does not do, each in a process of its own."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("matplotlib", "sklearn", "scipy", "juliacall", "juliapkg", "torchdiffeq")
+
+
+def python(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("statement", ["import pynode", "import pynode.cli, pynode.models, pynode.data, pynode.plot"])
+def test_import_is_light(statement):
+    loaded = python(f"{statement}; import sys; print([m for m in {HEAVY!r} if m in sys.modules])")
+    assert loaded.strip() == "[]"
+
+
+def test_listing_solvers_and_asking_for_help_start_nothing():
+    code = (
+        "import sys, pynode.cli\n"
+        "assert pynode.cli.main(['solvers']) == 0\n"
+        "try: pynode.cli.main(['demo', '--help'])\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        f"print([m for m in {HEAVY!r} if m in sys.modules])"
+    )
+    assert python(code).splitlines()[-1] == "[]"
+
+
+def test_import_leaves_torch_as_it_is():
+    code = (
+        "import torch; before = (torch.get_num_threads(), torch.get_default_dtype(), torch.initial_seed(), "
+        "torch.get_rng_state().sum().item())\n"
+        "import pynode, pynode.cli\n"
+        "after = (torch.get_num_threads(), torch.get_default_dtype(), torch.initial_seed(), "
+        "torch.get_rng_state().sum().item())\n"
+        "print(before == after)"
+    )
+    assert python(code).strip() == "True"
+
+
+def test_the_module_is_the_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "pynode", "--version"], capture_output=True, text=True, timeout=120, check=True
+    )
+    import pynode
+
+    assert done.stdout.strip() == f"pynode {pynode.__version__}"
