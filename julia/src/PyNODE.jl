@@ -6,10 +6,17 @@ and differentiate. Python's `pynode` is the front end.
 """
 module PyNODE
 
+using FunctionWrappers: FunctionWrapper
 using JSON: JSON
-using LinearAlgebra: mul!, transpose
+using LinearAlgebra: BLAS, dot, mul!, transpose
 using NNlib: batched_mul!, batched_transpose, sigmoid, tanh_fast
+using OrdinaryDiffEqCore: OrdinaryDiffEqCore
+using OrdinaryDiffEqHighOrderRK: DP8
+using OrdinaryDiffEqLowOrderRK: BS3, DP5, Euler, Heun, Midpoint, RK4
+using OrdinaryDiffEqTsit5: Tsit5
+using OrdinaryDiffEqVerner: Vern6, Vern7, Vern8, Vern9
 using RuntimeGeneratedFunctions: RuntimeGeneratedFunctions, @RuntimeGeneratedFunction
+using SciMLBase: FullSpecialize, ODEFunction, ODEProblem, ReturnCode, init, solve, step!, successful_retcode
 using SpecialFunctions: erf, erfc
 
 RuntimeGeneratedFunctions.init(@__MODULE__)
@@ -18,5 +25,12 @@ include("graph.jl")
 include("pointwise.jl")
 include("lower.jl")
 include("kernel.jl")
+include("field.jl")
+include("solvers.jl")
+include("forward.jl")
+include("tableau.jl")
+include("discrete.jl")
+include("continuous.jl")
+include("bridge.jl")
 
 end

@@ -10,9 +10,9 @@ struct Kernel{T}
     graph::Graph
     prologue::Program
     value::Program
-    vjp::Program
-    n_frontier::Int
-    wants_t::Bool
+    vjp::Program          # every product
+    vjp_state::Program    # the products with the Jacobians in the state and in t only
+    vjp_theta::Program    # the products with the Jacobians in all else only
 end
 
 "The inputs whose values make up `θ`: what the gradient may be asked for comes first."
@@ -45,12 +45,11 @@ function frontier(g::Graph)
 end
 
 """
-    Kernel{T}(graph; t = true, theta = true)
+    Kernel{T}(graph)
 
-Lower a graph. `t` and `theta` say whether the cotangents of `t`, and of the conditioning tensors and parameters,
-will be asked for.
+Lower a graph for an element type.
 """
-function Kernel{T}(g::Graph; t::Bool = true, theta::Bool = true) where {T}
+function Kernel{T}(g::Graph) where {T}
     z, vs, θ = inputs_of(g, :z), inputs_of(g, :cotangent), theta_inputs(g)
     differ = differentiable(g)
     # Given buffers: z, θ, cotangents, frontier, then the results: value, dz, dθ (all differentiable), dt.
@@ -64,29 +63,39 @@ function Kernel{T}(g::Graph; t::Bool = true, theta::Bool = true) where {T}
     merge!(given, Dict(front))
     results(nodes) = [node => (count += 1) for node in nodes]
     value = results(g.value)
-    vjp = [(pos, g.vjp[k]) for (k, pos) in enumerate(differ)]
-    placed = Pair{Int,Int}[]
-    for kind in (:z, :arg, :parameter, :t), (pos, node) in vjp
-        g.inputs[pos].kind === kind || continue
+    products = Dict{Symbol,Vector{Pair{Int,Int}}}()
+    for kind in (:z, :arg, :parameter, :t), (k, position) in enumerate(differ)
+        g.inputs[position].kind === kind || continue
         count += 1
-        wanted = kind === :z || (kind === :t ? t : theta)
-        wanted && node != 0 && push!(placed, node => count)
+        g.vjp[k] == 0 || push!(get!(products, kind, Pair{Int,Int}[]), g.vjp[k] => count)
     end
+    wanted(kinds...) = reduce(vcat, (get(products, kind, Pair{Int,Int}[]) for kind in kinds))
     return Kernel{T}(
         g,
         lower(g, T, inputs, count, front),
         lower(g, T, given, count, value),
-        lower(g, T, given, count, placed),
-        length(front),
-        t,
+        lower(g, T, given, count, wanted(:z, :arg, :parameter, :t)),
+        lower(g, T, given, count, wanted(:z, :t)),
+        lower(g, T, given, count, wanted(:arg, :parameter)),
     )
 end
 
+"A program with its buffers."
+struct Bound{F,B<:Tuple}
+    run::F
+    buffers::B
+    batch::Int
+end
+
+(p::Bound)(t) = p.run(p.buffers, t, p.batch)
+
 """
 The buffers of a kernel for one batch size. `u`, `θ`, `v` are read, `du`, `dz`, `dθ`, `dt` written by the programs.
+
+`products` is `:joint` where the vector-Jacobian products are always wanted together (discrete adjoint), `:split`
+where those of the state and of `θ` are wanted at different points (continuous adjoints).
 """
-struct Workspace{T,V<:AbstractVector{T},K<:Kernel{T},P,Q,R}
-    kernel::K
+struct Workspace{T,V<:AbstractVector{T},P,Q,R,S}
     batch::Int
     u::V
     θ::V
@@ -97,7 +106,8 @@ struct Workspace{T,V<:AbstractVector{T},K<:Kernel{T},P,Q,R}
     dt::V
     prologue::P
     value::Q
-    vjp::R
+    vjp::R         # every product, or that with the state's Jacobian
+    vjp_theta::S   # `nothing` where `vjp` computes every product
     counts::Vector{Int}   # evaluations of the value, of the products
 end
 
@@ -117,11 +127,11 @@ function parts!(buffers, x, shapes, batch)
 end
 
 """
-    Workspace(kernel, batch, like = T[])
+    Workspace(kernel, batch, like = T[]; products = :joint)
 
 Allocate the buffers of a kernel for a batch size, with arrays like `like`.
 """
-function Workspace(k::Kernel{T}, batch::Int, like = T[]) where {T}
+function Workspace(k::Kernel{T}, batch::Int, like = T[]; products::Symbol = :joint) where {T}
     g = k.graph
     shapes(ids) = [g.inputs[i].shape for i in ids]
     total(s) = sum(x -> elements(x, batch), s; init = 0)
@@ -148,17 +158,12 @@ function Workspace(k::Kernel{T}, batch::Int, like = T[]) where {T}
         end
         return Bound(p.run, Tuple(buffers), batch)
     end
-    return Workspace(k, batch, u, θ, v, du, dz, dθ, dt, bind(k.prologue), bind(k.value), bind(k.vjp), [0, 0])
+    joint = products === :joint
+    return Workspace(
+        batch, u, θ, v, du, dz, dθ, dt, bind(k.prologue), bind(k.value),
+        bind(joint ? k.vjp : k.vjp_state), joint ? nothing : bind(k.vjp_theta), [0, 0],
+    )
 end
-
-"A program with its buffers."
-struct Bound{F,B<:Tuple}
-    run::F
-    buffers::B
-    batch::Int
-end
-
-(p::Bound)(t) = p.run(p.buffers, t, p.batch)
 
 "Copy the values of `θ` in and compute what depends on them alone."
 function bind!(w::Workspace, θ)
@@ -183,12 +188,22 @@ end
 """
     vjp!(w, v, u, t)
 
-The products of the cotangent `v` with the Jacobians of `f` at `(t, u)`, left in `w.dz`, `w.dθ` and `w.dt`.
+The products of the cotangent `v` with the Jacobians of `f` at `(t, u)`, left in `w.dz`, and for a joint workspace in
+`w.dθ` and `w.dt` too.
 """
-function vjp!(w::Workspace{T}, v, u, t) where {T}
+vjp!(w::Workspace, v, u, t) = product!(w, w.vjp, v, u, t)
+
+"""
+    vjp_theta!(w, v, u, t)
+
+The products of the cotangent `v` with the Jacobians of `f` in the conditioning tensors and parameters, left in `w.dθ`.
+"""
+vjp_theta!(w::Workspace, v, u, t) = product!(w, w.vjp_theta, v, u, t)
+
+function product!(w::Workspace{T}, program, v, u, t) where {T}
     w.counts[2] += 1
     copyto!(w.u, u)
     copyto!(w.v, v)
-    w.vjp(T(t))
+    program(T(t))
     return nothing
 end

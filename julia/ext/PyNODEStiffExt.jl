@@ -1,0 +1,24 @@
+module PyNODEStiffExt
+
+using ADTypes: AutoFiniteDiff
+using OrdinaryDiffEqBDF: FBDF, QNDF
+using OrdinaryDiffEqRosenbrock: Rodas5P, Rosenbrock23
+using OrdinaryDiffEqSDIRK: KenCarp4, TRBDF2
+using PyNODE: SOLVERS
+
+# The field brings its Jacobian and time gradient, and its kernels take plain numbers only: no dual numbers.
+function __init__()
+    for (name, solver) in (
+        "Rosenbrock23" => Rosenbrock23,
+        "Rodas5P" => Rodas5P,
+        "TRBDF2" => TRBDF2,
+        "KenCarp4" => KenCarp4,
+        "FBDF" => FBDF,
+        "QNDF" => QNDF,
+    )
+        SOLVERS[name] = () -> solver(; autodiff = AutoFiniteDiff())
+    end
+    return
+end
+
+end

@@ -1,0 +1,191 @@
+# What Python calls: numbers and addresses in, numbers out. Nothing here touches Python.
+#
+# A call's integers and floats come in two arrays of Python's, read and written in place; see `pynode/engine/_call.py`.
+
+const KERNELS = Any[]
+const KERNEL_INDEX = Dict{Tuple{String,DataType},Int}()
+const FIELDS = Dict{Tuple{Int,Int,Symbol},Any}()
+const KEPT = Dict{Int,Any}()
+const NEXT = Ref(0)
+
+"Workspaces that are kept for reuse; beyond that the oldest go."
+const MAX_FIELDS = 64
+const FIELD_ORDER = Tuple{Int,Int,Symbol}[]
+
+element_type(name::AbstractString) = name == "float32" ? Float32 : name == "float64" ? Float64 :
+    throw(ArgumentError("expected float32 or float64, got $name"))
+
+"""
+    register(key, dtype, json) -> Int
+
+The number of the kernel for a graph; a graph of the same key and type is lowered once.
+"""
+function register(key, dtype, json)
+    T = element_type(string(dtype))
+    return get!(KERNEL_INDEX, (string(key), T)) do
+        push!(KERNELS, Base.invokelatest(Kernel{T}, Graph(string(json))))
+        length(KERNELS)
+    end
+end
+
+"How many kernels have been lowered."
+kernel_count() = length(KERNELS)
+
+const SOLVER_NAMES = (EXPLICIT..., STIFF...)
+const SENSITIVITIES = (:discrete, :backsolve, :interpolating, :quadrature, :gauss)
+const KEEP = (:ends, :stages, :dense)
+
+solver_number(name) = findfirst(==(string(name)), SOLVER_NAMES)
+sensitivity_number(name) = findfirst(==(Symbol(string(name))), SENSITIVITIES)
+
+function field_for(kernel::Int, batch::Int, products::Symbol)
+    key = (kernel, batch, products)
+    haskey(FIELDS, key) && return FIELDS[key]
+    if length(FIELD_ORDER) >= MAX_FIELDS
+        delete!(FIELDS, popfirst!(FIELD_ORDER))
+    end
+    push!(FIELD_ORDER, key)
+    return FIELDS[key] = Base.invokelatest(make_field, KERNELS[kernel], batch, products)
+end
+
+make_field(k, batch, products) = TracedField(Workspace(k, batch; products))
+
+"Memory that Python owns, as a vector."
+wrap(T, address::Int, n) = unsafe_wrap(Array, Ptr{T}(address), n)
+
+"A cursor over the integers of a call."
+mutable struct Reader
+    data::Vector{Int}
+    at::Int
+end
+
+next!(r::Reader) = r.data[r.at += 1]
+
+"""
+    forward(ints, n_ints, floats) -> Int
+
+One forward solve.
+
+Integers: kernel, solver, batch, number of times, what to keep, products (0 joint, 1 split), adaptive, max_steps,
+address of the times; number of state tensors, then for each its size, address and the address of its results; number
+of tensors of `θ`, then for each its size and address.
+Floats: rtol, atol, dt; on return evaluations, accepted and rejected steps, outcome, the time reached.
+
+Returns the number under which the solve is kept for `pullback` and `interpolate`; 0 if nothing was to be kept.
+"""
+function forward(ints::Int, n_ints::Int, floats::Int)
+    r = Reader(wrap(Int, ints, n_ints), 0)
+    kernel, solver, batch, times, keep, products = (next!(r) for _ in 1:6)
+    field = field_for(kernel, batch, products == 0 ? :joint : :split)
+    return forward_typed(field, r, wrap(Float64, floats, 8), SOLVER_NAMES[solver], batch, times, KEEP[keep])
+end
+
+function forward_typed(field::TracedField{T}, r::Reader, x, solver, batch, times, keep) where {T}
+    adaptive, max_steps = next!(r) == 1, next!(r)
+    ts = copy(wrap(T, next!(r), times))
+    states = [(next!(r), next!(r), next!(r)) for _ in 1:next!(r)]
+    offset = 0
+    for _ in 1:next!(r)
+        n, address = next!(r), next!(r)
+        copyto!(field.θ, offset + 1, wrap(T, address, n), 1, n)
+        offset += n
+    end
+    options = Options(; solver, rtol = x[1], atol = x[2], dt = x[3], adaptive, max_steps, keep)
+    before = field.counts[1]
+    field.bind(field.θ)
+    if length(states) == 1
+        n, from, to = only(states)
+        values = reshape(wrap(T, to, n * times), n, times)
+        fw = Base.invokelatest(forward!, values, field, copy(wrap(T, from, n)), ts, field.θ, options)
+    else
+        u0 = reduce(vcat, [wrap(T, from, n) for (n, from, _) in states])
+        values = Matrix{T}(undef, length(u0), times)
+        fw = Base.invokelatest(forward!, values, field, u0, ts, field.θ, options)
+        scatter(values, [(n, to) for (n, _, to) in states])
+    end
+    stats = fw.solution.stats
+    x[1:5] .= (field.counts[1] - before, stats.naccept, stats.nreject, Int(fw.outcome), fw.reached)
+    keep === :ends && return 0
+    KEPT[NEXT[] += 1] = fw
+    return NEXT[]
+end
+
+"Copy the rows of `(state, time)` values to the memory of each state tensor, `(size, time)`."
+function scatter(values::AbstractMatrix{T}, parts) where {T}
+    offset = 0
+    for (n, to) in parts
+        to == 0 || copyto!(reshape(wrap(T, to, n * size(values, 2)), n, :), view(values, (offset + 1):(offset + n), :))
+        offset += n
+    end
+    return
+end
+
+"""
+    pullback(kept, ints, n_ints, floats)
+
+The cotangents of a kept solve.
+
+Integers: sensitivity, checkpointing (-1: the method's default), address for the times' cotangents; number of state
+tensors, then for each its size, the address of its cotangents and the address for its initial value's cotangent; number
+of conditioning tensors and parameters, then for each its size and the address for its cotangent. Address 0: a zero
+cotangent, or one that is not wanted.
+Floats: rtol and atol of a continuous adjoint (0: those of the forward solve); on return evaluations of the field and its
+products.
+"""
+pullback(kept::Int, ints::Int, n_ints::Int, floats::Int) =
+    pullback_typed(KEPT[kept], Reader(wrap(Int, ints, n_ints), 0), wrap(Float64, floats, 8))
+
+function pullback_typed(fw::Forward{T}, r::Reader, x) where {T}
+    sensitivity, checkpointing, dt_address = SENSITIVITIES[next!(r)], next!(r), next!(r)
+    times = length(fw.ts)
+    states = [(next!(r), next!(r), next!(r)) for _ in 1:next!(r)]
+    others = [(next!(r), next!(r)) for _ in 1:next!(r)]
+    if length(states) == 1 && states[1][2] != 0
+        g = reshape(wrap(T, states[1][2], states[1][1] * times), states[1][1], times)
+    else
+        g = zeros(T, length(fw.solution.u[1]), times)
+        offset = 0
+        for (n, from, _) in states
+            from == 0 || copyto!(view(g, (offset + 1):(offset + n), :), reshape(wrap(T, from, n * times), n, times))
+            offset += n
+        end
+    end
+    before = sum(fw.field.counts)
+    wants_t = dt_address != 0
+    c = if sensitivity === :discrete
+        discrete_pullback(fw, g; wants_t)
+    else
+        continuous_pullback(fw, g, Adjoint(; name = sensitivity, rtol = x[1], atol = x[2], checkpointing); wants_t)
+    end
+    scatter(reshape(c.u0, :, 1), [(n, to) for (n, _, to) in states])
+    scatter(reshape(c.θ, :, 1), others)
+    wants_t && copyto!(wrap(T, dt_address, times), c.ts)
+    x[1] = sum(fw.field.counts) - before
+    return
+end
+
+"""
+    interpolate(kept, ints, n_ints)
+
+A kept dense solve at other times. Integers: number of times, their address; number of state tensors, then for each its
+size and the address for its values.
+"""
+interpolate(kept::Int, ints::Int, n_ints::Int) = interpolate_typed(KEPT[kept], Reader(wrap(Int, ints, n_ints), 0))
+
+function interpolate_typed(fw::Forward{T}, r::Reader) where {T}
+    n = next!(r)
+    ts = wrap(T, next!(r), n)
+    values = Matrix{T}(undef, length(fw.solution.u[1]), n)
+    rebind!(fw.field, fw.θ)
+    for (i, t) in enumerate(ts)
+        fw.solution(view(values, :, i), t)
+    end
+    scatter(values, [(next!(r), next!(r)) for _ in 1:next!(r)])
+    return
+end
+
+"Let BLAS use this many threads."
+set_blas_threads(n::Int) = BLAS.set_num_threads(n)
+
+"Forget a kept solve."
+release(kept::Int) = (delete!(KEPT, kept); nothing)

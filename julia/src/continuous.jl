@@ -1,0 +1,40 @@
+# Continuous adjoints, which the extension `PyNODESensitivityExt` computes with SciMLSensitivity.
+
+"How a continuous adjoint is to be computed; a tolerance of 0 means that of the forward solve."
+Base.@kwdef struct Adjoint
+    name::Symbol           # :backsolve, :interpolating, :quadrature, :gauss
+    rtol::Float64 = 0.0
+    atol::Float64 = 0.0
+    checkpointing::Int = -1  # -1: the method's default
+end
+
+"""
+    adjoint_solve(forward, g, adjoint) -> (du0, dθ)
+
+The cotangents of the initial state (without `g`'s own first column) and of `θ`.
+"""
+function adjoint_solve end
+
+"""
+    continuous_pullback(forward, g, adjoint; wants_t = true) -> Cotangents
+
+The gradient of the solution by a continuous adjoint. `g` is `(state, time)`: the cotangents of `forward`'s values.
+"""
+function continuous_pullback(fw::Forward{T,V}, g, a::Adjoint; wants_t::Bool = true) where {T,V}
+    foreach(Base.require, SENSITIVITY_PACKAGES)
+    field, ts = rebind!(fw.field, fw.θ), fw.ts
+    λ, dp = Base.invokelatest(adjoint_solve, fw, g, a)
+    dts = zeros(T, length(ts))
+    if wants_t
+        # The solution moves along the field: dz(t_i)/dt_i = f(t_i, z(t_i)), and dz/dt_0 is the transported -f(t_0, z_0).
+        du = similar(λ)
+        for i in 2:length(ts)
+            field.value(du, fw.solution(ts[i]), ts[i])
+            dts[i] = dot(view(g, :, i), du)
+        end
+        field.value(du, fw.solution.u[1], ts[1])
+        dts[1] = -dot(λ, du)
+    end
+    λ .+= view(g, :, 1)
+    return Cotangents{T,V}(λ, dp[1:length(field.dθ)], dts)
+end

@@ -1,0 +1,117 @@
+# Forward solves.
+
+"What a solve is asked to do."
+Base.@kwdef struct Options
+    solver::String
+    rtol::Float64 = 1e-3
+    atol::Float64 = 1e-6
+    dt::Float64 = 0.0           # 0: automatic
+    adaptive::Bool = true
+    max_steps::Int = 10_000
+    keep::Symbol = :ends        # what is kept of the steps: :ends, :stages (discrete adjoint), :dense
+end
+
+"How a solve ended, in the order that Python's `Retcode` is mapped from."
+@enum Outcome success max_steps step_underflow non_finite failure
+
+"""
+A solve: the values at the times asked for, and what the pullback needs.
+
+`values` is `(state, time)`; times that were not reached are NaN.
+"""
+struct Forward{T,V<:AbstractVector{T},S,F<:TracedField{T,V}}
+    field::F
+    θ::V
+    ts::Vector{T}
+    solution::S
+    options::Options
+    outcome::Outcome
+    reached::T
+end
+
+"""
+    forward!(values, field, u0, ts, θ, options) -> Forward
+
+Solve from `u0` at `ts[1]` and write the state at every entry of `ts` to the columns of `values`.
+
+Fixed-step solvers step by `dt` from each entry of `ts` and land on the next one. Adaptive explicit solvers interpolate
+at the entries of `ts`, except those whose interpolant needs further stages, which land on them where the discrete
+adjoint is to follow.
+"""
+function forward!(values, field::TracedField{T}, u0, ts::Vector{T}, θ, o::Options) where {T}
+    return forward_with!(values, field, u0, ts, θ, o, algorithm(o.solver))
+end
+
+function forward_with!(values, field::TracedField{T}, u0, ts::Vector{T}, θ, o::Options, alg) where {T}
+    rebind!(field, θ)
+    copyto!(field.θ, θ)
+    problem = ODEProblem(ode_function(field; stiff = isstiff(o.solver)), u0, (first(ts), last(ts)), field.θ)
+    lands = lands_on_times(o)
+    keywords = (;
+        reltol = T(o.rtol),
+        abstol = T(o.atol),
+        maxiters = o.max_steps,
+        adaptive = o.adaptive,
+        verbose = false,
+        tstops = lands ? ts : T[],
+    )
+    o.dt > 0 && (keywords = (; keywords..., dt = copysign(T(o.dt), last(ts) - first(ts))))
+    solution = if o.keep === :ends
+        solve(problem, alg; keywords..., saveat = ts, save_everystep = false, dense = false)
+    else
+        solve(problem, alg; keywords..., save_everystep = true, dense = true)
+    end
+    outcome, reached = outcome_of(solution, ts, o)
+    fill_values!(values, solution, ts, reached, o)
+    return Forward(field, copy(field.θ), ts, solution, o, outcome, reached)
+end
+
+"Solvers whose interpolant needs no stages beyond those of the step."
+const INTERPOLATED = ("Tsit5", "DP5", "BS3")
+
+"Whether the solver steps exactly to every entry of `ts`."
+lands_on_times(o::Options) = !o.adaptive || (o.keep === :stages && !(o.solver in INTERPOLATED))
+
+function outcome_of(solution, ts, o::Options)
+    reached = last(solution.t)
+    finite = all(isfinite, last(solution.u))
+    code = solution.retcode
+    outcome = if !finite
+        non_finite
+    elseif successful_retcode(code)
+        success
+    elseif code === ReturnCode.MaxIters
+        max_steps
+    elseif code === ReturnCode.DtLessThanMin
+        step_underflow
+    elseif code in (ReturnCode.Unstable, ReturnCode.DtNaN)
+        non_finite
+    else
+        failure
+    end
+    return outcome, reached
+end
+
+function fill_values!(values, solution, ts::Vector{T}, reached, o::Options) where {T}
+    forwards = last(ts) >= first(ts)
+    saved = solution.t
+    at = 1
+    for (i, t) in enumerate(ts)
+        column = view(values, :, i)
+        if forwards ? t > reached : t < reached
+            fill!(column, T(NaN))
+            continue
+        end
+        while at < length(saved) && (forwards ? saved[at] < t : saved[at] > t)
+            at += 1
+        end
+        if saved[at] == t
+            copyto!(column, solution.u[at])
+        elseif o.keep === :ends
+            fill!(column, T(NaN))
+        else
+            solution(column, t)
+        end
+    end
+    return values
+end

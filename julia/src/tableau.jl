@@ -1,0 +1,76 @@
+# Butcher tableaus and interpolants, read off the solvers themselves.
+
+"""
+The coefficients of an explicit Runge–Kutta method with `s` stages.
+
+`weights(θ)[i]` is the polynomial `Σ_m W[i, m + 1] θ^m` of stage `i` in the interpolant `u_n + h Σ_i w_i(θ) k_i`.
+`fsal`: the last stage is the derivative at the new state, which is the next step's first stage. `stored`: a dense
+solution keeps exactly the stages.
+"""
+struct Tableau{T}
+    s::Int
+    A::Matrix{T}
+    b::Vector{T}
+    c::Vector{T}
+    W::Matrix{T}
+    fsal::Bool
+    stored::Bool
+end
+
+const DEGREE = 5
+const TABLEAUS = Dict{Tuple{String,DataType},Tableau}()
+
+"""
+    tableau(solver, T) -> Tableau
+
+The coefficients of a solver. They are found by one step of length 1 on a right-hand side whose `i`-th evaluation
+returns the `i`-th unit vector: the states at which it is evaluated are then the rows of `A`, the new state is `b`,
+and the interpolated states are the interpolant's weights.
+"""
+tableau(solver::String, T::DataType) = TABLEAUS[(solver, T)]::Tableau{T}
+
+function probe(solver::String)
+    limit = 40
+    rows, times = Vector{BigFloat}[], BigFloat[]
+    function f!(du, u, p, t)
+        push!(rows, copy(u))
+        push!(times, t)
+        fill!(du, 0)
+        du[length(rows)] = 1
+        return nothing
+    end
+    problem = ODEProblem{true,FullSpecialize}(f!, zeros(BigFloat, limit), (big(0.0), big(8.0)))
+    integrator = init(problem, algorithm(solver); dt = big(1.0), adaptive = false, dense = true, save_everystep = true)
+    step!(integrator)
+    b = copy(integrator.u)
+    s = length(rows)
+    fsal = rows[s] == b && times[s] == 1
+    stored = length(integrator.k) == s && all(i -> integrator.k[i] == [j == i for j in 1:limit], 1:s)
+    nodes = [big(m) / DEGREE for m in 0:DEGREE]
+    values = solver in INTERPOLATED ? [integrator(θ)[i] for i in 1:s, θ in nodes] : zeros(BigFloat, s, DEGREE + 1)
+    W = values / [θ^m for m in 0:DEGREE, θ in nodes]
+    W[abs.(W) .< 1e-30] .= 0
+    return Tableau{BigFloat}(s, [rows[i][j] for i in 1:s, j in 1:s], b[1:s], times, W, fsal, stored)
+end
+
+convert_tableau(T, x::Tableau) = Tableau{T}(x.s, T.(x.A), T.(x.b), T.(x.c), T.(x.W), x.fsal, x.stored)
+
+for solver in EXPLICIT
+    exact = probe(solver)
+    for T in (Float32, Float64)
+        TABLEAUS[(solver, T)] = convert_tableau(T, exact)
+    end
+end
+
+"The weights of the interpolant at `θ`, and their derivatives in `θ`."
+function weights!(w, dw, tab::Tableau{T}, θ::T) where {T}
+    for i in 1:(tab.s)
+        value, slope = zero(T), zero(T)
+        for m in size(tab.W, 2):-1:1
+            slope = slope * θ + value
+            value = value * θ + tab.W[i, m]
+        end
+        w[i], dw[i] = value, slope
+    end
+    return nothing
+end

@@ -1,0 +1,187 @@
+"""The julia engine: traced fields, solved by OrdinaryDiffEq and differentiated natively by PyNODE.jl."""
+
+from __future__ import annotations
+
+import json
+import time
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pynode.engine import julia_runtime
+from pynode.engine._julia_call import Floats, addresses, integers
+from pynode.engine._protocol import Availability, Gradients, Integration, Problem, Retcode, Stats
+from pynode.engine._solvers import SolverInfo
+from pynode.errors import EngineUnavailable
+from pynode.field._trace import Trace, trace_field
+
+__all__ = ["JuliaEngine"]
+
+_CONTINUOUS = ("gauss", "interpolating", "quadrature", "backsolve")
+_KEEP = {"ends": 1, "stages": 2, "dense": 3}
+# In the order of PyNODE.jl's `Outcome`.
+_RETCODES = (
+    Retcode.SUCCESS,
+    Retcode.MAX_STEPS,
+    Retcode.STEP_UNDERFLOW,
+    Retcode.NON_FINITE,
+    Retcode.FAILURE,
+)
+
+
+class JuliaEngine:
+    """Solves and differentiates in Julia; no step of a solve calls back into Python."""
+
+    name = "julia"
+
+    def __init__(self) -> None:
+        self._kernels: dict[tuple[str, torch.dtype], int] = {}
+        self._numbers: dict[str, int] = {}
+        self._released: list[int] = []
+        self._julia: Any = None
+
+    def available(self) -> Availability:
+        """Whether Julia with PyNODE can be started here; starts nothing."""
+        return julia_runtime.available()
+
+    def sensitivities(self, solver: SolverInfo) -> tuple[str, ...]:
+        """The discrete adjoint for explicit Runge–Kutta methods, and SciMLSensitivity's continuous adjoints."""
+        return _CONTINUOUS if solver.stiff else ("discrete", *_CONTINUOUS)
+
+    def solve(self, problem: Problem) -> Integration:
+        """Integrate; see `Engine.solve`.
+
+        Raises:
+            TraceError: the field cannot be turned into a graph.
+            EngineUnavailable: the state is not on the CPU, or Julia cannot be started.
+        """
+        state = problem.z0[0]
+        if state.device.type != "cpu":
+            raise EngineUnavailable(
+                f"the julia engine runs on CPU tensors, the state is on {state.device}: move the field and the state "
+                'to the CPU, or use engine="torch"'
+            )
+        started = time.perf_counter()
+        trace = trace_field(problem.field, problem.z0, problem.t[0], problem.args)
+        julia = self._start()
+        kernel = self._kernel(trace, state.dtype)
+        sensitivity = problem.sensitivity
+        keep = "dense" if problem.dense else "ends"
+        if sensitivity is not None:
+            keep = "stages" if sensitivity.name == "discrete" else "dense"
+        z0 = [z.contiguous() for z in problem.z0]
+        t = problem.t.contiguous()
+        others = [x.detach().contiguous() for x in (*problem.args, *trace.bound(problem.field))]
+        out = [z.new_empty((len(t), *z.shape)) for z in z0]
+        batch = state.shape[0] if state.dim() else 1
+        split = sensitivity is not None and sensitivity.name != "discrete"
+        assert problem.solver.julia is not None
+        values = [kernel, self._number("solver", problem.solver.julia), batch, len(t), _KEEP[keep], int(split)]
+        values += [int(problem.solver.adaptive), problem.max_steps, t.data_ptr(), len(z0)]
+        for z, o in zip(z0, out, strict=True):
+            values += (z.numel(), z.data_ptr(), o.data_ptr())
+        data, address, length = integers(values + addresses(others))
+        floats = Floats(problem.rtol, problem.atol, problem.dt or 0.0)
+        kept = julia.forward._jl_call_nogil(address, length, floats.address)
+        del data
+        nfe, accepted, rejected, outcome, reached = floats.values[:5]
+        stats = Stats(int(nfe), None, int(accepted), int(rejected), time.perf_counter() - started)
+        integration = Integration(tuple(out), stats, _RETCODES[int(outcome)], reached)
+        if kept:
+            held = _Kept(self, kept)
+            if sensitivity is not None:
+                integration.pullback = _Pullback(held, problem, stats)
+            if problem.dense:
+                integration.interpolant = _Interpolant(held, problem)
+        return integration
+
+    def _start(self) -> Any:
+        module = julia_runtime.start()
+        if self._julia is None:
+            self._julia = module
+        while self._released:
+            module.release(self._released.pop())
+        return module
+
+    def _kernel(self, trace: Trace, dtype: torch.dtype) -> int:
+        key = (trace.graph.key, dtype)
+        if key not in self._kernels:
+            text = json.dumps(trace.graph.to_dict())
+            self._kernels[key] = self._julia.register(trace.graph.key, str(dtype).removeprefix("torch."), text)
+        return self._kernels[key]
+
+    def _number(self, kind: str, name: str) -> int:
+        if name not in self._numbers:
+            self._numbers[name] = getattr(self._julia, f"{kind}_number")(name)
+        return self._numbers[name]
+
+
+class _Kept:
+    """A solve that Julia keeps for as long as this object lives."""
+
+    def __init__(self, engine: JuliaEngine, number: int) -> None:
+        self.engine, self.number = engine, number
+        # A finalizer may run anywhere; Julia is told at the next call.
+        weakref.finalize(self, engine._released.append, number)
+
+
+class _Pullback:
+    """Pulls cotangents of the solution back through a kept solve."""
+
+    def __init__(self, kept: _Kept, problem: Problem, stats: Stats) -> None:
+        self.kept, self.problem, self.stats = kept, problem, stats
+
+    def __call__(self, cotangents: Sequence[Tensor | None]) -> Gradients:
+        problem, engine = self.problem, self.kept.engine
+        julia = engine._start()
+        given = [None if g is None else g.contiguous() for g in cotangents]
+        z0 = [_room(x, wanted) for x, wanted in zip(problem.z0, problem.wants["z0"], strict=True)]
+        args = [_room(x, wanted) for x, wanted in zip(problem.args, problem.wants["args"], strict=True)]
+        parameters = [_room(x, w) for x, w in zip(problem.parameters, problem.wants["parameters"], strict=True)]
+        t = _room(problem.t, problem.wants["t"][0])
+        sensitivity = problem.sensitivity
+        assert sensitivity is not None
+        options = sensitivity.options()
+        checkpointing = options.get("checkpointing", -1)
+        values = [engine._number("sensitivity", sensitivity.name), int(checkpointing), _address(t), len(z0)]  # type: ignore[call-overload]
+        for x, g, room in zip(problem.z0, given, z0, strict=True):
+            values += (x.numel(), _address(g), _address(room))
+        values.append(len(args) + len(parameters))
+        for x, room in zip((*problem.args, *problem.parameters), (*args, *parameters), strict=True):
+            values += (x.numel(), _address(room))
+        data, address, length = integers(values)
+        floats = Floats(float(options.get("rtol", 0.0)), float(options.get("atol", 0.0)))  # type: ignore[arg-type]
+        julia.pullback._jl_call_nogil(self.kept.number, address, length, floats.address)
+        del data
+        self.stats.nfe_backward = int(floats.values[0])
+        return Gradients(z0, t, args, parameters)
+
+
+class _Interpolant:
+    """A kept dense solve as a function of time."""
+
+    def __init__(self, kept: _Kept, problem: Problem) -> None:
+        self.kept, self.problem = kept, problem
+
+    def __call__(self, times: Tensor) -> tuple[Tensor, ...]:
+        julia = self.kept.engine._start()
+        times = times.contiguous()
+        out = [z.new_empty((len(times), *z.shape)) for z in self.problem.z0]
+        values = [len(times), times.data_ptr(), len(out)]
+        for z, o in zip(self.problem.z0, out, strict=True):
+            values += (z.numel(), o.data_ptr())
+        data, address, length = integers(values)
+        julia.interpolate._jl_call_nogil(self.kept.number, address, length)
+        del data
+        return tuple(out)
+
+
+def _room(x: Tensor, wanted: bool) -> Tensor | None:
+    return torch.zeros_like(x, memory_format=torch.contiguous_format) if wanted else None
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
