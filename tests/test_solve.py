@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import pynode
 from pynode.engine import Availability, choose
-from pynode.engine._protocol import Integration, Problem, Stats
+from pynode.engine._protocol import Gradients, Integration, Problem, Stats
 from pynode.engine._solvers import SOLVERS, SolverInfo
 from pynode.field import Field
 
@@ -262,6 +262,38 @@ def test_what_an_engine_is_given(julia: Fake) -> None:
     with torch.no_grad():
         pynode.solve(field, Z0, [0.0, 1.0])
     assert julia.problems[1].sensitivity is None
+
+
+class Recorded(Fake):
+    """Remembers its pullback weakly."""
+
+    def sensitivities(self, solver: SolverInfo) -> tuple[str, ...]:
+        return ("discrete",)
+
+    def solve(self, problem: Problem) -> Integration:
+        class Pullback:
+            def __call__(self, cotangents: Any) -> Gradients:
+                return Gradients([torch.ones_like(z) for z in problem.z0], None, [], [])
+
+        integration = super().solve(problem)
+        integration.pullback = Pullback()
+        self.pullback = weakref.ref(integration.pullback)
+        return integration
+
+
+def test_the_graph_is_freed_by_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As autograd frees what it saved: a loss that is still in scope does not hold the graph of its solve."""
+    fake = Recorded()
+    monkeypatch.setattr(choose, "get_engine", lambda name: fake)
+    choose._choose.cache_clear()
+    try:
+        loss = pynode.solve(decay, Z0.clone().requires_grad_(), [0.0, 1.0], engine="julia").z.sum()
+        loss.backward(retain_graph=True)
+        assert fake.pullback() is not None
+        loss.backward()
+        assert fake.pullback() is None
+    finally:
+        choose._choose.cache_clear()
 
 
 def test_engines_and_solvers_are_listed() -> None:

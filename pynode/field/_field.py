@@ -87,7 +87,8 @@ class Field:
     def _examine(self, z0: tuple[Tensor, ...], t0: Tensor, args: tuple[Tensor, ...]) -> _Facts:
         """Evaluate once, check the result, and find every leaf that the gradient has to reach."""
         named = {n: p for n, p in named_tensors(self.function).items() if p.requires_grad and p.is_leaf}
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
+            z0, t0, args = tuple(z.clone() for z in z0), t0.clone(), tuple(a.clone() for a in args)
             before = torch.zeros((), requires_grad=True).clone().grad_fn._sequence_nr()  # type: ignore[union-attr]
             out = self.function(t0, tuple(z0) if self.is_tuple else z0[0], *args)
         outputs = self._check(out, z0)

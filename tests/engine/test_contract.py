@@ -338,6 +338,15 @@ def test_without_gradient(engine: str) -> None:
     assert not pynode.solve(field, z0.detach(), [0.0, 1.0], engine=engine).z.requires_grad
 
 
+def test_inference_mode(engine: str) -> None:
+    field, z0, (u,) = draw("driven")
+    with torch.inference_mode():
+        sol = pynode.solve(field, z0 * 1, [0.0, 1.0], args=(u * 1,), engine=engine)
+    torch.testing.assert_close(
+        sol.z, pynode.solve(field, z0, [0.0, 1.0], args=(u,), engine=engine).z.detach(), rtol=1e-12, atol=1e-12
+    )
+
+
 def test_the_input_is_left_alone(engine: str) -> None:
     field, z0, (u,) = draw("driven")
     t = torch.tensor([0.0, 0.5, 1.0], dtype=DOUBLE)
