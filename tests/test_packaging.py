@@ -154,10 +154,15 @@ def installed(built, tmp_path_factory):
     return home
 
 
+def _bare_environment():
+    """The environment without the checkout on the path, and without a Julia of the user's own."""
+    return {k: v for k, v in os.environ.items() if k != "PYTHONPATH" and not k.startswith("PYTHON_JULIACALL_")}
+
+
 @pytest.mark.slow
 def test_installed_wheel_runs_the_demo(installed, tmp_path):
     """Run away from the checkout, so that nothing but the wheel can be imported."""
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment = _bare_environment()
     where = run(
         installed / BIN / "python", "-c", "import pynode; print(pynode.__file__)", cwd=tmp_path, env=environment
     )
@@ -169,7 +174,7 @@ def test_installed_wheel_runs_the_demo(installed, tmp_path):
 
 @pytest.mark.slow
 def test_installed_wheel_finds_its_julia_sources(installed, tmp_path):
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment = _bare_environment()
     stdout = run(installed / BIN / "pynode", "julia", "install", "--dry-run", cwd=tmp_path, env=environment)
     sources = next(installed.rglob("pynode/_julia"))
     assert str(sources) in stdout
