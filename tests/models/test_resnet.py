@@ -31,12 +31,12 @@ def test_layers_see_their_depth():
     torch.testing.assert_close(net(torch.zeros(2, 1)), torch.full((2, 1), 3.5))
 
 
-def test_shared_layers_are_eulers_method():
+def test_shared_layers_are_eulers_method(engine):
     torch.manual_seed(0)
     field, h_x, h_y = mlp(), nn.Linear(3, 2), nn.Linear(2, 4)
     parts = {"input_network": h_x, "output_network": h_y}
     x = points(features=3)
-    net, node = ResNet(field, 8, **parts), NODE(field, solver="euler", dt=0.125, engine="torch", **parts)
+    net, node = ResNet(field, 8, **parts), NODE(field, solver="euler", dt=0.125, **parts)
     torch.testing.assert_close(net(x), node(x))
     torch.testing.assert_close(net.trajectory(x), node.trajectory(x, torch.linspace(0, 1, 9)))
     n_parameters = [sum(p.numel() for p in model.parameters()) for model in (net, node)]
