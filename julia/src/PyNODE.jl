@@ -6,15 +6,19 @@ and differentiate. Python's `pynode` is the front end.
 """
 module PyNODE
 
+using ChainRulesCore: ChainRulesCore, NoTangent, unthunk
 using FunctionWrappers: FunctionWrapper
 using JSON: JSON
 using LinearAlgebra: BLAS, dot, mul!, transpose
+using LuxCore: LuxCore
 using NNlib: batched_mul!, batched_transpose, sigmoid, tanh_fast
 using OrdinaryDiffEqCore: OrdinaryDiffEqCore
 using OrdinaryDiffEqHighOrderRK: DP8
 using OrdinaryDiffEqLowOrderRK: BS3, DP5, Euler, Heun, Midpoint, RK4
 using OrdinaryDiffEqTsit5: Tsit5
 using OrdinaryDiffEqVerner: Vern6, Vern7, Vern8, Vern9
+using PrecompileTools: @compile_workload
+using Random: AbstractRNG
 using RuntimeGeneratedFunctions: RuntimeGeneratedFunctions, @RuntimeGeneratedFunction
 using SciMLBase: FullSpecialize, ODEFunction, ODEProblem, ReturnCode, init, solve, step!, successful_retcode
 using SpecialFunctions: erf, erfc
@@ -32,5 +36,7 @@ include("tableau.jl")
 include("discrete.jl")
 include("continuous.jl")
 include("bridge.jl")
+include("layer.jl")
+include("precompile.jl")
 
 end

@@ -46,21 +46,21 @@ function forward_with!(values, field::TracedField{T}, u0, ts::Vector{T}, θ, o::
     rebind!(field, θ)
     copyto!(field.θ, θ)
     problem = ODEProblem(ode_function(field; stiff = isstiff(o.solver)), u0, (first(ts), last(ts)), field.θ)
-    lands = lands_on_times(o)
-    keywords = (;
+    ends = o.keep === :ends
+    # The keywords have the same types whatever the options, so that a solver is compiled once.
+    solution = solve(
+        problem, alg;
         reltol = T(o.rtol),
         abstol = T(o.atol),
-        maxiters = o.max_steps,
+        dt = o.dt > 0 ? copysign(T(o.dt), last(ts) - first(ts)) : nothing,
         adaptive = o.adaptive,
+        maxiters = o.max_steps,
+        saveat = ends ? ts : T[],
+        tstops = lands_on_times(o) ? ts : T[],
+        save_everystep = !ends,
+        dense = !ends,
         verbose = false,
-        tstops = lands ? ts : T[],
     )
-    o.dt > 0 && (keywords = (; keywords..., dt = copysign(T(o.dt), last(ts) - first(ts))))
-    solution = if o.keep === :ends
-        solve(problem, alg; keywords..., saveat = ts, save_everystep = false, dense = false)
-    else
-        solve(problem, alg; keywords..., save_everystep = true, dense = true)
-    end
     outcome, reached = outcome_of(solution, ts, o)
     fill_values!(values, solution, ts, reached, o)
     return Forward(field, copy(field.θ), ts, solution, o, outcome, reached)

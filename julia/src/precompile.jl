@@ -1,0 +1,67 @@
+# Compiles what a first solve and a first gradient need, when the package is installed rather than when it is used.
+
+# dz/dt = tanh(z Wᵀ) + sin(t), z of shape (batch, 2).
+const SAMPLE = """
+{"version": $GRAPH_VERSION, "batch": null,
+ "inputs": [{"kind": "t", "name": "0", "shape": []}, {"kind": "z", "name": "0", "shape": [[1, 0], 2]},
+            {"kind": "parameter", "name": "W", "shape": [2, 2]}, {"kind": "cotangent", "name": "0", "shape": [[1, 0], 2]}],
+ "nodes": [
+  {"op": "input", "in": [], "shape": [], "dtype": "float", "attrs": {"index": 0}},
+  {"op": "input", "in": [], "shape": [[1, 0], 2], "dtype": "float", "attrs": {"index": 1}},
+  {"op": "input", "in": [], "shape": [2, 2], "dtype": "float", "attrs": {"index": 2}},
+  {"op": "input", "in": [], "shape": [[1, 0], 2], "dtype": "float", "attrs": {"index": 3}},
+  {"op": "permute", "in": [2], "shape": [2, 2], "dtype": "float", "attrs": {"dims": [1, 0]}},
+  {"op": "mm", "in": [1, 4], "shape": [[1, 0], 2], "dtype": "float", "attrs": {}},
+  {"op": "tanh", "in": [5], "shape": [[1, 0], 2], "dtype": "float", "attrs": {}},
+  {"op": "sin", "in": [0], "shape": [], "dtype": "float", "attrs": {}},
+  {"op": "add", "in": [6, 7], "shape": [[1, 0], 2], "dtype": "float", "attrs": {}},
+  {"op": "mul", "in": [6, 6], "shape": [[1, 0], 2], "dtype": "float", "attrs": {}},
+  {"op": "sub", "in": [{"number": 1}, 9], "shape": [[1, 0], 2], "dtype": "float", "attrs": {}},
+  {"op": "mul", "in": [3, 10], "shape": [[1, 0], 2], "dtype": "float", "attrs": {}},
+  {"op": "mm", "in": [11, 2], "shape": [[1, 0], 2], "dtype": "float", "attrs": {}},
+  {"op": "permute", "in": [11], "shape": [2, [1, 0]], "dtype": "float", "attrs": {"dims": [1, 0]}},
+  {"op": "mm", "in": [13, 1], "shape": [2, 2], "dtype": "float", "attrs": {}},
+  {"op": "sum", "in": [3], "shape": [], "dtype": "float", "attrs": {"dims": [0, 1], "keepdim": false}},
+  {"op": "cos", "in": [0], "shape": [], "dtype": "float", "attrs": {}},
+  {"op": "mul", "in": [15, 16], "shape": [], "dtype": "float", "attrs": {}}],
+ "value": [8], "vjp": [17, 12, 14]}
+"""
+
+"One solve and one gradient of the sample field, as Python would ask for them."
+function sample_run(dtype::String, solver::String, sensitivity::Symbol)
+    T = element_type(dtype)
+    kernel = register("sample", dtype, SAMPLE)
+    z, W, ts = T[0.1, -0.2, 0.3, 0.4], T[0.1, 0.2, -0.3, 0.4], T[0, 0.3, 1]
+    out, dz, dW, dts, g = zeros(T, 12), zeros(T, 4), zeros(T, 4), zeros(T, 3), ones(T, 12)
+    address(x) = Int(pointer(x))
+    adaptive = !(solver in ("Euler", "Midpoint", "RK4"))
+    products = sensitivity === :discrete ? 0 : 1
+    back = zeros(8)
+    GC.@preserve z W ts out dz dW dts g back begin
+        for keep in (1, sensitivity === :discrete ? 2 : 3)
+            floats = Float64[1e-3, 1e-3, adaptive ? 0 : 0.3, 0, 0, 0, 0, 0]
+            call = Int[kernel, solver_number(solver), 2, 3, keep, products, adaptive, 1000, address(ts)]
+            append!(call, [1, 4, address(z), address(out), 1, 4, address(W)])
+            kept = GC.@preserve call floats forward(address(call), length(call), address(floats))
+            kept == 0 && continue
+            call = Int[sensitivity_number(sensitivity), -1, address(dts), 1, 4, address(g), address(dz), 1, 4, address(dW)]
+            GC.@preserve call pullback(kept, address(call), length(call), address(back))
+            release(kept)
+        end
+    end
+    return dz, dW, dts
+end
+
+"Forget the sample's kernels: what is compiled stays."
+function forget_samples()
+    foreach(empty!, (KERNELS, KERNEL_INDEX, FIELDS, FIELD_ORDER, KEPT))
+    NEXT[] = 0
+    return
+end
+
+@compile_workload begin
+    for dtype in ("float32", "float64"), solver in ("Tsit5", "DP5", "BS3", "Vern7", "Euler", "Midpoint", "RK4")
+        sample_run(dtype, solver, :discrete)
+    end
+    forget_samples()
+end

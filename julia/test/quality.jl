@@ -1,0 +1,8 @@
+using Aqua: Aqua
+using ExplicitImports: check_no_implicit_imports, check_no_stale_explicit_imports
+
+@testset "quality" begin
+    Aqua.test_all(PyNODE; ambiguities = false)
+    @test check_no_implicit_imports(PyNODE) === nothing
+    @test check_no_stale_explicit_imports(PyNODE) === nothing
+end

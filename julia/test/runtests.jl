@@ -1,0 +1,13 @@
+# Run with the environment of julia/test/Project.toml, or with any that has its packages:
+#     julia --project=… julia/test/runtests.jl [quality]
+# With `quality`, also Aqua's and ExplicitImports' checks of the package.
+
+using Test
+
+@testset "PyNODE" begin
+    include("sample.jl")
+    include("lower.jl")
+    include("discrete.jl")
+    include("layer.jl")
+    "quality" in ARGS && include("quality.jl")
+end
