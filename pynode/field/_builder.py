@@ -103,6 +103,14 @@ class Builder:
             return self.full(data[0], shape)
         return self.add("const", [], shape, dtype, data=tuple(data))
 
+    def positions(self, shape: Sequence[Dim], d: int) -> int:
+        """0, 1, 2, … along dimension `d` of a shape, with size 1 in all others."""
+        size = shape[d]
+        if not isinstance(size, int):
+            raise NotImplementedError("positions along the batch dimension")
+        ones = [size if k == d else 1 for k in range(len(shape))]
+        return self.const([float(k) for k in range(size)], ones, "float")
+
     def slice(self, i: int, dim: int, start: Dim, stop: Dim, step: int, shape: Sequence[Dim]) -> int:
         """Every `step`-th entry of `start:stop` along a dimension."""
         if self.shape(i) == tuple(shape):

@@ -5,6 +5,7 @@ PyTorch differentiates here: the product is `torch.autograd.grad` of the field, 
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 import traceback
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._decomp import core_aten_decompositions, get_decompositions
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -28,8 +30,8 @@ __all__ = ["BATCH_HINT", "Captured", "capture", "user_line"]
 BATCH_HINT = 7919
 
 _aten = torch.ops.aten
-_KEPT = (_aten.select_backward, _aten.slice_backward, _aten.slice_scatter, _aten.select_scatter)
-_KEPT += (_aten.diagonal_backward,)
+_KEPT: tuple[Any, ...] = (_aten.select_backward, _aten.slice_backward, _aten.slice_scatter, _aten.select_scatter)
+_KEPT += (_aten.diagonal_backward, _aten.max_pool2d_with_indices_backward)
 _FURTHER = [
     _aten.native_layer_norm,
     _aten.native_layer_norm_backward,
@@ -43,15 +45,25 @@ _FURTHER = [
     _aten.hardtanh,
     _aten.native_batch_norm,
     _aten._native_batch_norm_legit_no_training,
+    _aten._native_batch_norm_legit,
+    _aten._native_batch_norm_legit_functional,
     _aten.native_batch_norm_backward,
     _aten._log_softmax_backward_data,
     _aten._softmax_backward_data,
     _aten.repeat,
+    _aten.rrelu_with_noise_backward,
 ]
 
 
 def _hardshrink_backward(grad: Tensor, x: Tensor, lambd: float) -> Tensor:
     return torch.where((x >= -lambd) & (x <= lambd), torch.zeros_like(grad), grad)
+
+
+def _rrelu(
+    x: Tensor, noise: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, generator: Any = None
+) -> Tensor:
+    # In training it draws numbers, and stays what it is, to be refused.
+    return NotImplemented if training else torch.where(x > 0, x, x * ((lower + upper) / 2))
 
 
 def _trilinear(
@@ -83,11 +95,14 @@ def _weight_norm_backward(grad: Tensor, v: Tensor, g: Tensor, norms: Tensor, dim
 _OWN = {
     _aten.hardshrink_backward.default: _hardshrink_backward,
     _aten.softshrink_backward.default: _hardshrink_backward,
+    _aten.hypot.default: lambda x, y: (x * x + y * y).sqrt(),
+    _aten.rrelu_with_noise.default: _rrelu,
     _aten._trilinear.default: _trilinear,
     _aten._weight_norm_interface_backward.default: _weight_norm_backward,
 }
 
 
+@functools.cache
 def _decompositions() -> dict[Any, Callable[..., Any]]:
     table = {**core_aten_decompositions(), **get_decompositions(_FURTHER), **_OWN}
     return {op: f for op, f in table.items() if getattr(op, "overloadpacket", op) not in _KEPT}
@@ -134,7 +149,7 @@ def capture(
     """
     env = ShapeEnv()
     mode = FakeTensorMode(shape_env=env, allow_non_fake_inputs=True)
-    batch = None
+    batch: Any = None
     if any(batched):
         example = mode.from_tensor(
             torch.empty(BATCH_HINT),
@@ -165,7 +180,7 @@ def capture(
     level = noise.level
     noise.setLevel(logging.CRITICAL + 1)
     try:
-        with mode, sdpa_kernel(SDPBackend.MATH):
+        with mode, enable_python_dispatcher(), sdpa_kernel(SDPBackend.MATH), fx.traceback.preserve_node_meta():
             cotangents = [torch.empty_like(z) for z in fakes[1 : 1 + n_states]]
             graph = make_fx(joint, decomposition_table=_decompositions(), record_stack_traces=True)(fakes, cotangents)
             graph.graph.eliminate_dead_code()

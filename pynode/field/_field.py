@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import types
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +14,9 @@ import torch
 from torch import Tensor
 
 from pynode.errors import FieldError
-from pynode.field._bindings import fingerprint, named_tensors
+from pynode.field._bindings import Reads
+from pynode.field._fingerprint import attributes_read, fingerprint
+from pynode.field._parametrized import given, requires_grad, values_of
 
 __all__ = ["Field"]
 
@@ -21,8 +25,9 @@ __all__ = ["Field"]
 class _Facts:
     """What one evaluation of the field has shown, for one fingerprint."""
 
-    names: tuple[str, ...]  # of the parameters that are read by name
-    captured: tuple[Tensor, ...]  # leaves that require a gradient and have no name
+    names: tuple[str, ...]  # of the parameters of modules
+    captured: tuple[str, ...]  # names of other leaves that require a gradient
+    nameless: tuple[Tensor, ...]  # leaves that require a gradient and cannot be found by name
 
 
 class Field:
@@ -37,8 +42,11 @@ class Field:
         is_tuple: whether the user's state is a tuple.
 
     Attributes:
-        parameters: the leaf tensors that require a gradient and that the function may read: those of its
-            modules, in `named_parameters` order, then leaves that it captures otherwise.
+        parameters: the tensors that require a gradient and that the function may read: the parameters of its
+            modules, in `named_parameters` order; parametrized tensors, computed when the `Field` is made, in
+            place of the parameters that they depend on; then leaves that the function captures otherwise.
+        names: of the parameters, as far as they have one.
+        captured: those of the parameters that belong to no module.
 
     Raises:
         FieldError: the function returns another shape, dtype or device than the state's, or captures a
@@ -58,42 +66,68 @@ class Field:
         self.function = function
         self.is_tuple = is_tuple
         self.memory = _memory_of(function)
+        self.reads = Reads(function)
+        self.parametrized = values_of(self.reads.parametrized)
         self.key = self._key(z0, args)
         facts = self.memory.facts.get(self.key)
         if facts is None:
-            before = fingerprint(function)
-            facts = self._examine(tuple(z.detach() for z in z0), t0.detach(), tuple(a.detach() for a in args))
-            after = fingerprint(function)
+            before = fingerprint(self.reads)
+            with attributes_read(self.reads) as read:
+                facts = self._examine(tuple(z.detach() for z in z0), t0.detach(), tuple(a.detach() for a in args))
+            after = fingerprint(self.reads)
+            self.memory.attributes |= read
             self.memory.volatile |= {k for k in after if isinstance(k, tuple) and after[k] != before.get(k)}
             self.key = self._key(z0, args)
             self.memory.facts[self.key] = facts
-        tensors = named_tensors(function)
-        self.names = facts.names
-        self.parameters: tuple[Tensor, ...] = (*(tensors[n] for n in facts.names), *facts.captured)
+        tensors = self.named_tensors()
+        self.names = (*facts.names, *facts.captured)
+        self.captured: tuple[Tensor, ...] = (*(tensors[n] for n in facts.captured), *facts.nameless)
+        self.parameters: tuple[Tensor, ...] = (*(tensors[n] for n in facts.names), *self.captured)
 
     def _key(self, z0: Sequence[Tensor], args: Sequence[Tensor]) -> tuple[Any, ...]:
+        found = fingerprint(self.reads, self.memory.attributes)
         return (
-            tuple(fingerprint(self.function, frozenset(self.memory.volatile)).items()),
+            tuple((k, v) for k, v in found.items() if k not in self.memory.volatile),
             self.is_tuple,
             tuple((x.shape[1:], x.dtype, x.device) for x in z0),
             tuple((x.shape[1:], x.dtype, x.device) for x in args),
         )
 
+    def named_tensors(self) -> dict[str, Tensor]:
+        """The tensors that the function reads and that can be found by name, each once."""
+        return {**self.reads.tensors, **self.parametrized, **self.reads.captured}
+
     def __call__(self, t: Tensor, z: Sequence[Tensor], args: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
         """Evaluate: `t` 0-d, `z` and the result tuples of `(batch, *features)` tensors."""
-        out = self.function(t, tuple(z) if self.is_tuple else z[0], *args)
+        with given(self.reads.parametrized, self.parametrized):
+            out = self.function(t, tuple(z) if self.is_tuple else z[0], *args)
         return tuple(out) if self.is_tuple else (out,)
+
+    @contextlib.contextmanager
+    def reading(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        """Within the context the function reads these values instead of its own tensors of the same names."""
+        own = self.parametrized
+        self.parametrized = {name: values.get(name, x) for name, x in own.items()}
+        try:
+            with self.reads.replaced(values):
+                yield
+        finally:
+            self.parametrized = own
 
     def _examine(self, z0: tuple[Tensor, ...], t0: Tensor, args: tuple[Tensor, ...]) -> _Facts:
         """Evaluate once, check the result, and find every leaf that the gradient has to reach."""
-        named = {n: p for n, p in named_tensors(self.function).items() if p.requires_grad and p.is_leaf}
+        slots = self.reads.parametrized
+        named = {n: p for n, p in self.reads.tensors.items() if p.requires_grad and p.is_leaf}
         with torch.inference_mode(False), torch.enable_grad():
             z0, t0, args = tuple(z.clone() for z in z0), t0.clone(), tuple(a.clone() for a in args)
+            computed = values_of(slots)
             before = torch.zeros((), requires_grad=True).clone().grad_fn._sequence_nr()  # type: ignore[union-attr]
-            out = self.function(t0, tuple(z0) if self.is_tuple else z0[0], *args)
+            with given(slots, computed):
+                out = self.function(t0, tuple(z0) if self.is_tuple else z0[0], *args)
         outputs = self._check(out, z0)
         leaves: dict[int, Tensor] = {}
-        stack, seen = [o.grad_fn for o in outputs if o.grad_fn is not None], set()
+        stack = [o.grad_fn for o in outputs if o.grad_fn is not None]
+        seen = {x.grad_fn for x in computed.values()}
         while stack:
             node = stack.pop()
             if node in seen:
@@ -105,8 +139,11 @@ class Field:
             if node._sequence_nr() <= before:
                 raise FieldError(_NOT_A_LEAF)
             stack.extend(parent for parent, _ in node.next_functions if parent is not None)
-        known = {id(p) for p in named.values()}
-        return _Facts(tuple(named), tuple(v for i, v in leaves.items() if i not in known))
+        for tensor in named.values():
+            leaves.pop(id(tensor), None)
+        captured = tuple(n for n, x in self.reads.captured.items() if leaves.pop(id(x), None) is not None)
+        trained = (path for path in slots if requires_grad(slots, path))
+        return _Facts((*named, *trained), captured, tuple(leaves.values()))
 
     def _check(self, out: Any, z0: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The field's result as a tuple, or a `FieldError` that names what was expected and what came."""
@@ -148,18 +185,32 @@ class _Memory:
     """What is known of one callable, for as long as it lives."""
 
     def __init__(self) -> None:
-        self.facts: dict[Any, _Facts] = {}
-        self.traces: dict[Any, Any] = {}
-        self.volatile: set[Any] = set()  # attributes that evaluating the field changes, e.g. a counter
+        self.facts = _Recent()
+        self.traces = _Recent()
+        self.attributes: set[tuple[str, str]] = set()  # that evaluating the field reads
+        self.volatile: set[Any] = set()  # parts of the fingerprint that evaluating the field changes, e.g. a counter
 
 
+class _Recent(dict[Any, Any]):
+    """A dictionary of the latest entries."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if len(self) >= _KEPT:
+            del self[next(iter(self))]
+        super().__setitem__(key, value)
+
+
+_KEPT = 64
 _MEMORIES: weakref.WeakKeyDictionary[Any, _Memory] = weakref.WeakKeyDictionary()
 
 
 def _memory_of(function: Any) -> _Memory:
-    # A bound method is a new object at each access: what it is bound to is what lives on.
-    anchor = function.__self__ if isinstance(function, types.MethodType) else function
+    # Methods, partials and functions are often made anew for each call: what they are made of lives on.
+    while isinstance(function, types.MethodType | functools.partial):
+        function = function.__self__ if isinstance(function, types.MethodType) else function.func
+    if isinstance(function, types.FunctionType):
+        function = function.__code__
     try:
-        return _MEMORIES.setdefault(anchor, _Memory())
+        return _MEMORIES.setdefault(function, _Memory())
     except TypeError:  # not weakly referenceable
         return _Memory()

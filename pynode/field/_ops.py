@@ -44,6 +44,19 @@ def _index_add(x: Tensor, *, shape: Any, dim: int, index: Any) -> Tensor:
     return x.new_zeros(shape).index_add(dim, torch.tensor(index, device=x.device), x)
 
 
+def _conv(x: Tensor, w: Tensor, *, stride: Any, padding: Any, dilation: Any, groups: int, **_: Any) -> Tensor:
+    return torch.convolution(x, w, None, stride, padding, dilation, False, (0,) * len(stride), groups)
+
+
+def _conv_grad(
+    which: int, grad: Tensor, x: Tensor, w: Tensor, *, stride: Any, padding: Any, dilation: Any, groups: int
+) -> Tensor:
+    mask = [which == 0, which == 1, False]
+    return torch.ops.aten.convolution_backward(
+        grad, x, w, None, stride, padding, dilation, False, (0,) * len(stride), groups, mask
+    )[which]
+
+
 # Every op takes its operands and, by keyword, its attributes; `shape` is the shape of the result.
 OPS: dict[str, Callable[..., Tensor]] = {
     "cast": lambda x, *, float_dtype, **_: x.to(float_dtype),
@@ -66,6 +79,9 @@ OPS: dict[str, Callable[..., Tensor]] = {
     "cat": lambda *xs, dim, **_: torch.cat(xs, dim),
     "index_select": lambda x, *, dim, index, **_: x.index_select(dim, torch.tensor(index, device=x.device)),
     "index_add": _index_add,
+    "conv": _conv,
+    "conv_input": lambda grad, w, *, shape, **window: _conv_grad(0, grad, grad.new_empty(shape), w, **window),
+    "conv_weight": lambda x, grad, *, shape, **window: _conv_grad(1, grad, x, x.new_empty(shape), **window),
     "mm": lambda a, b, **_: a @ b,
     "bmm": lambda a, b, **_: a @ b,
 }

@@ -1,0 +1,275 @@
+"""From an fx graph of ATen operations to a `FieldGraph`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sympy  # type: ignore[import-untyped]
+import torch
+from torch import Tensor, fx
+
+from pynode.errors import TraceError
+from pynode.field._builder import Builder
+from pynode.field._capture import BATCH_HINT, Captured, user_line
+from pynode.field._convert import HANDLERS, Call, Ref, Unsupported, target_name
+from pynode.field._graph import Dim, FieldGraph, Input, Node, Number
+
+__all__ = ["Conversion", "Source"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One input of the recording: the kind and the name that it has in the graph (see `Input`), and an example."""
+
+    kind: str
+    name: str
+    tensor: Tensor
+
+
+class Conversion:
+    """One pass over an fx graph.
+
+    Args:
+        got: the recording.
+        sources: what its placeholders before the cotangents stand for.
+        leaves: tensors that it holds as attributes and gives products for, by name.
+        captured: further such tensors that can be found by name.
+        n_states: how many tensors the state has.
+
+    Attributes:
+        graph: the result.
+        buffers: names of the graph's inputs of kind `"buffer"`, in order.
+        constants: the tensors of its inputs of kind `"constant"`, in order.
+    """
+
+    def __init__(
+        self,
+        got: Captured,
+        sources: Sequence[Source],
+        leaves: Mapping[str, Tensor],
+        captured: Mapping[str, Tensor],
+        n_states: int,
+    ) -> None:
+        self.got = got
+        self.b = Builder()
+        self.values: dict[fx.Node, Any] = {}
+        self.concrete: dict[fx.Node, Any] = {}  # what does not depend on any input
+        self.inputs: list[Input] = []
+        self.constants: list[Tensor] = []
+        self.float_dtype = next(s.tensor.dtype for s in sources if s.kind == "z")
+        nodes = list(got.graph.graph.nodes)
+        self._add_inputs(nodes, sources, leaves, captured)
+        for node in nodes:
+            if node.op == "call_function":
+                self._call(node)
+        output = next(n for n in nodes if n.op == "output").args[0]
+        results = [None if n is None else self._index(n) for n in output]
+        value = tuple(r for r in results[:n_states] if r is not None)
+        batch = None
+        if got.batch is None:
+            z = next(s.tensor for s in sources if s.kind == "z")
+            batch = z.shape[0] if z.dim() else 1
+        self.graph = _compact(
+            FieldGraph(tuple(self.inputs), tuple(self.b.nodes), value, tuple(results[n_states:]), batch)
+        )
+        self.buffers = tuple(i.name for i in self.inputs if i.kind == "buffer")
+
+    def _add_inputs(
+        self,
+        nodes: Sequence[fx.Node],
+        sources: Sequence[Source],
+        leaves: Mapping[str, Tensor],
+        captured: Mapping[str, Tensor],
+    ) -> None:
+        """The graph's inputs, in the order of their kinds; buffers and constants only if they are used."""
+        placeholders = [n for n in nodes if n.op == "placeholder"]
+        given = list(zip(sources, placeholders, strict=False))
+        attributes: dict[int, list[fx.Node]] = {}
+        tensors: dict[int, Tensor] = {}
+        for node in nodes:
+            if node.op == "get_attr":
+                tensor = self._attribute(node)
+                attributes.setdefault(id(tensor), []).append(node)
+                tensors[id(tensor)] = tensor
+        for source, node in given:
+            if source.kind != "buffer":
+                self._input(source.kind, source.name, self._shape(node.meta["val"].shape), [node])
+        for name, leaf in leaves.items():
+            self._input("parameter", name, tuple(leaf.shape), attributes.pop(id(leaf), []))
+        for source, node in given:
+            if source.kind == "buffer" and node.users:
+                self._input(source.kind, source.name, tuple(source.tensor.shape), [node])
+        names = {id(tensor): name for name, tensor in captured.items()}
+        floats = {key: found for key, found in attributes.items() if tensors[key].dtype == self.float_dtype}
+        for key, found in floats.items():
+            if key in names:
+                self._input("buffer", names[key], tuple(tensors[key].shape), found)
+        for key, found in floats.items():
+            if key not in names:
+                self._input("constant", str(len(self.constants)), tuple(tensors[key].shape), found)
+                self.constants.append(tensors[key])
+        for key, found in attributes.items():
+            if key not in floats:
+                self.concrete.update((node, tensors[key]) for node in found)
+        for i, node in enumerate(placeholders[len(sources) :]):
+            self._input("cotangent", str(i), self._shape(node.meta["val"].shape), [node])
+
+    def _input(self, kind: str, name: str, shape: tuple[Dim, ...], nodes: Sequence[fx.Node]) -> None:
+        """One input of the graph, for all nodes that stand for it."""
+        self.inputs.append(Input(kind, name, shape))
+        index = self.b.add("input", [], shape, "float", index=len(self.inputs) - 1)
+        self.values.update((node, index) for node in nodes)
+
+    def _attribute(self, node: fx.Node) -> Any:
+        value: Any = self.got.graph
+        for part in str(node.target).split("."):
+            value = getattr(value, part)
+        return value
+
+    # ---- sizes ------------------------------------------------------------------------------------
+
+    def _dim(self, size: Any) -> Dim:
+        """A size as an int or `(a, b)` for `a * batch + b`."""
+        if isinstance(size, int):
+            # Some of torch's derivatives put the number that stands for the batch size in place of the symbol.
+            return (size // BATCH_HINT, 0) if self.got.batch is not None and size and size % BATCH_HINT == 0 else size
+        expr = sympy.expand(self.got.env.simplify(size.node.expr))
+        if expr.is_number:
+            return int(expr)
+        batch = self.got.batch
+        slope = expr.coeff(batch, 1)
+        offset = expr.subs(batch, 0)
+        if not (slope.is_Integer and offset.is_Integer and sympy.expand(slope * batch + offset - expr) == 0):
+            raise Unsupported("a size that is not linear in the batch size")
+        return (int(slope), int(offset))
+
+    def _shape(self, shape: Any) -> tuple[Dim, ...]:
+        return tuple(map(self._dim, shape))
+
+    # ---- operations -------------------------------------------------------------------------------
+
+    def _call(self, node: fx.Node) -> None:
+        value = node.meta.get("val")
+        if isinstance(value, torch.SymInt | int | float | torch.SymFloat | torch.SymBool | bool):
+            return  # arithmetic on sizes: read from `meta` where it is used
+        tensors = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor | list | tuple)]
+        if all(n in self.concrete for n in tensors) and self._evaluate(node):
+            return
+        name = target_name(node.target)
+        several: Sequence[Any] = value if isinstance(value, tuple | list) else [value]
+        first = next(x for x in several if x is not None)
+        try:
+            handler = HANDLERS.get(name)
+            if handler is None:
+                raise Unsupported(f"the operation {node.target}, which pynode has no counterpart for")
+            if name == "_to_copy" and tensors[0].meta["val"].is_floating_point() and first.dtype in _INTS:
+                raise Unsupported("a conversion to whole numbers, whose derivative is zero")
+            args = [self._argument(a) for a in node.args]
+            kwargs = {k: self._argument(a) for k, a in node.kwargs.items() if k not in _IGNORED}
+            self.values[node] = handler(
+                Call(self.b, name, args, kwargs, self._shape(first.shape), self._kind(first.dtype))
+            )
+        except Unsupported as error:
+            raise TraceError(
+                f"the field uses {error}{user_line(node)}. pynode.field.supported_ops() lists what the julia engine "
+                'can run; write the field with those, or use engine="torch"'
+            ) from None
+
+    def _evaluate(self, node: fx.Node) -> bool:
+        """Compute a node that depends on no input; not possible when its size depends on the batch."""
+
+        def static(x: Any) -> Any:
+            if isinstance(x, fx.Node):
+                if x in self.concrete:
+                    return self.concrete[x]
+                x = x.meta["val"]
+            if isinstance(x, torch.SymInt | torch.SymFloat | torch.SymBool):
+                size = self._dim(x)
+                if not isinstance(size, int):
+                    raise LookupError
+                return size
+            return x
+
+        try:
+            args = fx.node.map_aggregate(node.args, static)
+            kwargs = fx.node.map_aggregate(node.kwargs, static)
+        except (LookupError, Unsupported):
+            return False
+        self.concrete[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+        return True
+
+    def _argument(self, a: Any) -> Any:
+        if isinstance(a, list | tuple):
+            return [self._argument(x) for x in a]
+        if isinstance(a, fx.Node):
+            value = a.meta.get("val")
+            if not isinstance(value, Tensor | tuple | list):
+                return self._argument(value)
+            several = self.values.get(a)
+            if isinstance(several, list):
+                return [None if x is None else Ref(x) for x in several]
+            return Ref(self._index(a))
+        if isinstance(a, torch.SymInt):
+            return self._dim(a)
+        return Ref(self._scalar(a.node.expr)) if isinstance(a, torch.SymFloat) else a
+
+    def _scalar(self, expr: sympy.Expr) -> int:
+        """The 0-d node of a number that is computed from the batch size."""
+        expr = self.got.env.simplify(expr)
+        if expr.is_number:
+            return self.b.full(float(expr), ())
+        if expr == self.got.batch:
+            return self.b.add("full", [Number((1, 0))], ())
+        op = _ARITHMETIC.get(type(expr).__name__)
+        if op is None:
+            raise Unsupported(f"a number that is computed from the batch size ({expr})")
+        first, *rest = map(self._scalar, expr.args)
+        for other in rest:
+            first = self.b.pointwise(op, [first, other], ())
+        return self.b.pointwise(op, [first], ()) if op == "sqrt" else first
+
+    def _index(self, node: fx.Node) -> int:
+        """The node of the graph for an fx node; a concrete tensor becomes a constant."""
+        if node in self.values:
+            return int(self.values[node])
+        tensor = self.concrete[node]
+        kind = "int" if tensor.dtype in _INTS else self._kind(tensor.dtype)
+        self.values[node] = self.b.const(tensor.detach().reshape(-1).tolist(), tuple(tensor.shape), kind)
+        return int(self.values[node])
+
+    def _kind(self, dtype: torch.dtype) -> str:
+        if dtype == torch.bool:
+            return "bool"
+        # Integers that are computed (counts, positions) are exact as numbers of the state's type.
+        if dtype not in _INTS and dtype != self.float_dtype:
+            raise Unsupported(
+                f"numbers of type {dtype} beside a state of type {self.float_dtype}: convert them to the state's type"
+            )
+        return "float"
+
+
+# Sympy's names and torch's own for arithmetic on symbolic sizes.
+_ARITHMETIC = {"Add": "add", "Mul": "mul", "Pow": "pow", "IntTrueDiv": "div", "FloatTrueDiv": "div", "FloatPow": "pow"}
+_ARITHMETIC |= {"PowByNatural": "pow", "ToFloat": "", "OpaqueUnaryFn_sqrt": "sqrt"}
+_INTS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+_IGNORED = ("dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking")
+
+
+def _compact(graph: FieldGraph) -> FieldGraph:
+    """The graph without the nodes that no output needs; inputs stay."""
+    keep = sorted({*range(len(graph.inputs)), *graph.live((*graph.value, *graph.vjp))})
+    place = {old: new for new, old in enumerate(keep)}
+
+    def moved(node: Node) -> Node:
+        inputs = tuple(place[i] if isinstance(i, int) else i for i in node.inputs)
+        return dataclasses.replace(node, inputs=inputs)
+
+    return dataclasses.replace(
+        graph,
+        nodes=tuple(moved(graph.nodes[i]) for i in keep),
+        value=tuple(place[i] for i in graph.value),
+        vjp=tuple(None if i is None else place[i] for i in graph.vjp),
+    )

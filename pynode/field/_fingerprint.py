@@ -1,0 +1,136 @@
+"""All that the trace of a field depends on, except the values of the tensors that it reads by name."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pynode.field._bindings import INTERNAL, Reads, captured_by, is_plain_object
+from pynode.field._parametrized import requires_grad
+
+__all__ = ["attributes_read", "fingerprint"]
+
+# Whose attribute, by the owner's prefix, and its name.
+Attribute = tuple[str, str]
+
+_PLAIN = (int, float, str, bool, bytes, complex, type(None), torch.dtype, torch.device, torch.Size, type)
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+_DEEP = 3  # containers and objects within one another that are looked into
+
+
+@contextlib.contextmanager
+def attributes_read(reads: Reads) -> Iterator[set[Attribute]]:
+    """Collects the attributes of modules that are read within the context."""
+    prefixes = {id(owner): prefix for prefix, owner in reads.owners.items()}
+    found: set[Attribute] = set()
+
+    def spy(module: nn.Module, name: str) -> Any:
+        prefix = prefixes.get(id(module))
+        if prefix is not None:
+            found.add((prefix, name))
+        return object.__getattribute__(module, name)
+
+    before = nn.Module.__dict__.get("__getattribute__")
+    nn.Module.__getattribute__ = spy  # type: ignore[method-assign, assignment]
+    try:
+        yield found
+    finally:
+        if before is None:
+            del nn.Module.__getattribute__
+        else:
+            nn.Module.__getattribute__ = before  # type: ignore[method-assign]
+        found -= {(prefix, name) for prefix, name in found if not _matters(reads.owners[prefix], name)}
+
+
+def _matters(owner: nn.Module, name: str) -> bool:
+    """Whether the attribute of that name can be another without a part of the fingerprint being so."""
+    if name == "forward":
+        return True
+    if name in INTERNAL or hasattr(nn.Module, name):
+        return False
+    if any(name in owner.__dict__[group] for group in ("_parameters", "_buffers", "_modules")):
+        return False
+    return name in owner.__dict__ or not type(owner).__module__.startswith("torch.")
+
+
+def fingerprint(reads: Reads, attributes: set[Attribute] | None = None) -> dict[Any, Any]:
+    """What a trace depends on, by where it is found; all values can be hashed.
+
+    Args:
+        reads: what the field reads.
+        attributes: the attributes of modules that matter; all of the instances' own when `None`.
+    """
+    key: dict[Any, Any] = {}
+    for name, tensor in (*reads.tensors.items(), *reads.captured.items()):
+        key[name] = _outline(tensor)
+    for name in reads.parametrized:
+        key[name] = requires_grad(reads.parametrized, name)
+    for prefix, owner in reads.owners.items():
+        key[prefix, ""] = type(owner)
+        hooks = [tuple(owner.__dict__[name].values()) for name in _HOOKS]
+        if any(hooks):
+            key[prefix, "hooks"] = _freeze(hooks, 2)
+        if attributes is None:
+            key.update({(prefix, n): _freeze(v, _DEEP) for n, v in owner.__dict__.items() if n not in INTERNAL})
+    for prefix, name in attributes or ():
+        if prefix in reads.owners:
+            key[prefix, name] = _attribute(reads.owners[prefix], name)
+    for prefix, part in reads.parts.items():
+        if isinstance(part, types.FunctionType):
+            key[prefix, "code"] = part.__code__
+            key.update({(prefix, name): _freeze(value, _DEEP) for name, value in captured_by(part)})
+        elif isinstance(part, functools.partial):
+            key[prefix, "partial"] = _freeze([*part.args, part.keywords], _DEEP)
+        elif not isinstance(part, types.MethodType):
+            key.update({(prefix, name): _freeze(value, _DEEP) for name, value in vars(part).items()})
+            key[prefix, "code"] = _freeze(type(part).__call__, 1)
+    return key
+
+
+def _attribute(owner: nn.Module, name: str) -> Any:
+    """An attribute of a module, of its own or of its class."""
+    if name in owner.__dict__:
+        return _freeze(owner.__dict__[name], _DEEP)
+    kind = type(owner)
+    if kind.__module__.startswith("torch."):
+        return None
+    return _freeze(getattr(kind, name, None), _DEEP)
+
+
+def _outline(x: Tensor) -> tuple[Any, ...]:
+    # Indices and masks become part of a trace with their values.
+    values = () if x.is_floating_point() else (id(x), x._version)
+    return (x.shape, x.dtype, x.device, x.requires_grad, *values)
+
+
+def _freeze(value: Any, depth: int) -> Any:
+    """A value as something that can be hashed, equal for as long as nothing within it changes."""
+    if isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, Tensor):
+        return _outline(value)
+    if isinstance(value, nn.Module):  # looked at on its own
+        return type(value)
+    if not depth:
+        return id(value)
+    if isinstance(value, list | tuple):
+        return tuple(_freeze(v, depth - 1) for v in value)
+    if isinstance(value, dict):
+        return tuple((k, _freeze(v, depth - 1)) for k, v in value.items() if isinstance(k, _PLAIN))
+    if isinstance(value, set | frozenset):
+        return frozenset(_freeze(v, depth - 1) for v in value)
+    if isinstance(value, types.FunctionType):
+        return (value.__code__, *((k, _freeze(v, depth - 1)) for k, v in captured_by(value)))
+    if isinstance(value, types.MethodType):
+        return (_freeze(value.__func__, depth - 1), _freeze(value.__self__, depth - 1))
+    if isinstance(value, functools.partial):
+        return tuple(_freeze(v, depth - 1) for v in (value.func, value.args, value.keywords))
+    if is_plain_object(value):
+        return (type(value), _freeze(vars(value), depth - 1))
+    return id(value)
