@@ -20,7 +20,7 @@ from pynode.engine._grid import substeps
 from pynode.engine._solvers import SOLVERS, SolverInfo
 from pynode.engine.choose import choose, named_engine
 from pynode.errors import EngineUnavailable, InputError, unknown_name
-from pynode.field._bindings import named_tensors
+from pynode.field._bindings import Reads
 from pynode.sensitivity import Backsolve, Sensitivity
 from pynode.solve import solve
 
@@ -338,9 +338,7 @@ def _is_number(x: Any) -> bool:
 def _are_all(params: tuple[Tensor, ...], func: Callable[..., Any]) -> bool:
     """Whether these are leaves, and all of those of `func` that require a gradient: what `solve` differentiates by."""
     given = {id(p) for p in params}
-    return all(p.is_leaf for p in params) and all(
-        id(x) in given for x in named_tensors(func).values() if x.requires_grad
-    )
+    return all(p.is_leaf for p in params) and all(id(x) in given for x in Reads(func).leaves())
 
 
 def _interpolate(knots: Tensor, values: Tensor, t: Tensor) -> Tensor:

@@ -114,6 +114,15 @@ class Reads:
         elif is_plain_object(value) and depth:
             self._part(f"{name}.", value)
 
+    def leaves(self) -> list[Tensor]:
+        """All leaf tensors among these that require a gradient, also those of parametrizations."""
+        hidden = (
+            p
+            for owner, name in self.parametrized.values()
+            for p in owner.parametrizations[name].parameters()  # type: ignore[index, union-attr]
+        )
+        return [x for x in (*self.tensors.values(), *self.captured.values(), *hidden) if x.requires_grad and x.is_leaf]
+
     @contextlib.contextmanager
     def replaced(self, values: Mapping[str, Tensor]) -> Iterator[None]:
         """Within the context the modules hold these values instead of their own tensors of the same names."""
