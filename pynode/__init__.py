@@ -1,5 +1,6 @@
 """Neural differential equations for PyTorch, solved and differentiated by Julia."""
 
+from pynode import compat as compat
 from pynode import data as data
 from pynode import models as models
 from pynode import nn as nn
@@ -46,6 +47,7 @@ __all__ = [
     "Stats",
     "TraceError",
     "__version__",
+    "compat",
     "data",
     "engines",
     "models",

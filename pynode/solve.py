@@ -225,7 +225,7 @@ class _Solve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         _ = ctx.saved_tensors
-        if ctx.pullback is None:
+        if ctx.retcode is not Retcode.SUCCESS:
             raise SolveError(f"no gradient, since the integration failed: {ctx.retcode.value}", ctx.retcode)
         with torch.no_grad():
             g: Gradients = ctx.pullback(cotangents)

@@ -33,16 +33,7 @@ def get_engine(name: str) -> Engine:
 
 def engines() -> dict[str, Availability]:
     """Every engine by name, with whether it can run here, why not, and the remedy."""
-    return {name: _availability(name) for name in _REGISTRY}
-
-
-def _availability(name: str) -> Availability:
-    try:
-        return get_engine(name).available()
-    except ModuleNotFoundError as error:
-        if error.name != _REGISTRY[name][0]:
-            raise
-        return Availability(False, "this version of pynode lacks it")
+    return {name: get_engine(name).available() for name in _REGISTRY}
 
 
 def named_engine(engine: str) -> str:
@@ -92,7 +83,7 @@ def choose(engine: str, solver: str, sensitivity: str | Sensitivity) -> tuple[En
 @functools.lru_cache(maxsize=256)
 def _choose(engine: str, solver: str, sensitivity: str | Sensitivity) -> tuple[Engine, SolverInfo, Sensitivity]:
     if engine != "auto":
-        state = _availability(engine)
+        state = get_engine(engine).available()
         if not state.ok:
             raise EngineUnavailable(_absent(engine, state))
         return _resolve(get_engine(engine), solver, sensitivity)

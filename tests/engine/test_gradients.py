@@ -21,7 +21,7 @@ def test_gradcheck(engine: str, info: SolverInfo, how: str, problem: str) -> Non
     field, z0, args = draw(problem)
     states = z0 if isinstance(z0, tuple) else (z0,)
     # Three reported times with uneven gaps, none of them 0: the driven field vanishes there.
-    t = 0.3 + chosen["span"] * torch.tensor([0.0, 0.37, 1.0], dtype=torch.float64)
+    t = 0.3 + chosen.span * torch.tensor([0.0, 0.37, 1.0], dtype=torch.float64)
     inputs = [x.requires_grad_() for x in (*states, t, *args)] + list(field.parameters())
 
     def run(*given: Tensor) -> tuple[Tensor, ...]:
@@ -35,11 +35,10 @@ def test_gradcheck(engine: str, info: SolverInfo, how: str, problem: str) -> Non
             sensitivity=how,
             engine=engine,
             max_steps=100_000,
-            **chosen["keywords"],
+            **chosen.keywords,
         )
         return sol.z if isinstance(sol.z, tuple) else (sol.z,)
 
     exact = how == "discrete" and not info.adaptive
-    tolerance: dict[str, Any] = {"atol": 1e-7, "rtol": 1e-6} if exact else {"atol": chosen["error"], "rtol": 1e-4}
-    eps = 1e-4 if info.stiff else 1e-6  # the steps of stiff solvers depend on the input a little less smoothly
-    assert torch.autograd.gradcheck(run, inputs, eps=eps, fast_mode=True, **tolerance)
+    tolerance: dict[str, Any] = {"atol": 1e-7, "rtol": 1e-6} if exact else {"atol": chosen.error, "rtol": 1e-4}
+    assert torch.autograd.gradcheck(run, inputs, eps=chosen.eps, fast_mode=True, **tolerance)

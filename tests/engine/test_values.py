@@ -18,24 +18,22 @@ DOUBLE = torch.float64
 def test_linear_system(engine: str, info: SolverInfo, direction: float) -> None:
     chosen = settings(info)
     field, z0, _ = draw("linear")
-    t = 0.3 + direction * chosen["span"] * torch.tensor([0.0, 0.1, 0.37, 1.0], dtype=DOUBLE)
-    sol = pynode.solve(field, z0, t, solver=info.name, engine=engine, max_steps=100_000, **chosen["keywords"])
+    t = 0.3 + direction * chosen.span * torch.tensor([0.0, 0.1, 0.37, 1.0], dtype=DOUBLE)
+    sol = pynode.solve(field, z0, t, solver=info.name, engine=engine, max_steps=100_000, **chosen.keywords)
     assert sol.solver == info.name
     assert sol.engine == engine
     assert sol.z.shape == (4, 2, 2)
     assert torch.equal(sol.z[0], z0)
-    torch.testing.assert_close(sol.z, field.exact(z0, t), rtol=0, atol=chosen["error"])
+    torch.testing.assert_close(sol.z, field.exact(z0, t), rtol=0, atol=chosen.error)
 
 
 @pytest.mark.parametrize(("engine", "info"), solver_cases())
 def test_time_dependent_field_with_args(engine: str, info: SolverInfo) -> None:
     chosen = settings(info)
     field, z0, (u,) = draw("driven")
-    t = 0.3 + chosen["span"] * torch.tensor([0.0, 0.1, 0.37, 1.0], dtype=DOUBLE)
-    sol = pynode.solve(
-        field, z0, t, args=(u,), solver=info.name, engine=engine, max_steps=100_000, **chosen["keywords"]
-    )
-    torch.testing.assert_close(sol.z, field.exact(z0, t, u), rtol=0, atol=chosen["error"])
+    t = 0.3 + chosen.span * torch.tensor([0.0, 0.1, 0.37, 1.0], dtype=DOUBLE)
+    sol = pynode.solve(field, z0, t, args=(u,), solver=info.name, engine=engine, max_steps=100_000, **chosen.keywords)
+    torch.testing.assert_close(sol.z, field.exact(z0, t, u), rtol=0, atol=chosen.error)
 
 
 @pytest.mark.parametrize(
