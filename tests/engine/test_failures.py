@@ -1,0 +1,73 @@
+"""The engine contract on failure: an error that names the remedy, and soon."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import torch
+from problems import draw, solver_cases
+from torch import Tensor, nn
+
+import pynode
+from pynode import Retcode
+from pynode.engine import SolverInfo
+
+DOUBLE = torch.float64
+
+
+class _Square(nn.Module):
+    """z' = z², which from 1 is infinite at t = 1."""
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        return z**2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+@pytest.mark.filterwarnings("ignore:Functional iteration")
+@pytest.mark.parametrize(("engine", "info"), solver_cases())
+def test_blow_up_is_an_error_and_soon(engine: str, info: SolverInfo, dtype: torch.dtype) -> None:
+    z0 = torch.ones(2, 1, dtype=dtype)
+    keywords: dict[str, Any] = {"solver": info.name, "engine": engine, "dt": None if info.adaptive else 0.01}
+    pynode.solve(_Square(), z0, [0.0, 0.1, 0.2], **keywords)  # compiles, where an engine does
+    started = time.perf_counter()
+    with pytest.raises(pynode.SolveError, match="stopped at t=") as caught:
+        pynode.solve(_Square(), z0, [0.0, 0.5, 0.9, 2.0], **keywords)
+    assert time.perf_counter() - started < 20
+    assert isinstance(caught.value, ArithmeticError)
+    sol = pynode.solve(_Square(), z0, [0.0, 0.5, 0.9, 2.0], throw=False, **keywords)
+    assert sol.retcode is caught.value.retcode
+    assert sol.retcode in (Retcode.NON_FINITE, Retcode.STEP_UNDERFLOW, Retcode.FAILURE, Retcode.MAX_STEPS)
+    assert torch.isnan(sol.z[3]).all()
+    tolerance = 0.1 if info.order <= 2 else 1e-2
+    torch.testing.assert_close(sol.z[:2, 0, 0], torch.tensor([1.0, 2.0], dtype=dtype), rtol=tolerance, atol=0)
+
+
+def test_max_steps(engine: str) -> None:
+    field, z0, _ = draw("linear")
+    with pytest.raises(pynode.SolveError, match=r"max_steps was reached: raise max_steps") as caught:
+        pynode.solve(field, z0, [0.0, 100.0], engine=engine, max_steps=5)
+    assert caught.value.retcode is Retcode.MAX_STEPS
+    with pytest.raises(pynode.SolveError, match="max_steps"):
+        pynode.solve(field, z0, [0.0, 1.0], engine=engine, max_steps=9, solver="euler", dt=0.1)
+    assert pynode.solve(field, z0, [0.0, 1.0], engine=engine, max_steps=10, solver="euler", dt=0.1).stats.nfe >= 10
+
+
+def test_field_that_becomes_nan(engine: str) -> None:
+    class Root(nn.Module):
+        def forward(self, t: Tensor, z: Tensor) -> Tensor:
+            return -torch.ones_like(z) + 0 * torch.sqrt(z)
+
+    sol = pynode.solve(Root(), torch.ones(1, 1, dtype=DOUBLE), [0.0, 0.5, 2.0], engine=engine, throw=False)
+    assert sol.retcode in (Retcode.NON_FINITE, Retcode.STEP_UNDERFLOW)
+    assert torch.isnan(sol.z[-1]).all()
+    assert sol.z[0].item() == 1
+    assert torch.isnan(sol.z[1]).item() or sol.z[1].item() == pytest.approx(0.5)
+
+
+def test_no_gradient_through_a_failure(engine: str) -> None:
+    z0 = torch.ones(1, 1, dtype=DOUBLE, requires_grad=True)
+    sol = pynode.solve(_Square(), z0, [0.0, 2.0], engine=engine, throw=False)
+    with pytest.raises(pynode.SolveError, match="no gradient"):
+        sol.z.sum().backward()
