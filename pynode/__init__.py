@@ -1,6 +1,8 @@
-"""Neural differential equations for PyTorch, solved and differentiated by Julia."""
+"""Neural differential equations for PyTorch, solved and differentiated by Julia.
 
-from pynode import compat as compat
+`pynode.compat` is imported by itself, since it loads torchdiffeq and SciPy: `from pynode.compat import odeint`.
+"""
+
 from pynode import data as data
 from pynode import models as models
 from pynode import nn as nn
@@ -47,7 +49,6 @@ __all__ = [
     "Stats",
     "TraceError",
     "__version__",
-    "compat",
     "data",
     "engines",
     "models",

@@ -61,9 +61,7 @@ class NODE(nn.Module):
     ) -> None:
         super().__init__()
         check_solver_keywords(solver_keywords)
-        check_callables(
-            field, input_network=input_network, output_network=output_network, running_cost=running_cost
-        )
+        check_callables(field, input_network=input_network, output_network=output_network, running_cost=running_cost)
         if not isinstance(order, int) or order < 1:
             raise InputError(f"order must be an integer of at least 1, got {order!r}")
         self.field = field if order == 1 else HigherOrder(field, order)
