@@ -6,8 +6,9 @@ PyTorch differentiates here: the product is `torch.autograd.grad` of the field, 
 from __future__ import annotations
 
 import functools
+import linecache
 import logging
-import re
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,10 +22,11 @@ from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from pynode.errors import FieldError, TraceError
 
-__all__ = ["BATCH_HINT", "Captured", "capture", "user_line"]
+__all__ = ["BATCH_HINT", "Captured", "capture", "data_dependent", "user_line"]
 
 # Stands for the batch size while recording. A large prime, so that no static size equals it by accident.
 BATCH_HINT = 7919
@@ -32,6 +34,7 @@ BATCH_HINT = 7919
 _aten = torch.ops.aten
 _KEPT: tuple[Any, ...] = (_aten.select_backward, _aten.slice_backward, _aten.slice_scatter, _aten.select_scatter)
 _KEPT += (_aten.diagonal_backward, _aten.max_pool2d_with_indices_backward)
+_KEPT += (_aten.reflection_pad1d_backward, _aten.reflection_pad2d_backward)
 _FURTHER = [
     _aten.native_layer_norm,
     _aten.native_layer_norm_backward,
@@ -167,7 +170,8 @@ def capture(
     def joint(xs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> list[Tensor | None]:
         with torch.enable_grad():
             xs = [x.detach().requires_grad_(w) if w else x.detach() for x, w in zip(xs, wanted, strict=True)]
-            outputs = function(xs)
+            with _Lines():
+                outputs = function(xs)
             pairs = [(o, v) for o, v in zip(outputs, cotangents, strict=True) if o.requires_grad]
             wrt = [*(x for x, w in zip(xs, wanted, strict=True) if w), *captured]
             products: Sequence[Tensor | None] = [None] * len(wrt)
@@ -182,13 +186,12 @@ def capture(
     try:
         with mode, enable_python_dispatcher(), sdpa_kernel(SDPBackend.MATH), fx.traceback.preserve_node_meta():
             cotangents = [torch.empty_like(z) for z in fakes[1 : 1 + n_states]]
-            graph = make_fx(joint, decomposition_table=_decompositions(), record_stack_traces=True)(fakes, cotangents)
+            graph = make_fx(joint, decomposition_table=_decompositions())(fakes, cotangents)
             graph.graph.eliminate_dead_code()
             _refuse(graph, len(inputs))
             if any(_mutates(n) for n in graph.graph.nodes):
-                graph = make_fx(functionalize(_flat(graph), remove="mutations"), decomposition_table=_decompositions())(
-                    *fakes, *cotangents
-                )
+                pure = functionalize(_flat(graph), remove="mutations")
+                graph = make_fx(pure, decomposition_table=_decompositions())(*fakes, *cotangents)
     except (TraceError, FieldError):
         raise
     except Exception as error:
@@ -244,17 +247,30 @@ _VIEWS = {
 _VIEWS |= {_aten.unsqueeze.default, _aten.expand.default, _aten.detach.default, _aten.t.default}
 
 
-def user_line(node: fx.Node | None) -> str:
-    """Where the user's code called a node's operation, as ` at file:line: text`."""
-    trace = node.stack_trace if node is not None else None
-    if not trace:
-        return ""
-    frames = re.findall(r'File "([^"]+)", line (\d+), in [^\n]*\n\s*([^\n]*)', trace)
-    frames = [f for f in frames if _is_users(f[0])]
-    if not frames:
-        return ""
-    name, line, text = frames[-1]
-    return f" at {name}:{line}: `{text.strip()}`"
+class _Lines(TorchFunctionMode):
+    """Notes with each operation the line of the user's code that called it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        fx.traceback.set_stack_trace([_calling_line()])
+        return func(*args, **(kwargs or {}))
+
+
+def _calling_line() -> str:
+    frame = sys._getframe(2)
+    while frame.f_code.co_filename != __file__ and frame.f_back is not None:
+        if _is_users(frame.f_code.co_filename):
+            return _place(frame.f_code.co_filename, frame.f_lineno)
+        frame = frame.f_back
+    return ""
+
+
+def _place(filename: str, line: int) -> str:
+    return f" at {filename}:{line}: `{linecache.getline(filename, line).strip()}`"
+
+
+def user_line(node: fx.Node) -> str:
+    """Where the user's code called a node's operation, as ` at file:line: text`; empty where it is not known."""
+    return node.stack_trace or ""
 
 
 def _is_users(filename: str) -> bool:
@@ -262,16 +278,21 @@ def _is_users(filename: str) -> bool:
     return "torch" not in parts and not ("pynode" in parts and "field" in parts)
 
 
+def data_dependent(where: str) -> str:
+    """The refusal of what depends on values."""
+    return (
+        f"the field's control flow or a Python number depends on the values of its tensors{where}. Use "
+        'torch.where instead of `if`, keep tensors as tensors (no .item(), float() or numpy), or engine="torch"'
+    )
+
+
 def _explain(error: Exception) -> str:
     """A remedy for a recording that failed, with the user's line."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_users(f.filename)]
-    where = f" at {frames[-1].filename}:{frames[-1].lineno}: `{frames[-1].line}`" if frames else ""
+    where = _place(frames[-1].filename, frames[-1].lineno or 0) if frames else ""
     name = type(error).__name__
     if "DataDependent" in name or "item()" in str(error) or "GuardOnDataDependent" in name:
-        return (
-            f"the field's control flow or a Python number depends on the values of its tensors{where}. Use "
-            'torch.where instead of `if`, keep tensors as tensors (no .item(), float() or numpy), or engine="torch"'
-        )
+        return data_dependent(where)
     if "in-place" in str(error):
         return f"the field writes to one of its inputs{where}: compute a new tensor instead"
     first = str(error).strip().splitlines()

@@ -13,11 +13,15 @@ from torch import Tensor, fx
 
 from pynode.errors import TraceError
 from pynode.field._builder import Builder
-from pynode.field._capture import BATCH_HINT, Captured, user_line
+from pynode.field._capture import BATCH_HINT, Captured, data_dependent, user_line
 from pynode.field._convert import HANDLERS, Call, Ref, Unsupported, target_name
 from pynode.field._graph import Dim, FieldGraph, Input, Node, Number
 
 __all__ = ["Conversion", "Source"]
+
+
+class _DataDependent(Exception):
+    """A size or a number that depends on values."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,8 @@ class Conversion:
         if expr.is_number:
             return int(expr)
         batch = self.got.batch
+        if expr.free_symbols != {batch}:
+            raise _DataDependent
         slope = expr.coeff(batch, 1)
         offset = expr.subs(batch, 0)
         if not (slope.is_Integer and offset.is_Integer and sympy.expand(slope * batch + offset - expr) == 0):
@@ -172,11 +178,29 @@ class Conversion:
             self.values[node] = handler(
                 Call(self.b, name, args, kwargs, self._shape(first.shape), self._kind(first.dtype))
             )
+        except _DataDependent:
+            raise TraceError(data_dependent(user_line(node))) from None
         except Unsupported as error:
-            raise TraceError(
-                f"the field uses {error}{user_line(node)}. pynode.field.supported_ops() lists what the julia engine "
-                'can run; write the field with those, or use engine="torch"'
-            ) from None
+            remedy = "pynode.field.supported_ops() lists what the julia engine can run; write the field with those"
+            if name not in HANDLERS and not self._varies(node):
+                remedy = (
+                    "It depends on parameters alone: make it a parametrization (torch.nn.utils.parametrize), which "
+                    "pynode computes once for each solve"
+                )
+            raise TraceError(f'the field uses {error}{user_line(node)}. {remedy}, or use engine="torch"') from None
+
+    def _varies(self, node: fx.Node) -> bool:
+        """Whether a node depends on the time, the state, conditioning tensors or cotangents."""
+        stack, seen = [node], set()
+        while stack:
+            n = stack.pop()
+            if n in seen:
+                continue
+            seen.add(n)
+            if n.op == "placeholder" and self.inputs[self.values[n]].kind in ("t", "z", "arg", "cotangent"):
+                return True
+            stack.extend(n.all_input_nodes)
+        return False
 
     def _evaluate(self, node: fx.Node) -> bool:
         """Compute a node that depends on no input; not possible when its size depends on the batch."""
@@ -223,6 +247,8 @@ class Conversion:
             return self.b.full(float(expr), ())
         if expr == self.got.batch:
             return self.b.add("full", [Number((1, 0))], ())
+        if expr.free_symbols != {self.got.batch}:
+            raise _DataDependent
         op = _ARITHMETIC.get(type(expr).__name__)
         if op is None:
             raise Unsupported(f"a number that is computed from the batch size ({expr})")

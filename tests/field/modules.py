@@ -504,7 +504,10 @@ def gather_by_constants() -> Case:
     def f(t: Tensor, z: Tensor) -> Tensor:
         i = torch.tensor([2, 0, 1, 1])
         return (
-            z[:, i] + z.index_select(1, torch.tensor([3, 3, 0, 1])) + z[:, [0, -1, 2, 1]] + z.gather(1, i.expand(z.shape[0], 4))
+            z[:, i]
+            + z.index_select(1, torch.tensor([3, 3, 0, 1]))
+            + z[:, [0, -1, 2, 1]]
+            + z.gather(1, i.expand(z.shape[0], 4))
         )
 
     return Case(f, (4,))
@@ -733,7 +736,11 @@ def batch_norm_in_eval() -> Case:
 @case
 def batch_norm_of_the_batch() -> Case:
     """Without running statistics: each call normalises by its own batch."""
-    return Case(Of(linear(3, 4), nn.BatchNorm1d(4, track_running_stats=False, dtype=torch.float64), linear(4, 3)), (3,), batches=(3, 2))
+    return Case(
+        Of(linear(3, 4), nn.BatchNorm1d(4, track_running_stats=False, dtype=torch.float64), linear(4, 3)),
+        (3,),
+        batches=(3, 2),
+    )
 
 
 # ---- parametrisations -------------------------------------------------------------------------------
@@ -848,3 +855,134 @@ def hamiltonian() -> Case:
             return torch.cat([g[:, 2:], -g[:, :2]], 1)
 
     return Case(Net(), (4,))
+
+
+# ---- images -----------------------------------------------------------------------------------------
+
+
+def conv(*sizes: int, **keywords: Any) -> nn.Conv2d:
+    return nn.Conv2d(*sizes, dtype=torch.float64, **keywords)
+
+
+IMAGE = (3, 6, 5)  # channels, height, width
+
+CONVOLUTIONS: dict[str, Callable[[], nn.Module]] = {
+    "conv": lambda: conv(3, 3, 3, padding=1),
+    "conv without bias": lambda: conv(3, 3, 3, padding=1, bias=False),
+    "conv of one pixel": lambda: conv(3, 3, 1),
+    "conv of uneven kernel": lambda: conv(3, 3, (3, 1), padding=(1, 0)),
+    "conv, padding same": lambda: conv(3, 3, 3, padding="same", dilation=(2, 1)),
+    "conv, no padding": lambda: nn.Sequential(conv(3, 4, 3), nn.ConvTranspose2d(4, 3, 3, dtype=torch.float64)),
+    "conv, dilation": lambda: conv(3, 3, 3, padding=(2, 1), dilation=(2, 1)),
+    "conv, groups": lambda: nn.Sequential(conv(3, 6, 3, padding=1, groups=3), conv(6, 3, 3, padding=1, groups=3)),
+    "conv, depthwise": lambda: conv(3, 3, 3, padding=1, groups=3),
+    "conv, stride": lambda: nn.Sequential(
+        conv(3, 4, 3, stride=(2, 1), padding=1),
+        nn.Tanh(),
+        nn.ConvTranspose2d(4, 3, 3, stride=(2, 1), padding=1, output_padding=(1, 0), dtype=torch.float64),
+    ),
+    "conv, transposed, groups": lambda: nn.Sequential(
+        conv(3, 4, 1), nn.ConvTranspose2d(4, 6, 3, padding=1, groups=2, dtype=torch.float64), conv(6, 3, 1)
+    ),
+    "conv, circular": lambda: conv(3, 3, 3, padding=1, padding_mode="circular"),
+    "conv, reflect": lambda: conv(3, 3, 3, padding=(2, 1), dilation=(2, 1), padding_mode="reflect"),
+    "conv, replicate": lambda: conv(3, 3, 3, padding=1, padding_mode="replicate"),
+    "group norm of images": lambda: nn.Sequential(
+        conv(3, 4, 3, padding=1), trained(nn.GroupNorm(2, 4)), nn.ReLU(), conv(4, 3, 3, padding=1)
+    ),
+    "batch norm of images": lambda: nn.Sequential(trained(nn.BatchNorm2d(3)), conv(3, 3, 3, padding=1)),
+    "average pooling": lambda: Resized(nn.AvgPool2d(2)),
+    "average pooling, padding": lambda: Resized(nn.AvgPool2d(3, 2, 1, count_include_pad=False)),
+    "average pooling, ceil": lambda: Resized(nn.AvgPool2d((3, 2), (2, 2), 1, ceil_mode=True)),
+    "average pooling, divisor": lambda: Resized(nn.AvgPool2d(2, 1, divisor_override=3)),
+    "adaptive pooling": lambda: Resized(nn.AdaptiveAvgPool2d((4, 3))),
+    "global pooling": lambda: Resized(nn.AdaptiveAvgPool2d(1)),
+    "max pooling": lambda: Resized(nn.MaxPool2d(2)),
+    "max pooling, overlapping": lambda: Resized(nn.MaxPool2d(3, 2, 1)),
+    "max pooling, dilation, ceil": lambda: Resized(nn.MaxPool2d((2, 3), 2, 1, dilation=(2, 1), ceil_mode=True)),
+    "upsampling": lambda: Resized(nn.Upsample(scale_factor=2)),
+    "upsampling to a size": lambda: Resized(nn.Upsample(size=(9, 7))),
+    "upsampling, bilinear": lambda: Resized(nn.Upsample(scale_factor=2, mode="bilinear")),
+    "upsampling, bilinear, aligned": lambda: Resized(nn.Upsample(size=(9, 7), mode="bilinear", align_corners=True)),
+    "upsampling, nearest-exact": lambda: Resized(nn.Upsample(size=(9, 7), mode="nearest-exact")),
+    "pixel shuffle": lambda: nn.Sequential(nn.PixelUnshuffle(1), conv(3, 12, 1), nn.PixelShuffle(2), nn.MaxPool2d(2)),
+}
+
+
+class Resized(nn.Module):
+    """A layer between two convolutions, brought back to the size of its input by a linear map of the pixels."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(conv(3, 2, 1), layer)
+        size = self.layer(torch.zeros(1, *IMAGE, dtype=torch.float64)).flatten(2).shape[-1]
+        self.back = linear(size, math.prod(IMAGE[1:]))
+        self.mix = conv(2, 3, 1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.mix(self.back(self.layer(z).flatten(2)).unflatten(2, IMAGE[1:]))
+
+
+def image(name: str) -> Case:
+    return Case(Of(CONVOLUTIONS[name](), nn.Tanh()), IMAGE)
+
+
+for _name in CONVOLUTIONS:
+    CASES[_name] = functools.partial(image, _name)
+
+
+@case
+def conv1d() -> Case:
+    layer = nn.Conv1d(2, 2, 3, padding=1, dtype=torch.float64)
+    return Case(Of(layer, nn.Tanh(), nn.MaxPool1d(3, 1, 1), nn.AvgPool1d(3, 1, 1)), (2, 7))
+
+
+@case
+def conv3d() -> Case:
+    return Case(
+        Of(nn.Conv3d(2, 2, (3, 1, 2), stride=(1, 1, 1), padding=(1, 0, 1), dtype=torch.float64), Crop()), (2, 3, 2, 3)
+    )
+
+
+class Crop(nn.Module):
+    def forward(self, z: Tensor) -> Tensor:
+        return z[..., :3]
+
+
+@case
+def conv_with_time() -> Case:
+    """The convolutional field of Chen et al.'s ODE-Net: time as a channel, group norms."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm1, self.norm2 = trained(nn.GroupNorm(3, 6)), trained(nn.GroupNorm(2, 6))
+            self.conv1, self.conv2 = conv(7, 6, 3, padding=1), conv(7, 6, 3, padding=1)
+
+        def forward(self, t: Tensor, z: Tensor) -> Tensor:
+            channel = torch.ones_like(z[:, :1]) * t
+            z = self.conv1(torch.cat([channel, torch.relu(self.norm1(z))], 1))
+            return self.norm2(self.conv2(torch.cat([channel, torch.relu(z)], 1)))
+
+    return Case(Net(), (6, 4, 4))
+
+
+@case
+def ffjord_of_images() -> Case:
+    """A derivative of convolutions within the field: their double derivative in the products."""
+
+    class Flow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(
+                conv(2, 4, 3, padding=1, stride=2), nn.Softplus(), nn.Upsample(scale_factor=2), conv(4, 2, 3, padding=1)
+            )
+
+        def forward(self, t: Tensor, state: tuple[Tensor, ...], noise: Tensor) -> tuple[Tensor, ...]:
+            with torch.enable_grad():
+                z = state[0] if state[0].requires_grad else state[0].detach().requires_grad_()
+                dz = self.net(z)
+                (pulled,) = torch.autograd.grad(dz, z, noise, create_graph=True)
+            return dz, -(pulled * noise).flatten(1).sum(1)
+
+    return Case(Flow(), ((2, 4, 4), ()), args=((2, 4, 4),))

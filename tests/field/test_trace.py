@@ -1,55 +1,199 @@
+"""The trace: graph value and vector-Jacobian product against the module and autograd."""
+
 from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from modules import CASES, Case
+from modules import CASES, Case, Of, linear
+from reference import check, error, sample
+from torch import Tensor, nn
 
-from pynode.field import Field, interpret
-from pynode.field._trace import trace_field
+from pynode.field import Field, FieldGraph, interpret, supported_ops, trace
+from pynode.field import _trace as tracing
 
-
-def products(field, t, z, args, cotangents, wrt):
-    pass
-
-
-def scaled_error(got, expected):
-    return float((got - expected).abs().max() / expected.abs().max().clamp(min=1)) if expected.numel() else 0.0
+Z = torch.randn(3, 2, dtype=torch.float64)
 
 
-def compare(case: Case, batch: int):
-    t, z, args = case.draw(batch)
-    field = Field(case.field, z, t, args, case.is_tuple)
-    found = trace_field(field, z, t, args)
-    t, *rest = [x.requires_grad_() for x in (t, *z, *args)]
-    z, args = tuple(rest[: len(z)]), tuple(rest[len(z) :])
-    value = field(t, z, args)
-    cot = [torch.randn_like(x) for x in value]
-    wrt = [t, *z, *args, *field.parameters]
-    pairs = [(o, v) for o, v in zip(value, cot) if o.requires_grad]
-    expected = (
-        torch.autograd.grad(
-            [o for o, _ in pairs], wrt, [v for _, v in pairs], allow_unused=True, materialize_grads=True
-        )
-        if pairs
-        else [torch.zeros_like(x) for x in wrt]
-    )
-    with torch.no_grad():
-        got, vjp = interpret(found.graph, [t, *z, *args, *found.bound(field), *cot], vjp=True)
-    for i, (a, b) in enumerate(zip(got, value)):
-        assert a.shape == b.shape
-        assert scaled_error(a, b) < case.tolerance, f"value {i}"
-    for i, (a, b) in enumerate(zip(vjp, expected, strict=True)):
-        a = torch.zeros_like(b) if a is None else a
-        assert a.shape == b.shape
-        assert scaled_error(a, b) < case.tolerance, f"product {i}"
+@pytest.fixture
+def recordings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for each recording that a test causes."""
+    found: list[int] = []
+    capture = tracing.capture
+
+    def counted(*args: Any) -> Any:
+        found.append(1)
+        return capture(*args)
+
+    monkeypatch.setattr(tracing, "capture", counted)
     return found
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_graph(name: str):
-    torch.manual_seed(0)
+def test_value_and_products(name: str, recordings: list[int]) -> None:
+    """For several batch sizes, by one graph, which survives JSON."""
     case = CASES[name]()
-    first = compare(case, case.batches[0])
+    first = check(case, case.batches[0])
     assert first.graph.batch is None
-    for b in case.batches[1:]:
-        assert compare(case, b) is first
+    for batch in case.batches[1:]:
+        assert check(case, batch) is first
+    assert len(recordings) <= 1
+    text = json.dumps(first.graph.to_dict(), allow_nan=False)
+    read = FieldGraph.from_dict(json.loads(text))
+    assert json.dumps(read.to_dict()) == text
+    assert read.key == first.graph.key
+
+
+def test_another_version_is_refused() -> None:
+    data = trace(lambda t, z: -z, Z).to_dict() | {"version": 99}
+    with pytest.raises(ValueError, match="expected a graph of version 1, got 99"):
+        FieldGraph.from_dict(data)
+
+
+def test_float32() -> None:
+    """The graph is of no type of its own."""
+    net = Of(linear(2, 8), nn.Tanh(), linear(8, 2))
+    double, single = trace(net, Z), trace(net.float(), Z.float())
+    assert single.key == double.key
+
+
+def test_one_architecture_has_one_key() -> None:
+    def make(width: int) -> FieldGraph:
+        return trace(Of(linear(2, width), nn.Tanh(), linear(width, 2)), Z)
+
+    assert make(8).key == make(8).key != make(7).key
+    assert make(8).inputs[2].name == "net.0.weight"
+
+
+def test_names_and_kinds_of_inputs() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(2, dtype=torch.float64))
+            self.register_buffer("b", torch.ones(2, dtype=torch.float64))
+            self.frozen = nn.Parameter(torch.ones(2, dtype=torch.float64), requires_grad=False)
+
+        def forward(self, t: Tensor, z: Tensor, x: Tensor) -> Tensor:
+            return z * self.w + self.b + x + torch.tensor([1.0, 2.0], dtype=z.dtype)
+
+    graph = trace(Net(), Z, args=(Z,))
+    assert [(i.kind, i.name, i.shape) for i in graph.inputs] == [
+        ("t", "0", ()),
+        ("z", "0", ((1, 0), 2)),
+        ("arg", "0", ((1, 0), 2)),
+        ("parameter", "w", (2,)),
+        ("buffer", "b", (2,)),
+        ("constant", "0", (2,)),
+        ("cotangent", "0", ((1, 0), 2)),
+    ]
+    assert [graph.inputs[i].name for i in graph.differentiable()] == ["0", "0", "0", "w"]
+
+
+def test_what_the_value_does_not_depend_on_has_no_product() -> None:
+    graph = trace(CASES["frozen_and_unused"]().field, torch.zeros(3, 3, dtype=torch.float64))
+    by_name = dict(zip([graph.inputs[i].name for i in graph.differentiable()], graph.vjp, strict=True))
+    assert by_name["unused"] is None
+    assert by_name["net.0.bias"] is not None
+    assert "net.0.weight" not in by_name  # frozen: a buffer
+
+
+def test_argument_that_is_no_sample_of_the_batch() -> None:
+    """Conditioning tensors of another first dimension, and of the batch size by accident."""
+    w = torch.randn(2, 2, dtype=torch.float64)
+
+    def f(t: Tensor, z: Tensor, w: Tensor) -> Tensor:
+        return torch.tanh(z @ w)
+
+    graph = trace(f, Z, args=(w,))
+    assert (graph.batch, graph.inputs[2].shape) == (None, (2, 2))
+    square = trace(f, Z[:2], args=(w,))
+    assert (square.batch, square.inputs[2].shape) == (None, (2, 2))
+
+
+def test_batch_size_that_the_field_looks_at(recordings: list[int]) -> None:
+    """A field that branches on the batch size gets a graph for each branch."""
+
+    def f(t: Tensor, z: Tensor) -> Tensor:
+        return z * 2 if z.shape[0] > 4 else z * 3
+
+    field = f
+    for batch, factor in ((3, 3.0), (5, 2.0), (3, 3.0), (5, 2.0)):
+        z, t = torch.ones(batch, 2), torch.tensor(0.0)
+        wrapped = Field(field, (z,), t)
+        found = tracing.trace_field(wrapped, (z,), t, ())
+        (value,), _ = interpret(found.graph, [t, z])
+        assert torch.equal(value, factor * z)
+    assert len(recordings) <= 4
+
+
+def test_fixed_batch_size() -> None:
+    """A field made for one batch size is traced for that one."""
+    w = torch.randn(3, 3, dtype=torch.float64)
+    graph = trace(lambda t, z: w @ z, Z)
+    assert graph.batch == 3
+    s = sample(Case(lambda t, z: w @ z, (2,)), 3)
+    assert error(interpret(s.found.graph, s.inputs)[0], s.value) < 1e-14
+
+
+def test_number_of_nodes() -> None:
+    """Common terms are shared, identities and unused operations are gone."""
+    assert len(trace(lambda t, z: z * 1 + 0, Z).nodes) == 3  # t, z, its cotangent
+    graph = trace(Of(linear(2, 50), nn.Tanh(), linear(50, 2)), Z)
+    assert len(graph.nodes) - len(graph.inputs) <= 20
+
+
+def test_no_module_is_called_by_the_graph() -> None:
+    net = Of(linear(2, 2))
+    graph = trace(net, Z)
+    calls: list[int] = []
+    net.register_forward_hook(lambda *_: calls.append(1))
+    interpret(graph, [torch.tensor(0.0), Z, *net.parameters()])
+    assert calls == []
+
+
+def test_modules_are_as_before() -> None:
+    """Tracing leaves parameters, gradients, random state and the mode as they were."""
+    net = Of(linear(2, 2))
+    before = list(net.parameters())
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        trace(net, Z)
+    assert [id(p) for p in net.parameters()] == list(map(id, before))
+    assert all(p.grad is None and p.requires_grad for p in before)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert "__getattribute__" not in nn.Module.__dict__
+
+
+@pytest.mark.parametrize("name", ["mlp", "buffer_and_attribute", "weight_norm", "closure_over_leaves"])
+def test_the_graph_reads_tensors_anew(name: str, recordings: list[int]) -> None:
+    """Values that change in place, and `.data`, are seen without another trace."""
+    case = CASES[name]()
+    first = check(case, 3)
+    t, z, args = case.draw(3)
+    with torch.no_grad():
+        for p in Field(case.field, z, t, args).reads.leaves():
+            p.mul_(1.3)
+            p.data = p.data + 0.1
+    assert check(case, 3) is first
+    assert len(recordings) <= 1
+
+
+def test_supported_ops() -> None:
+    ops = supported_ops()
+    assert ops == sorted(set(ops))
+    assert {"mm", "convolution", "tanh", "index_put", "max_pool2d_with_indices"} <= set(ops)
+
+
+def test_closures_made_anew_share_a_trace(recordings: list[int]) -> None:
+    """A lambda in a loop: one recording, each time its own tensors and modules."""
+
+    def make(w: Tensor, net: nn.Module) -> Callable[..., Tensor]:
+        return lambda t, z: torch.tanh(net(z)) * w
+
+    for _ in range(3):
+        w = torch.randn(2, dtype=torch.float64, requires_grad=True)
+        check(Case(make(w, linear(2, 2)), (2,)), 3)
+    assert len(recordings) == 1

@@ -161,6 +161,21 @@ def _upsample_backward(c: Call) -> int:
     return _resampled(c, c.args[0], [m.T for m in _upsampling(c, name, c.shape[-rank:], new, 3)])
 
 
+@handles(*(f"{mode}_pad{rank}d_backward" for mode in ("replication", "reflection") for rank in (1, 2)))
+def _pad_backward(c: Call) -> int:
+    mode = "replicate" if c.op.startswith("replication") else "reflect"
+    pads, sizes = c.args[2], c.b.shape(c.args[1])
+    rank = len(pads) // 2
+    return _resampled(
+        c,
+        c.args[0],
+        [
+            torch.nn.functional.pad(_basis(n), pads[2 * k : 2 * k + 2], mode=mode)[:, 0].T
+            for n, k in zip(sizes[-rank:], reversed(range(rank)), strict=True)
+        ],
+    )
+
+
 # ---- maximum over windows ---------------------------------------------------------------------------
 
 

@@ -1,0 +1,68 @@
+"""What a graph is held against: the eager module and autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from modules import Case
+from torch import Tensor
+
+from pynode.field import Field, interpret
+from pynode.field._trace import Trace, trace_field
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One evaluation of a case: what goes in, the trace, and what has to come out.
+
+    Attributes:
+        inputs: `t`, the state, `args`, the parameters and what else the graph reads.
+        cotangents: one for each state tensor.
+        value: the field's value.
+        products: the products of the cotangents with the Jacobians in `t`, the state, `args` and the parameters.
+    """
+
+    found: Trace
+    inputs: Sequence[Tensor]
+    cotangents: Sequence[Tensor]
+    value: Sequence[Tensor]
+    products: Sequence[Tensor]
+
+
+def sample(case: Case, batch: int) -> Sample:
+    """Trace a case and evaluate it by the module and by autograd."""
+    t, z, args = case.draw(batch)
+    field = Field(case.field, z, t, args, case.is_tuple)
+    found = trace_field(field, z, t, args)
+    t, *rest = (x.requires_grad_() for x in (t, *z, *args))
+    z, args = tuple(rest[: len(z)]), tuple(rest[len(z) :])
+    value = field(t, z, args)
+    cotangents = [torch.randn_like(x) for x in value]
+    wrt = [t, *z, *args, *field.parameters]
+    total = sum((x * v).sum() for x, v in zip(value, cotangents, strict=True))
+    products = torch.autograd.grad(total + 0 * t, wrt, allow_unused=True, materialize_grads=True)
+    inputs = [x.detach() for x in (t, *z, *args, *found.bound(field))]
+    return Sample(found, inputs, cotangents, [x.detach() for x in value], products)
+
+
+def error(got: Sequence[Tensor | None], expected: Sequence[Tensor]) -> float:
+    """The largest difference, relative to the largest entry of each tensor that exceeds one; `None` is zero."""
+    assert len(got) == len(expected)
+    worst = 0.0
+    for a, b in zip(got, expected, strict=True):
+        assert a is None or a.shape == b.shape
+        difference = (b if a is None else a - b).abs()
+        if b.numel():
+            worst = max(worst, (difference.max() / b.abs().max().clamp(min=1)).item())
+    return worst
+
+
+def check(case: Case, batch: int) -> Trace:
+    """Assert that the reference interpreter gives what the module and autograd give; return the trace."""
+    s = sample(case, batch)
+    value, products = interpret(s.found.graph, [*s.inputs, *s.cotangents], vjp=True)
+    assert error(value, s.value) <= case.tolerance
+    assert error(products, s.products) <= case.tolerance
+    return s.found

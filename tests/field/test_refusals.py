@@ -1,0 +1,216 @@
+"""What a trace refuses, with the operation, the user's line, and the remedy."""
+
+from __future__ import annotations
+
+import linecache
+import random
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pynode
+from pynode import TraceError
+from pynode.field import trace
+
+Z = torch.tensor([[0.3, -0.2], [1.0, 0.7], [-0.5, 0.1]], dtype=torch.float64)
+
+
+def refusal(f: Callable[..., Tensor], marker: str | None = None) -> str:
+    """The message of the refusal; it has to name the line of this file that holds the marker."""
+    with pytest.raises(TraceError) as caught:
+        trace(f, Z)
+    text = str(caught.value)
+    if marker is not None:
+        lines = [i for i, line in enumerate(linecache.getlines(__file__), 1) if line.rstrip().endswith(f"# {marker}")]
+        assert len(lines) == 1
+        assert f" at {__file__}:{lines[0]}: `" in text
+    return text
+
+
+REMEDY = 'engine="torch"'
+
+
+def test_if_on_a_value() -> None:
+    def f(t: Tensor, z: Tensor) -> Tensor:
+        if z.sum() > 0:  # branch
+            return z
+        return -z
+
+    text = refusal(f, "branch")
+    assert "control flow or a Python number depends on the values of its tensors" in text
+    assert "Use torch.where instead of `if`" in text
+    assert REMEDY in text
+
+
+def test_if_on_the_time() -> None:
+    def f(t: Tensor, z: Tensor) -> Tensor:
+        return z if t < 0.5 else -z  # time
+
+    assert "control flow" in refusal(f, "time")
+
+
+def test_python_numbers() -> None:
+    assert "a Python number depends on the values" in refusal(
+        lambda t, z: z * z.max().item(),  # item
+        "item",
+    )
+    assert "a Python number depends on the values" in refusal(
+        lambda t, z: z * float(t),  # float
+        "float",
+    )
+
+
+def test_numpy() -> None:
+    def f(t: Tensor, z: Tensor) -> Tensor:
+        return torch.from_numpy(np.sin(z.detach().numpy()))  # numpy
+
+    assert REMEDY in refusal(f, "numpy")
+
+
+def test_dropout_in_training() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.drop = nn.Dropout(0.5)
+
+        def forward(self, t: Tensor, z: Tensor) -> Tensor:
+            return self.drop(z)  # dropout
+
+    net = Net()
+    text = refusal(net, "dropout")
+    assert "the field draws random numbers (aten.native_dropout" in text
+    assert "Call field.eval() for dropout" in text
+    trace(net.eval(), Z)
+
+
+@pytest.mark.parametrize("layer", [nn.RReLU(), nn.Dropout1d(), nn.AlphaDropout(), nn.FeatureAlphaDropout()], ids=str)
+def test_stochastic_layers_in_training(layer: nn.Module) -> None:
+    assert "random numbers" in refusal(lambda t, z: layer(z[:, None])[:, 0])
+
+
+def test_random_numbers() -> None:
+    text = refusal(lambda t, z: z + torch.randn_like(z))
+    assert "draws random numbers (aten.randn_like" in text
+    assert "draw the noise once and pass it in args" in text
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand])
+def test_random_numbers_outside_of_torch(draw: Callable[[], float]) -> None:
+    text = refusal(lambda t, z: z * draw())
+    assert "the graph and the field itself" in text.replace("field's graph", "graph")
+    assert "depends on something that changes between calls" in text
+
+
+def test_state() -> None:
+    """A counter that the value depends on."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls = 0
+
+        def forward(self, t: Tensor, z: Tensor) -> Tensor:
+            self.calls += 1
+            return z * self.calls
+
+    assert "something that changes between calls (a counter" in refusal(Net())
+
+
+def test_batch_norm_in_training() -> None:
+    net = nn.BatchNorm1d(2, dtype=torch.float64)
+
+    def f(t: Tensor, z: Tensor) -> Tensor:
+        return net(z)  # running statistics
+
+    text = refusal(f, "running statistics")
+    assert "the field writes to one of its own tensors or inputs" in text
+    assert "Call field.eval() for batch norm" in text
+    net.eval()
+    trace(f, Z)
+
+
+def test_writing_to_the_state() -> None:
+    def f(t: Tensor, z: Tensor) -> Tensor:
+        z[:, 0] = 0.0  # writes
+        return z
+
+    assert "writes to one of its" in refusal(f, "writes")
+
+
+def test_writing_to_a_buffer() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, t: Tensor, z: Tensor) -> Tensor:
+            self.calls += 1  # buffer
+            return -z
+
+    net = Net()
+    text = refusal(net, "buffer")
+    assert "writes to one of its own tensors or inputs (aten.add_.Tensor)" in text
+
+
+def test_unsupported_operation() -> None:
+    def f(t: Tensor, z: Tensor) -> Tensor:
+        return torch.linalg.svdvals(z[:, :, None] @ z[:, None, :])  # svd
+
+    text = refusal(f, "svd")
+    assert "the operation aten._linalg_svd" in text
+    assert "pynode.field.supported_ops() lists" in text
+    assert REMEDY in text
+
+
+def test_operation_on_parameters_alone() -> None:
+    """Where a parametrization would help, the message says so."""
+    w = torch.zeros(2, 2, dtype=torch.float64, requires_grad=True)
+    text = refusal(lambda t, z: z @ torch.linalg.matrix_exp(w))
+    assert "torch.nn.utils.parametrize" in text
+
+
+def test_mixed_types() -> None:
+    w = torch.ones(2)
+    text = refusal(lambda t, z: (z.float() * w).double())
+    assert "numbers of type torch.float32 beside a state of type torch.float64" in text
+
+
+def test_whole_numbers() -> None:
+    assert "a conversion to whole numbers" in refusal(lambda t, z: z.long().to(z) * z)
+
+
+def test_labels() -> None:
+    with pytest.raises(TraceError, match=r"args\[0\] is of dtype torch.int64 beside a state of dtype torch.float64"):
+        trace(lambda t, z, k: z, Z, args=(torch.zeros(3, dtype=torch.int64),))
+
+
+def test_computed_index() -> None:
+    def f(t: Tensor, z: Tensor) -> Tensor:
+        return z.gather(1, z.argsort(1))  # sort
+
+    assert REMEDY in refusal(f, "sort")
+
+
+def test_index_along_the_batch() -> None:
+    def f(t: Tensor, z: Tensor) -> Tensor:
+        return z[torch.tensor([2, 1, 0])]
+
+    graph = trace(f, Z)  # possible for a batch of three only
+    assert graph.batch == 3
+
+
+def test_the_torch_engine_takes_what_a_trace_refuses() -> None:
+    def f(t: Tensor, z: Tensor) -> Tensor:
+        return z if t < 0.5 else -z
+
+    z = pynode.solve(f, Z, [0.0, 0.5, 1.0], engine="torch", solver="rk4", dt=0.1).z
+    assert torch.isfinite(z).all()
+
+
+@pytest.mark.julia
+def test_refused_by_the_julia_engine() -> None:
+    with pytest.raises(TraceError, match="control flow"):
+        pynode.solve(lambda t, z: z if z.sum() > 0 else -z, Z, [0.0, 1.0], engine="julia")
