@@ -1,0 +1,59 @@
+import pytest
+import torch
+
+from pynode import plot
+from pynode.errors import InputError
+
+
+def test_principal_plane_keeps_what_lies_in_a_plane():
+    """Points of a plane in five dimensions keep their distances; the first axis has the larger variance."""
+    flat = torch.randn(7, 4, 2, dtype=torch.float64) * torch.tensor([5.0, 1.0])
+    directions = torch.linalg.qr(torch.randn(5, 2, dtype=torch.float64)).Q
+    z = plot.principal_plane(flat @ directions.T + 3.0)
+    assert z.shape == (7, 4, 2)
+    torch.testing.assert_close(
+        torch.cdist(z.reshape(-1, 2), z.reshape(-1, 2)), torch.cdist(flat.reshape(-1, 2), flat.reshape(-1, 2))
+    )
+    torch.testing.assert_close(z.mean((0, 1)), torch.zeros(2, dtype=torch.float64), atol=1e-12, rtol=0)
+    assert z[..., 0].var() > z[..., 1].var()
+
+
+def test_principal_plane_needs_two_features():
+    with pytest.raises(InputError, match=r"2 features or more, got \(3, 4, 1\)"):
+        plot.principal_plane(torch.zeros(3, 4, 1))
+
+
+def test_history_draws_every_line_and_takes_a_logarithm_over_decades():
+    figure = plot.history({"loss": {"a": [10.0, 1.0, 0.01], "b": [1.0, 1.0]}, "accuracy": {"a": [0.5, 0.9, 1.0]}})
+    loss, accuracy = figure.axes
+    assert [list(line.get_ydata()) for line in loss.lines] == [[10.0, 1.0, 0.01], [1.0, 1.0]]
+    assert list(loss.lines[0].get_xdata()) == [1, 2, 3]
+    assert (loss.get_yscale(), accuracy.get_yscale()) == ("log", "linear")
+    assert (loss.get_title(), accuracy.get_title()) == ("loss", "accuracy")
+
+
+def test_flow_draws_one_path_per_sample_in_the_colour_of_its_class():
+    z = torch.randn(6, 3, 2, requires_grad=True)
+    figure = plot.flow({"NODE": z}, torch.tensor([1, 0, 1]))
+    lines = figure.axes[0].lines
+    assert [line.get_color() for line in lines] == ["C1", "C0", "C1"]
+    torch.testing.assert_close(torch.tensor(lines[1].get_xydata(), dtype=torch.float32), z[:, 1].detach())
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["0", "1"]
+
+
+def test_fit_trajectories_and_phase_draw_what_they_are_given():
+    x = torch.linspace(0, 1, 5).unsqueeze(1)
+    axis = plot.fit({"model": (x, x**2)}, (x[:2], x[:2])).axes[0]
+    assert list(axis.lines[0].get_ydata()) == (x**2).flatten().tolist()
+    assert len(axis.collections[0].get_offsets()) == 2
+    axis = plot.trajectories({"model": (x.flatten(), torch.stack([x, 2 * x], 1))}).axes[0]
+    assert [list(line.get_ydata()) for line in axis.lines] == [x.flatten().tolist(), (2 * x).flatten().tolist()]
+    curve = torch.randn(5, 2)
+    axis = plot.phase({"data": curve, "fit": 2 * curve}).axes[0]
+    torch.testing.assert_close(torch.tensor(axis.lines[1].get_xydata(), dtype=torch.float32), 2 * curve)
+
+
+def test_without_matplotlib_the_error_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(plot, "available", lambda: False)
+    with pytest.raises(ModuleNotFoundError, match=r'figures need matplotlib.*pip install "pynode\[plot\]"'):
+        plot.history({"loss": {"a": [1.0]}})
