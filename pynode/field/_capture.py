@@ -5,6 +5,7 @@ PyTorch differentiates here: the product is `torch.autograd.grad` of the field, 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import linecache
 import logging
@@ -159,6 +160,7 @@ def capture(
             symbolic_context=StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC]),
         )
         batch = example.shape[0]
+    symbol = batch.node.expr if batch is not None else None
 
     def fake(x: Tensor, is_batched: bool) -> Tensor:
         shape = (batch, *x.shape[1:]) if is_batched else x.shape
@@ -184,7 +186,13 @@ def capture(
     level = noise.level
     noise.setLevel(logging.CRITICAL + 1)
     try:
-        with mode, enable_python_dispatcher(), sdpa_kernel(SDPBackend.MATH), fx.traceback.preserve_node_meta():
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(mode)
+            stack.enter_context(enable_python_dispatcher())
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            stack.enter_context(fx.traceback.preserve_node_meta())
+            # It looks for the best order by the numbers that the sizes are.
+            stack.enter_context(torch.backends.opt_einsum.flags(enabled=False))
             cotangents = [torch.empty_like(z) for z in fakes[1 : 1 + n_states]]
             graph = make_fx(joint, decomposition_table=_decompositions())(fakes, cotangents)
             graph.graph.eliminate_dead_code()
@@ -199,7 +207,6 @@ def capture(
     finally:
         noise.setLevel(level)
     graph.graph.eliminate_dead_code()
-    symbol = batch.node.expr if batch is not None else None
     return Captured(graph, env, symbol)
 
 
