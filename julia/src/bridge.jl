@@ -92,15 +92,14 @@ function forward_typed(field::TracedField{T}, r::Reader, x, solver, batch, times
     end
     options = Options(; solver, rtol = x[1], atol = x[2], dt = x[3], adaptive, max_steps, keep)
     before = field.counts[1]
-    field.bind(field.θ)
     if length(states) == 1
         n, from, to = only(states)
         values = reshape(wrap(T, to, n * times), n, times)
-        fw = Base.invokelatest(forward!, values, field, copy(wrap(T, from, n)), ts, field.θ, options)
+        fw = forward!(values, field, copy(wrap(T, from, n)), ts, field.θ, options)
     else
         u0 = reduce(vcat, [wrap(T, from, n) for (n, from, _) in states])
         values = Matrix{T}(undef, length(u0), times)
-        fw = Base.invokelatest(forward!, values, field, u0, ts, field.θ, options)
+        fw = forward!(values, field, u0, ts, field.θ, options)
         scatter(values, [(n, to) for (n, _, to) in states])
     end
     stats = fw.solution.stats

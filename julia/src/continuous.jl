@@ -29,10 +29,10 @@ function continuous_pullback(fw::Forward{T,V}, g, a::Adjoint; wants_t::Bool = tr
         # The solution moves along the field: dz(t_i)/dt_i = f(t_i, z(t_i)), and dz/dt_0 is the transported -f(t_0, z_0).
         du = similar(λ)
         for i in 2:length(ts)
-            field.value(du, fw.solution(ts[i]), ts[i])
+            value!(du, field, fw.solution(ts[i]), ts[i])
             dts[i] = dot(view(g, :, i), du)
         end
-        field.value(du, fw.solution.u[1], ts[1])
+        value!(du, field, fw.solution.u[1], ts[1])
         dts[1] = -dot(λ, du)
     end
     λ .+= view(g, :, 1)

@@ -170,14 +170,14 @@ function stages!(b::StageBuffers, fw::Forward, tab::Tableau, n, t, h, u, all_sta
     end
     field = fw.field
     for j in 1:(all_stages || !tab.fsal ? tab.s : tab.s - 1)
-        field.value(b.k[j], combine!(b.Y, u, h, view(tab.A, j, :), b.k, j - 1), t + tab.c[j] * h)
+        value!(b.k[j], field, combine!(b.Y, u, h, view(tab.A, j, :), b.k, j - 1), t + tab.c[j] * h)
     end
     return
 end
 
 "The product of stage `j`'s cotangent with the field's Jacobians, added to the cotangent of `θ`."
 function product_at!(b::StageBuffers, field::TracedField, j, Y, t, out)
-    field.vjp(b.kbar[j], Y, t)
+    vjp!(field, b.kbar[j], Y, t)
     out.θ .+= field.dθ
     return
 end

@@ -4,40 +4,80 @@
 A field whose kernel is hidden behind function pointers, so that solvers are compiled once for all fields.
 
 Callable as `field(du, u, p, t)`. `p` is the vector `θ` of the binding: conditioning tensors, parameters, and what
-else the field reads.
+else the field reads. The programs read `u` and `v` and write `du`, and `dz`, `dθ`, `dt`.
 """
 struct TracedField{T,V<:AbstractVector{T}}
-    value::FunctionWrapper{Nothing,Tuple{V,V,T}}        # du, u, t
-    vjp::FunctionWrapper{Nothing,Tuple{V,V,T}}          # v, u, t -> dz (dθ, dt)
-    vjp_theta::FunctionWrapper{Nothing,Tuple{V,V,T}}    # v, u, t -> dθ
-    bind::FunctionWrapper{Nothing,Tuple{V}}
+    prologue::FunctionWrapper{Nothing,Tuple{T}}
+    value::FunctionWrapper{Nothing,Tuple{T}}
+    product::FunctionWrapper{Nothing,Tuple{T}}
+    theta_product::FunctionWrapper{Nothing,Tuple{T}}
+    u::V
     θ::V
+    v::V
+    du::V
     dz::V
     dθ::V
     dt::V
-    counts::Vector{Int}
+    counts::Vector{Int}  # evaluations of the value, of the products
 end
 
 function TracedField(w::Workspace{T,V}) where {T,V}
-    theta = w.vjp_theta === nothing ? (v, u, t) -> vjp!(w, v, u, t) : (v, u, t) -> vjp_theta!(w, v, u, t)
     return TracedField{T,V}(
-        (du, u, t) -> value!(du, w, u, t),
-        (v, u, t) -> vjp!(w, v, u, t),
-        theta,
-        θ -> (bind!(w, θ); nothing),
-        w.θ, w.dz, w.dθ, w.dt, w.counts,
+        w.prologue, w.value, w.vjp, w.vjp_theta === nothing ? w.vjp : w.vjp_theta,
+        w.u, w.θ, w.v, w.du, w.dz, w.dθ, w.dt, [0, 0],
     )
 end
 
-"Use these values of `p` from now on."
-function rebind!(f::TracedField, p)
-    p === f.θ || f.bind(p)
+"Copy the values of `p` in and compute what depends on them alone."
+function bind!(f::TracedField{T}, p) where {T}
+    p === f.θ || copyto!(f.θ, p)
+    f.prologue(zero(T))
     return f
+end
+
+"Use these values of `p` from now on; the field's own vector is bound already."
+rebind!(f::TracedField, p) = p === f.θ ? f : bind!(f, p)
+
+"""
+    value!(du, field, u, t)
+
+`du = f(t, u)` for the bound `θ`.
+"""
+function value!(du, f::TracedField{T}, u, t) where {T}
+    f.counts[1] += 1
+    copyto!(f.u, u)
+    f.value(T(t))
+    copyto!(du, f.du)
+    return nothing
+end
+
+"""
+    vjp!(field, v, u, t)
+
+The products of the cotangent `v` with the Jacobians of `f` at `(t, u)`, left in `field.dz`, `field.dt`, and for a joint
+workspace in `field.dθ`.
+"""
+vjp!(f::TracedField, v, u, t) = product!(f, f.product, v, u, t)
+
+"""
+    vjp_theta!(field, v, u, t)
+
+The products of the cotangent `v` with the Jacobians of `f` in the conditioning tensors and parameters, left in
+`field.dθ`.
+"""
+vjp_theta!(f::TracedField, v, u, t) = product!(f, f.theta_product, v, u, t)
+
+function product!(f::TracedField{T}, program, v, u, t) where {T}
+    f.counts[2] += 1
+    copyto!(f.u, u)
+    copyto!(f.v, v)
+    program(T(t))
+    return nothing
 end
 
 function (f::TracedField)(du, u, p, t)
     rebind!(f, p)
-    f.value(du, u, t)
+    value!(du, f, u, t)
     return nothing
 end
 
@@ -48,7 +88,7 @@ end
 
 function (s::StateProduct)(out, v, u, p, t)
     rebind!(s.field, p)
-    s.field.vjp(v, u, t)
+    vjp!(s.field, v, u, t)
     copyto!(out, s.field.dz)
     return nothing
 end
@@ -60,7 +100,7 @@ end
 
 function (s::ThetaProduct)(out, v, u, p, t)
     rebind!(s.field, p)
-    s.field.vjp_theta(v, u, t)
+    vjp_theta!(s.field, v, u, t)
     n = length(s.field.dθ)
     copyto!(out, 1, s.field.dθ, 1, n)
     fill!(view(out, (n + 1):length(out)), 0)
@@ -78,7 +118,7 @@ function (j::Jacobian)(J, u, p, t)
     for i in eachindex(j.v)
         fill!(j.v, 0)
         fill!(view(j.v, i:i), 1)
-        j.field.vjp(j.v, u, t)
+        vjp!(j.field, j.v, u, t)
         copyto!(view(J, i, :), j.field.dz)
     end
     fill!(j.v, 0)
@@ -96,7 +136,7 @@ function (g::TimeGradient)(dT, u, p, t)
     for i in eachindex(g.v)
         fill!(g.v, 0)
         fill!(view(g.v, i:i), 1)
-        g.field.vjp(g.v, u, t)
+        vjp!(g.field, g.v, u, t)
         copyto!(view(dT, i:i), g.field.dt)
     end
     fill!(g.v, 0)

@@ -39,12 +39,11 @@ at the entries of `ts`, except those whose interpolant needs further stages, whi
 adjoint is to follow.
 """
 function forward!(values, field::TracedField{T}, u0, ts::Vector{T}, θ, o::Options) where {T}
-    return forward_with!(values, field, u0, ts, θ, o, algorithm(o.solver))
+    return Base.invokelatest(forward_with!, values, field, u0, ts, θ, o, algorithm(o.solver))
 end
 
 function forward_with!(values, field::TracedField{T}, u0, ts::Vector{T}, θ, o::Options, alg) where {T}
-    rebind!(field, θ)
-    copyto!(field.θ, θ)
+    bind!(field, θ)
     problem = ODEProblem(ode_function(field; stiff = isstiff(o.solver)), u0, (first(ts), last(ts)), field.θ)
     ends = o.keep === :ends
     # The keywords have the same types whatever the options, so that a solver is compiled once.

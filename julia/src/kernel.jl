@@ -108,7 +108,6 @@ struct Workspace{T,V<:AbstractVector{T},P,Q,R,S}
     value::Q
     vjp::R         # every product, or that with the state's Jacobian
     vjp_theta::S   # `nothing` where `vjp` computes every product
-    counts::Vector{Int}   # evaluations of the value, of the products
 end
 
 elements(shape, batch) = prod(d -> dimsize(d, batch), shape; init = 1)
@@ -161,49 +160,6 @@ function Workspace(k::Kernel{T}, batch::Int, like = T[]; products::Symbol = :joi
     joint = products === :joint
     return Workspace(
         batch, u, θ, v, du, dz, dθ, dt, bind(k.prologue), bind(k.value),
-        bind(joint ? k.vjp : k.vjp_state), joint ? nothing : bind(k.vjp_theta), [0, 0],
+        bind(joint ? k.vjp : k.vjp_state), joint ? nothing : bind(k.vjp_theta),
     )
-end
-
-"Copy the values of `θ` in and compute what depends on them alone."
-function bind!(w::Workspace, θ)
-    θ === w.θ || copyto!(w.θ, θ)
-    w.prologue(zero(eltype(w.u)))
-    return w
-end
-
-"""
-    value!(du, w, u, t)
-
-`du = f(t, u)` for the bound `θ`.
-"""
-function value!(du, w::Workspace{T}, u, t) where {T}
-    w.counts[1] += 1
-    copyto!(w.u, u)
-    w.value(T(t))
-    copyto!(du, w.du)
-    return nothing
-end
-
-"""
-    vjp!(w, v, u, t)
-
-The products of the cotangent `v` with the Jacobians of `f` at `(t, u)`, left in `w.dz`, and for a joint workspace in
-`w.dθ` and `w.dt` too.
-"""
-vjp!(w::Workspace, v, u, t) = product!(w, w.vjp, v, u, t)
-
-"""
-    vjp_theta!(w, v, u, t)
-
-The products of the cotangent `v` with the Jacobians of `f` in the conditioning tensors and parameters, left in `w.dθ`.
-"""
-vjp_theta!(w::Workspace, v, u, t) = product!(w, w.vjp_theta, v, u, t)
-
-function product!(w::Workspace{T}, program, v, u, t) where {T}
-    w.counts[2] += 1
-    copyto!(w.u, u)
-    copyto!(w.v, v)
-    program(T(t))
-    return nothing
 end

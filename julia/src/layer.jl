@@ -6,21 +6,19 @@
 `f(t, u)` as a new array of `u`'s shape. Zygote and every other user of ChainRules differentiate it by the field's own
 vector-Jacobian product.
 """
-function evaluate(f::TracedField{T,V}, u, θ, t) where {T,V}
-    f.bind(θ)
-    du = similar(f.dz)
-    f.value(du, convert(V, vec(u)), T(t))
+function evaluate(f::TracedField, u, θ, t)
+    bind!(f, θ)
+    du = similar(f.du)
+    value!(du, f, u, t)
     return reshape(du, size(u))
 end
 
-function ChainRulesCore.rrule(::typeof(evaluate), f::TracedField{T,V}, u, θ, t) where {T,V}
+function ChainRulesCore.rrule(::typeof(evaluate), f::TracedField, u, θ, t)
     # The field's buffers are shared: the pullback brings its own copies of the inputs back.
-    state, parameters = convert(V, copy(vec(u))), copy(θ)
+    state, parameters = copy(u), copy(θ)
     function pullback(cotangent)
-        f.bind(parameters)
-        v = similar(f.dz)
-        copyto!(v, unthunk(cotangent))
-        f.vjp(v, state, T(t))
+        bind!(f, parameters)
+        vjp!(f, unthunk(cotangent), state, t)
         dθ = fill!(similar(parameters), 0)
         copyto!(dθ, 1, f.dθ, 1, length(f.dθ))
         return NoTangent(), NoTangent(), reshape(copy(f.dz), size(u)), dθ, sum(f.dt)

@@ -42,5 +42,5 @@ function algorithm(name::AbstractString)
     isstiff(name) && foreach(Base.require, STIFF_PACKAGES)
     haskey(SOLVERS, name) ||
         throw(ArgumentError("unknown solver \"$name\": expected one of $(join(sort!(collect(keys(SOLVERS))), ", "))"))
-    return SOLVERS[name]()
+    return Base.invokelatest(SOLVERS[name])  # an extension may just have brought it
 end

@@ -1,0 +1,208 @@
+# One method of `lower_op!` for each operation of the graph that is not pointwise.
+
+"The buffer of an operand, computed now if it was to be computed where it is used."
+function materialise!(l::Lowering, i::Int; contiguous = false)
+    n = l.graph.nodes[i]
+    if !haskey(l.buffer, i)
+        b = own!(l, n)
+        assign!(l, b, n.shape, i)
+        delete!(l.virtual, i)
+        l.buffer[i] = b
+    elseif contiguous && !l.contiguous[l.buffer[i]]
+        b = own!(l, n)
+        emit!(l, :($(bufsym(b)) .= $(bufsym(l.buffer[i]))))
+        l.buffer[i] = b
+    end
+    return l.buffer[i]
+end
+
+emit!(l::Lowering, statement) = push!(l.statements, statement)
+
+"The buffer that a node's result goes to: the given one, or a new one."
+destination!(l::Lowering, n::Node, into) = into === nothing ? own!(l, n) : into
+
+"Lower one node; `into` is a buffer that the result should be in, or `nothing`. Sets `l.buffer[i]`."
+function lower!(l::Lowering, i::Int, into)
+    n = l.graph.nodes[i]
+    ispointwise(n) ? lower_pointwise!(l, i, n, into) : lower_op!(l, Val(n.op), i, n, into)
+    return
+end
+
+function lower_op!(::Lowering, ::Val{op}, i, n, into) where {op}
+    throw(ArgumentError("the graph has the operation `$op`, which this PyNODE cannot lower: update PyNODE"))
+end
+
+function lower_pointwise!(l, i, n, into)
+    push!(l.virtual, i)
+    b = destination!(l, n, into)
+    assign!(l, b, n.shape, i)
+    delete!(l.virtual, i)
+    l.buffer[i] = b
+end
+
+function lower_op!(l::Lowering, ::Val{:const}, i, n, into)
+    n.dtype === :int && return  # indices are attributes of the operations that use them
+    data, shape, E = map(number, n.attrs["data"]), n.shape, eltype_of(n, l.T)
+    l.buffer[i] = newbuffer!(l, (like, batch, _) -> copyto!(similar(like, E, sizes(shape, batch)), E.(data)))
+end
+
+# ---- views and copies -----------------------------------------------------------------------------------------
+
+function lower_op!(l::Lowering, ::Val{:reshape}, i, n, into)
+    l.buffer[i] = reshaped!(l, materialise!(l, n.inputs[1]; contiguous = true), n.shape)
+end
+
+function lower_op!(l::Lowering, ::Val{:permute}, i, n, into)
+    isswap(n) && into === nothing && all(j -> l.graph.nodes[j].op in (:mm, :bmm), l.users[i]) && return
+    r = length(n.shape)
+    dims = collect(Int, n.attrs["dims"])
+    perm = Tuple(r - dims[r - j] for j in 0:(r - 1))
+    source = bufsym(materialise!(l, n.inputs[1]; contiguous = true))
+    b = destination!(l, n, into)
+    emit!(l, :(permutedims!($(bufsym(b)), $source, $perm)))
+    l.buffer[i] = b
+end
+
+bounds(n::Node) = (todim(n.attrs["start"]), todim(n.attrs["stop"]), Int(n.attrs["step"]))
+
+function lower_op!(l::Lowering, ::Val{:slice}, i, n, into)
+    l.buffer[i] = part!(l, materialise!(l, n.inputs[1]), juliadim(n, n.attrs["dim"]), bounds(n)...)
+end
+
+function lower_op!(l::Lowering, ::Val{:embed}, i, n, into)
+    b = own!(l, n)  # zero where nothing is written
+    p = part!(l, b, juliadim(n, n.attrs["dim"]), bounds(n)...)
+    emit!(l, :($(bufsym(p)) .= $(expression(l, n.inputs[1], bufsym))))
+    l.buffer[i] = b
+end
+
+function lower_op!(l::Lowering, ::Val{:cat}, i, n, into)
+    d = juliadim(n, n.attrs["dim"])
+    b, from = destination!(l, n, into), 0
+    for j in n.inputs
+        size = l.graph.nodes[j].shape[d]
+        upto = size isa Int && from isa Int ? from + size : (sizeparts(size) .+ sizeparts(from))
+        p = part!(l, b, d, from, upto, 1)
+        emit!(l, :($(bufsym(p)) .= $(expression(l, j, bufsym))))
+        from = upto
+    end
+    l.buffer[i] = b
+end
+
+sizeparts(d::Int) = (0, d)
+sizeparts(d::Tuple{Int,Int}) = d
+
+function lower_op!(l::Lowering, ::Val{:flip}, i, n, into)
+    over = [juliadim(n, d) for d in n.attrs["dims"]]
+    source = materialise!(l, n.inputs[1])
+    function make(_, _, buffers)
+        x = buffers[source]
+        return view(x, ntuple(d -> d in over ? reverse(axes(x, d)) : Colon(), ndims(x))...)
+    end
+    l.buffer[i] = newbuffer!(l, make; contiguous = false)
+end
+
+# ---- reductions -----------------------------------------------------------------------------------------------
+
+const REDUCTIONS = Dict(:sum => :sum!, :amax => :maximum!, :amin => :minimum!, :prod => :prod!)
+
+function lower_op!(l::Lowering, ::Union{Val{:sum},Val{:amax},Val{:amin},Val{:prod}}, i, n, into)
+    whole = l.graph.nodes[n.inputs[1]]
+    over = [juliadim(whole, d) for d in (n.op === :prod ? [n.attrs["dim"]] : n.attrs["dims"])]
+    kept = Dim[d in over ? 1 : whole.shape[d] for d in eachindex(whole.shape)]
+    source = materialise!(l, n.inputs[1])
+    b = destination!(l, n, into)
+    k = kept == n.shape ? b : reshaped!(l, b, kept)
+    emit!(l, :($(REDUCTIONS[n.op])($(bufsym(k)), $(bufsym(source)))))
+    l.buffer[i] = b
+end
+
+function lower_op!(l::Lowering, ::Union{Val{:cumsum},Val{:cumprod}}, i, n, into)
+    source = bufsym(materialise!(l, n.inputs[1]))
+    b = destination!(l, n, into)
+    emit!(l, :(running!($(n.op === :cumsum ? :+ : :*), $(bufsym(b)), $source, Val($(juliadim(n, n.attrs["dim"]))))))
+    l.buffer[i] = b
+end
+
+"Running sums or products along a dimension, slice by slice."
+function running!(f, y, x, ::Val{d}) where {d}
+    at(a, k) = view(a, ntuple(i -> i == d ? (k:k) : Colon(), Val(ndims(a)))...)
+    at(y, 1) .= at(x, 1)
+    for k in 2:size(x, d)
+        at(y, k) .= f.(at(y, k - 1), at(x, k))
+    end
+    return y
+end
+
+# ---- indexing by constants ------------------------------------------------------------------------------------
+
+"An alias of the entries of a buffer at fixed positions along Julia's dimension `d`."
+function entries!(l::Lowering, b::Int, d::Int, positions::Vector{Int})
+    function make(like, _, buffers)
+        x = buffers[b]
+        at = copyto!(similar(like, Int, length(positions)), positions)
+        return view(x, ntuple(j -> j == d ? at : Colon(), ndims(x))...)
+    end
+    return newbuffer!(l, make; contiguous = false)
+end
+
+positions(n::Node) = Int[k + 1 for k in n.attrs["index"]]
+
+function lower_op!(l::Lowering, ::Val{:index_select}, i, n, into)
+    source = materialise!(l, n.inputs[1])
+    b = destination!(l, n, into)
+    emit!(l, :($(bufsym(b)) .= $(bufsym(entries!(l, source, juliadim(n, n.attrs["dim"]), positions(n))))))
+    l.buffer[i] = b
+end
+
+function lower_op!(l::Lowering, ::Val{:index_add}, i, n, into)
+    source = materialise!(l, n.inputs[1])
+    b, d, index = destination!(l, n, into), juliadim(n, n.attrs["dim"]), positions(n)
+    emit!(l, :(fill!($(bufsym(b)), zero($(l.T)))))
+    if allunique(index)
+        emit!(l, :($(bufsym(entries!(l, b, d, index))) .= $(bufsym(source))))
+    else
+        for picked in rounds(index)
+            to, from = entries!(l, b, d, index[picked]), entries!(l, source, d, picked)
+            emit!(l, :($(bufsym(to)) .+= $(bufsym(from))))
+        end
+    end
+    l.buffer[i] = b
+end
+
+"The places of an index in rounds, each of which holds every position at most once."
+function rounds(index::Vector{Int})
+    found, met = Vector{Int}[], Dict{Int,Int}()
+    for (place, position) in enumerate(index)
+        r = met[position] = get(met, position, 0) + 1
+        r > length(found) && push!(found, Int[])
+        push!(found[r], place)
+    end
+    return found
+end
+
+# ---- matrix products ------------------------------------------------------------------------------------------
+
+"A factor of a matrix product: a transposition is left to the product."
+function factor!(l::Lowering, i::Int, transposed)
+    n = l.graph.nodes[i]
+    if isswap(n) && !haskey(l.given, i)
+        return :($transposed($(bufsym(materialise!(l, n.inputs[1]; contiguous = true)))))
+    end
+    return bufsym(materialise!(l, i; contiguous = true))
+end
+
+function lower_op!(l::Lowering, ::Val{:mm}, i, n, into)
+    # PyTorch's rows are Julia's columns: (x y)ᵀ = yᵀ xᵀ.
+    x, y = factor!(l, n.inputs[1], :transpose), factor!(l, n.inputs[2], :transpose)
+    b = destination!(l, n, into)
+    emit!(l, :(mul!($(bufsym(b)), $y, $x)))
+    l.buffer[i] = b
+end
+
+function lower_op!(l::Lowering, ::Val{:bmm}, i, n, into)
+    x, y = factor!(l, n.inputs[1], :batched_transpose), factor!(l, n.inputs[2], :batched_transpose)
+    b = destination!(l, n, into)
+    emit!(l, :(batched_mul!($(bufsym(b)), $y, $x)))
+    l.buffer[i] = b
+end
