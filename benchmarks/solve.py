@@ -9,6 +9,7 @@ repeats after a warm-up, in milliseconds; contenders take turns, so that a drift
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import platform
 import statistics
@@ -43,7 +44,7 @@ class MLP(nn.Module):
 
     def __init__(self, *widths: int) -> None:
         super().__init__()
-        pairs = zip(widths[:-1], widths[1:], strict=True)
+        pairs = itertools.pairwise(widths)
         layers = [layer for a, b in pairs for layer in (nn.Linear(a, b), nn.Tanh())]
         self.net = nn.Sequential(*layers[:-1])
 
@@ -184,14 +185,16 @@ def table(title: str, results: dict[str, float]) -> str:
 
 
 def versions() -> str:
-    found = [f"Python {platform.python_version()}", f"torch {torch.__version__}", f"torchdiffeq {torchdiffeq.__version__}"]
+    found = [f"{name} {package.__version__}" for name, package in (("torch", torch), ("torchdiffeq", torchdiffeq))]
+    found.insert(0, f"Python {platform.python_version()}")
     if "diffrax" in sys.modules:
         found += [f"{name} {sys.modules[name].__version__}" for name in ("jax", "diffrax")]
     if pynode.engines()["julia"].ok:
         from juliacall import Main
 
         found.append(f"Julia {Main.VERSION}")
-    return f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} cores, {torch.get_num_threads()} threads: " + ", ".join(found)
+    machine = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    return f"{time.strftime('%Y-%m-%d')}, {machine}: {', '.join(found)}"
 
 
 def main() -> None:

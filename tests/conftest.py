@@ -8,12 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 
-_ENV = Path(__file__).resolve().parent.parent / ".env"
-if _ENV.exists():  # before anything imports juliacall, which reads the environment when it is imported
-    for line in _ENV.read_text().splitlines():
-        key, separator, value = line.partition("=")
-        if separator and not key.lstrip().startswith("#"):
-            os.environ.setdefault(key.strip(), value.strip().strip("\"'"))
+# The first of these that exists says where Julia is; what is set in the environment already stays.
+_ENV_FILES = (
+    Path(os.environ.get("PYNODE_ENV_FILE", "")),
+    Path(__file__).resolve().parent.parent / ".env",
+    Path.home() / ".config" / "pynode" / "env",
+)
+for _file in _ENV_FILES:
+    if _file.is_file():  # before anything imports juliacall, which reads the environment when it is imported
+        for line in _file.read_text().splitlines():
+            key, separator, value = line.partition("=")
+            if separator and not key.lstrip().startswith("#"):
+                os.environ.setdefault(key.strip(), value.strip().strip("\"'"))
+        break
 
 ENGINES = ("torch", pytest.param("julia", marks=pytest.mark.julia))
 

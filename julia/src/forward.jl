@@ -39,23 +39,27 @@ at the entries of `ts`, except those whose interpolant needs further stages, whi
 adjoint is to follow.
 """
 function forward!(values, field::TracedField{T}, u0, ts::Vector{T}, θ, o::Options) where {T}
-    return Base.invokelatest(forward_with!, values, field, u0, ts, θ, o, algorithm(o.solver))
+    return Base.invokelatest(forward_with!, values, field, u0, ts, θ, o, algorithm(o.solver; dense = o.keep === :dense))
 end
 
 function forward_with!(values, field::TracedField{T}, u0, ts::Vector{T}, θ, o::Options, alg) where {T}
     bind!(field, θ)
     problem = ODEProblem(ode_function(field; stiff = isstiff(o.solver)), u0, (first(ts), last(ts)), field.θ)
     ends = o.keep === :ends
+    span = last(ts) - first(ts)
+    # A fixed-step solver is led along its grid: each step, a little too long, is cut at the next point.
+    dt = !o.adaptive ? T(1.01 * o.dt) : o.dt > 0 ? T(o.dt) : nothing
+    stops = !o.adaptive ? fixed_grid(ts, T(o.dt), o.max_steps) : lands_on_times(o) ? ts : T[]
     # The keywords have the same types whatever the options, so that a solver is compiled once.
     solution = solve(
         problem, alg;
         reltol = T(o.rtol),
         abstol = T(o.atol),
-        dt = o.dt > 0 ? copysign(T(o.dt), last(ts) - first(ts)) : nothing,
+        dt = dt === nothing ? nothing : copysign(dt, span),
         adaptive = o.adaptive,
         maxiters = o.max_steps,
         saveat = ends ? ts : T[],
-        tstops = lands_on_times(o) ? ts : T[],
+        tstops = stops,
         save_everystep = !ends,
         dense = !ends,
         verbose = false,
@@ -63,6 +67,24 @@ function forward_with!(values, field::TracedField{T}, u0, ts::Vector{T}, θ, o::
     outcome, reached = outcome_of(solution, ts, o)
     fill_values!(values, solution, ts, reached, o)
     return Forward(field, copy(field.θ), ts, solution, o, outcome, reached)
+end
+
+# A step may be this fraction longer than `dt`, so that rounding in the times makes no sliver of a step.
+const SLACK = 1e-3
+
+"""
+The times at which a fixed-step solver stands: from each entry of `ts` in steps of `dt`, the last of which is cut to end on
+the next entry. No more than `limit + 1` of them.
+"""
+function fixed_grid(ts::Vector{T}, dt::T, limit::Int) where {T}
+    grid = T[]
+    for i in 1:(length(ts) - 1)
+        a, b = ts[i], ts[i + 1]
+        n = min(max(1.0, ceil(abs(b - a) / dt - SLACK)), limit - length(grid) + 1)
+        append!(grid, (a + copysign(k * dt, b - a) for k in 1:(n - 1)))
+        push!(grid, b)
+    end
+    return grid
 end
 
 "Solvers whose interpolant needs no stages beyond those of the step."

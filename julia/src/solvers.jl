@@ -33,14 +33,20 @@ const STIFF_PACKAGES = (
 const SENSITIVITY_PACKAGES =
     (Base.PkgId(Base.UUID("1ed8b502-d754-442c-8d5d-10ac956f44a1"), "SciMLSensitivity"),)
 
-"""
-    algorithm(name)
+# Verner's methods compute the stages of their interpolants when asked to interpolate; the adjoints, which read the
+# solution's stages, need them there from the start.
+const LAZY = ("Vern6", "Vern7", "Vern8", "Vern9")
 
-The algorithm of a name. The packages of the implicit solvers are loaded when the first of them is asked for.
 """
-function algorithm(name::AbstractString)
+    algorithm(name; dense = false)
+
+The algorithm of a name; with `dense`, its steps come with all that interpolation needs. The packages of the implicit
+solvers are loaded when the first of them is asked for.
+"""
+function algorithm(name::AbstractString; dense::Bool = false)
     isstiff(name) && foreach(Base.require, STIFF_PACKAGES)
     haskey(SOLVERS, name) ||
         throw(ArgumentError("unknown solver \"$name\": expected one of $(join(sort!(collect(keys(SOLVERS))), ", "))"))
+    dense && name in LAZY && return SOLVERS[name](; lazy = false)
     return Base.invokelatest(SOLVERS[name])  # an extension may just have brought it
 end
