@@ -23,11 +23,14 @@ columns_at_once(::AbstractArray) = 2^24
 
 "Part of the padded image that meets each place `k` of the kernel."
 function patch(image, w::Window{N}, k, out) where {N}
-    ranges = ntuple(Val(N)) do i
-        first = 1 + (k[i] - 1) * w.dilation[i]
-        first:w.stride[i]:(first + (out[i] - 1) * w.stride[i])
-    end
-    return view(image, ranges..., :, :)
+    first = ntuple(i -> 1 + (k[i] - 1) * w.dilation[i], Val(N))
+    return view(image, ntuple(i -> first[i]:w.stride[i]:(first[i] + (out[i] - 1) * w.stride[i]), Val(N))..., :, :)
+end
+
+"The same for windows one pixel apart, as a view that is faster to go through."
+function dense_patch(image, w::Window{N}, k, out) where {N}
+    first = ntuple(i -> 1 + (k[i] - 1) * w.dilation[i], Val(N))
+    return view(image, ntuple(i -> first[i]:(first[i] + out[i] - 1), Val(N))..., :, :)
 end
 
 "Part of the columns that belongs to the place `k` of the kernel."
@@ -38,7 +41,11 @@ samples(x, range) = view(x, ntuple(_ -> Colon(), Val(ndims(x) - 1))..., range)
 function gather!(columns, image, w::Window{N}) where {N}
     out, kernel = size(columns)[1:N], size(columns)[(N + 1):(2N)]
     for k in CartesianIndices(kernel)
-        place(columns, w, k) .= patch(image, w, k, out)
+        if all(==(1), w.stride)
+            place(columns, w, k) .= dense_patch(image, w, k, out)
+        else
+            place(columns, w, k) .= patch(image, w, k, out)
+        end
     end
     return columns
 end
@@ -47,7 +54,11 @@ end
 function scatter!(image, columns, w::Window{N}) where {N}
     out, kernel = size(columns)[1:N], size(columns)[(N + 1):(2N)]
     for k in CartesianIndices(kernel)
-        patch(image, w, k, out) .+= place(columns, w, k)
+        if all(==(1), w.stride)
+            dense_patch(image, w, k, out) .+= place(columns, w, k)
+        else
+            patch(image, w, k, out) .+= place(columns, w, k)
+        end
     end
     return image
 end
@@ -61,13 +72,19 @@ function inparts(f, batch, n)
     return
 end
 
+"For each group and sample the product with the weights or their transpose: `c[:, :, g, i] = a[:, :, g, j] * f(w[:, :, g])`."
+function multiply!(c, is, a, js, w, f)
+    for (i, j) in zip(is, js), g in axes(w, 3)
+        mul!(view(c, :, :, g, i), view(a, :, :, g, j), f(view(w, :, :, g)))
+    end
+    return c
+end
+
 "`y = x ∗ w` (PyTorch's correlation): `y` and `w` as matrices, `image` with its padding."
 function conv!(y, image, w, columns, matrices, window)
     inparts(size(y, 4), size(columns, ndims(columns))) do range, places
         gather!(samples(columns, places), samples(image, range), window)
-        for g in axes(y, 3)
-            batched_mul!(view(y, :, :, g, range), view(matrices, :, :, g, places), view(w, :, :, g:g))
-        end
+        multiply!(y, range, matrices, places, w, identity)
     end
     return y
 end
@@ -76,10 +93,7 @@ end
 function conv_input!(image, dy, w, columns, matrices, window)
     fill!(image, zero(eltype(image)))
     inparts(size(dy, 4), size(columns, ndims(columns))) do range, places
-        for g in axes(dy, 3)
-            wᵀ = batched_transpose(view(w, :, :, g:g))
-            batched_mul!(view(matrices, :, :, g, places), view(dy, :, :, g, range), wᵀ)
-        end
+        multiply!(matrices, places, dy, range, w, transpose)
         scatter!(samples(image, range), samples(columns, places), window)
     end
     return image

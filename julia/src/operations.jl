@@ -125,11 +125,12 @@ function lower_op!(l::Lowering, ::Union{Val{:cumsum},Val{:cumprod}}, i, n, into)
 end
 
 "Running sums or products along a dimension, slice by slice."
-function running!(f, y, x, ::Val{d}) where {d}
-    at(a, k) = view(a, ntuple(i -> i == d ? (k:k) : Colon(), Val(ndims(a)))...)
-    at(y, 1) .= at(x, 1)
+function running!(f::F, y, x, ::Val{d}) where {F,d}
+    before, after = ntuple(_ -> Colon(), Val(d - 1)), ntuple(_ -> Colon(), Val(ndims(x) - d))
+    view(y, before..., 1:1, after...) .= view(x, before..., 1:1, after...)
     for k in 2:size(x, d)
-        at(y, k) .= f.(at(y, k - 1), at(x, k))
+        last = (k - 1):(k - 1)
+        view(y, before..., k:k, after...) .= f.(view(y, before..., last, after...), view(x, before..., k:k, after...))
     end
     return y
 end
