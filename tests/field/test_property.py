@@ -1,0 +1,155 @@
+"""Random modules: the graph's value and products equal the module's and autograd's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from modules import ACTIVATIONS, Case, linear, parameter
+from reference import check
+from torch import Tensor, nn
+
+Layer = Callable[[Tensor, Tensor], Tensor]
+
+# Hardsigmoid: see `activation`; the others take other shapes or have parameters of single precision.
+SMOOTH = sorted(set(ACTIVATIONS) - {"Hardsigmoid", "GLU", "Softmax2d", "PReLU"})
+
+UNARY: dict[str, Callable[[Tensor], Tensor]] = {
+    "abs": torch.abs,
+    "atan": torch.atan,
+    "clamp": lambda x: x.clamp(-0.8, 0.9),
+    "cos": torch.cos,
+    "cumsum": lambda x: x.cumsum(1),
+    "erf": torch.erf,
+    "exp of a bounded": lambda x: torch.exp(torch.tanh(x)),
+    "flip": lambda x: x.flip(1),
+    "log of a positive": lambda x: torch.log(x**2 + 0.5),
+    "neg": torch.neg,
+    "norm": lambda x: x / (x.norm(dim=1, keepdim=True) + 1),
+    "roll": lambda x: x.roll(1, 1),
+    "softmax": lambda x: x.softmax(1),
+    "sqrt of a positive": lambda x: torch.sqrt(x * x + 1),
+    "square": lambda x: x**2 / 4,
+    "sum": lambda x: x + x.sum(1, keepdim=True) / x.shape[1],
+    "mean of the batch": lambda x: x - x.mean(0, keepdim=True),
+    "max": lambda x: x - x.amax(1, keepdim=True),
+    "var": lambda x: x / (x.var(1, keepdim=True, correction=0) + 1),
+    "where": lambda x: torch.where(x > 0.1, x, x * 0.3),
+}
+
+BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "add": torch.add,
+    "cat": lambda x, y: torch.cat([x, y], 1)[:, ::2] if x.shape[1] > 1 else x + y,
+    "div": lambda x, y: x / (1 + y**2),
+    "maximum": torch.maximum,
+    "minimum": torch.minimum,
+    "mul": lambda x, y: torch.tanh(x) * y,
+    "outer": lambda x, y: (x[:, :, None] * y[:, None, :]).tanh().mean(2),
+    "stack": lambda x, y: torch.stack([x, y, x], 2).amin(2),
+    "sub": torch.sub,
+}
+
+STEPS = (
+    *("linear", "shared", "activation", "unary", "binary", "skip"),
+    *("time", "time column", "layer norm", "slice", "pad", "index", "attention"),
+)
+
+
+class Random(nn.Module):
+    """A chain of layers drawn step by step; `(batch, width)` in and out."""
+
+    def __init__(self, draw: Callable[..., Any], width: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList()
+        self.steps: list[Layer] = []
+        self.plan: list[str] = []
+        size = width
+        shared: dict[int, nn.Module] = {}
+        for kind in draw(st.lists(st.sampled_from(STEPS), min_size=1, max_size=6)):
+            name = kind
+            if kind == "linear":
+                layer, size = self.module(linear(size, new := draw(st.integers(1, 6)), bias=draw(st.booleans()))), new
+                self.steps.append(lambda t, z, layer=layer: layer(z))
+            elif kind == "shared":
+                layer = shared.setdefault(size, self.module(linear(size, size)))
+                self.steps.append(lambda t, z, layer=layer: layer(torch.tanh(layer(z))))
+            elif kind == "activation":
+                name = draw(st.sampled_from(SMOOTH))
+                layer = self.module(ACTIVATIONS[name]().double().eval())
+                # In place it would write to what an earlier step has saved.
+                self.steps.append(lambda t, z, layer=layer: layer(z + 0.0))
+            elif kind == "unary":
+                name = draw(st.sampled_from(sorted(UNARY)))
+                self.steps.append(lambda t, z, f=UNARY[name]: f(z))
+            elif kind == "binary":
+                name = draw(st.sampled_from(sorted(BINARY)))
+                a, b = self.module(linear(size, size)), self.module(linear(size, size))
+                self.steps.append(lambda t, z, f=BINARY[name], a=a, b=b: f(a(z), b(z)))
+            elif kind == "skip":
+                layer = self.module(nn.Sequential(linear(size, size), nn.Tanh()))
+                self.steps.append(lambda t, z, layer=layer: z + layer(z))
+            elif kind == "time":
+                self.steps.append(lambda t, z: z * torch.cos(3 * t) + t**2)
+            elif kind == "time column":
+                self.steps.append(lambda t, z: torch.cat([t.expand(len(z), 1), z], 1))
+                size += 1
+            elif kind == "layer norm":
+                layer = self.module(nn.LayerNorm(size, eps=0.1, dtype=torch.float64))
+                self.steps.append(lambda t, z, layer=layer: layer(z))
+            elif kind == "slice":
+                start, step = draw(st.integers(0, size - 1)), draw(st.integers(1, 3))
+                self.steps.append(lambda t, z, start=start, step=step: z[:, start::step])
+                size = len(range(start, size, step))
+            elif kind == "pad":
+                before, after = draw(st.integers(0, 2)), draw(st.integers(0, 2))
+                self.steps.append(lambda t, z, p=(before, after): nn.functional.pad(z, p))
+                size += before + after
+            elif kind == "index":
+                index = draw(st.lists(st.integers(-size, size - 1), min_size=1, max_size=6))
+                self.steps.append(lambda t, z, index=index: z[:, index])
+                size = len(index)
+            else:
+                layer = self.module(linear(2, 6))
+                self.steps.append(lambda t, z, layer=layer: attention(layer, z))
+            self.plan.append(name)
+        self.last = linear(size, width)
+        self.scale = parameter(width)
+
+    def module(self, layer: nn.Module) -> nn.Module:
+        self.layers.append(layer)
+        return layer
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        for step in self.steps:
+            z = step(t, z)
+        return self.last(z) * self.scale
+
+    def __repr__(self) -> str:
+        return f"Random({self.plan})"
+
+
+def attention(layer: nn.Module, z: Tensor) -> Tensor:
+    """Over the features as tokens."""
+    q, k, v = layer(torch.stack([z, z.sin()], 2)).chunk(3, 2)
+    return ((q @ k.mT / math.sqrt(2)).softmax(2) @ v).sum(2)
+
+
+@st.composite
+def cases(draw: Callable[..., Any]) -> tuple[Case, int, int]:
+    width = draw(st.integers(1, 5))
+    torch.manual_seed(draw(st.integers(0, 1000)))
+    return Case(Random(draw, width), (width,)), draw(st.integers(1, 4)), draw(st.integers(1, 9))
+
+
+@settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(cases())
+def test_random_modules(drawn: tuple[Case, int, int]) -> None:
+    """The graph of one batch size holds for another."""
+    case, batch, another = drawn
+    found = check(case, batch)
+    assert found.graph.batch is None
+    assert check(case, another) is found
