@@ -1,4 +1,5 @@
-# What Python calls: numbers and addresses in, numbers out. Nothing here touches Python.
+# What Python calls: numbers and addresses in, numbers out. Nothing here touches Python, and the calls that a solve makes
+# are plain C functions (`entry_points`), so that a call costs a microsecond and Python's lock is free meanwhile.
 #
 # A call's integers and floats come in two arrays of Python's, read and written in place; see `pynode/engine/_call.py`.
 
@@ -160,7 +161,7 @@ function pullback_typed(fw::Forward{T}, r::Reader, x) where {T}
     scatter(reshape(c.θ, :, 1), others)
     wants_t && copyto!(wrap(T, dt_address, times), c.ts)
     x[1] = sum(fw.field.counts) - before
-    return
+    return 0
 end
 
 """
@@ -180,11 +181,39 @@ function interpolate_typed(fw::Forward{T}, r::Reader) where {T}
         fw.solution(view(values, :, i), t)
     end
     scatter(values, [(next!(r), next!(r)) for _ in 1:next!(r)])
-    return
+    return 0
 end
+
+const LAST_ERROR = Ref("")
+
+"The text of the error that the last call of an entry point ended with."
+last_error() = LAST_ERROR[]
+
+# An exception must not unwind into C: it is kept as text, and the call returns -1.
+function guarded(f::F, arguments...) where {F}
+    try
+        return f(arguments...)
+    catch error
+        LAST_ERROR[] = sprint(showerror, error, catch_backtrace())
+        return -1
+    end
+end
+
+forward_entry(ints::Int, n::Int, floats::Int)::Int = guarded(forward, ints, n, floats)
+pullback_entry(kept::Int, ints::Int, n::Int, floats::Int)::Int = guarded(pullback, kept, ints, n, floats)
+interpolate_entry(kept::Int, ints::Int, n::Int)::Int = guarded(interpolate, kept, ints, n)
+release_entry(kept::Int)::Int = guarded(release, kept)
+
+"Addresses of the C functions `forward`, `pullback`, `interpolate` and `release`; each returns -1 after an error."
+entry_points() = (
+    Int(@cfunction(forward_entry, Int, (Int, Int, Int))),
+    Int(@cfunction(pullback_entry, Int, (Int, Int, Int, Int))),
+    Int(@cfunction(interpolate_entry, Int, (Int, Int, Int))),
+    Int(@cfunction(release_entry, Int, (Int,))),
+)
 
 "Let BLAS use this many threads."
 set_blas_threads(n::Int) = BLAS.set_num_threads(n)
 
 "Forget a kept solve."
-release(kept::Int) = (delete!(KEPT, kept); nothing)
+release(kept::Int) = (delete!(KEPT, kept); 0)

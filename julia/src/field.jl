@@ -19,12 +19,13 @@ struct TracedField{T,V<:AbstractVector{T}}
     dθ::V
     dt::V
     counts::Vector{Int}  # evaluations of the value, of the products
+    functions::Dict{Bool,Any}  # `ode_function` by `stiff`
 end
 
 function TracedField(w::Workspace{T,V}) where {T,V}
     return TracedField{T,V}(
         w.prologue, w.value, w.vjp, w.vjp_theta === nothing ? w.vjp : w.vjp_theta,
-        w.u, w.θ, w.v, w.du, w.dz, w.dθ, w.dt, [0, 0],
+        w.u, w.θ, w.v, w.du, w.dz, w.dθ, w.dt, [0, 0], Dict{Bool,Any}(),
     )
 end
 
@@ -144,14 +145,15 @@ function (g::TimeGradient)(dT, u, p, t)
 end
 
 """
-    ode_function(field; stiff = false)
+    ode_function(field, stiff)
 
-A field as an in-place `ODEFunction` that carries its vector-Jacobian products, and for `stiff` solvers its Jacobian.
+A field as an in-place `ODEFunction` that carries its vector-Jacobian products, and for stiff solvers its Jacobian.
 """
-function ode_function(f::TracedField; stiff::Bool = false)
+ode_function(f::TracedField, stiff::Bool) = get!(() -> make_ode_function(f, stiff), f.functions, stiff)
+
+function make_ode_function(f::TracedField, stiff::Bool)
     products = (; vjp = StateProduct(f), vjp_p = ThetaProduct(f))
     stiff || return ODEFunction{true,FullSpecialize}(f; products...)
-    n = similar(f.dz)
-    fill!(n, 0)
-    return ODEFunction{true,FullSpecialize}(f; products..., jac = Jacobian(f, n), tgrad = TimeGradient(f, copy(n)))
+    v = fill!(similar(f.dz), 0)
+    return ODEFunction{true,FullSpecialize}(f; products..., jac = Jacobian(f, v), tgrad = TimeGradient(f, copy(v)))
 end

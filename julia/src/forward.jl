@@ -39,12 +39,13 @@ at the entries of `ts`, except those whose interpolant needs further stages, whi
 adjoint is to follow.
 """
 function forward!(values, field::TracedField{T}, u0, ts::Vector{T}, θ, o::Options) where {T}
-    return Base.invokelatest(forward_with!, values, field, u0, ts, θ, o, algorithm(o.solver; dense = o.keep === :dense))
+    alg = algorithm(o.solver; dense = o.keep === :dense)
+    return Base.invokelatest(forward_with!, values, field, ode_function(field, isstiff(o.solver)), u0, ts, θ, o, alg)
 end
 
-function forward_with!(values, field::TracedField{T}, u0, ts::Vector{T}, θ, o::Options, alg) where {T}
+function forward_with!(values, field::TracedField{T}, f, u0, ts::Vector{T}, θ, o::Options, alg) where {T}
     bind!(field, θ)
-    problem = ODEProblem(ode_function(field; stiff = isstiff(o.solver)), u0, (first(ts), last(ts)), field.θ)
+    problem = ODEProblem{true}(f, u0, (first(ts), last(ts)), field.θ)
     ends = o.keep === :ends
     span = last(ts) - first(ts)
     # A fixed-step solver is led along its grid: each step, a little too long, is cut at the next point.

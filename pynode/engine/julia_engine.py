@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pynode.engine import julia_runtime
-from pynode.engine._julia_call import Floats, addresses, integers
+from pynode.engine._julia_call import Entries, Floats, addresses, integers
 from pynode.engine._protocol import Availability, Gradients, Integration, Problem, Retcode, Stats
 from pynode.engine._solvers import SolverInfo
 from pynode.errors import EngineUnavailable
@@ -42,6 +42,7 @@ class JuliaEngine:
         self._numbers: dict[str, int] = {}
         self._released: list[int] = []
         self._julia: Any = None
+        self._entries: Entries | None = None
 
     def available(self) -> Availability:
         """Whether Julia with PyNODE can be started here; starts nothing."""
@@ -85,7 +86,7 @@ class JuliaEngine:
             values += (z.numel(), z.data_ptr(), o.data_ptr())
         data, address, length = integers(values + addresses(others))
         floats = Floats(problem.rtol, problem.atol, problem.dt or 0.0)
-        kept = julia.forward._jl_call_nogil(address, length, floats.address)
+        kept = julia.forward(address, length, floats.address)
         del data
         nfe, accepted, rejected, outcome, reached = floats.values[:5]
         stats = Stats(int(nfe), None, int(accepted), int(rejected), time.perf_counter() - started)
@@ -98,13 +99,13 @@ class JuliaEngine:
                 integration.interpolant = _Interpolant(held, problem)
         return integration
 
-    def _start(self) -> Any:
+    def _start(self) -> Entries:
         module = julia_runtime.start()
-        if self._julia is None:
-            self._julia = module
+        if self._entries is None:
+            self._julia, self._entries = module, Entries(module)
         while self._released:
-            module.release(self._released.pop())
-        return module
+            self._entries.release(self._released.pop())
+        return self._entries
 
     def _kernel(self, trace: Trace, dtype: torch.dtype) -> int:
         key = (trace.graph.key, dtype)
@@ -154,7 +155,7 @@ class _Pullback:
             values += (x.numel(), _address(room))
         data, address, length = integers(values)
         floats = Floats(float(options.get("rtol", 0.0)), float(options.get("atol", 0.0)))  # type: ignore[arg-type]
-        julia.pullback._jl_call_nogil(self.kept.number, address, length, floats.address)
+        julia.pullback(self.kept.number, address, length, floats.address)
         del data
         self.stats.nfe_backward = int(floats.values[0])
         return Gradients(z0, t, args, parameters)
@@ -174,7 +175,7 @@ class _Interpolant:
         for z, o in zip(self.problem.z0, out, strict=True):
             values += (z.numel(), o.data_ptr())
         data, address, length = integers(values)
-        julia.interpolate._jl_call_nogil(self.kept.number, address, length)
+        julia.interpolate(self.kept.number, address, length)
         del data
         return tuple(out)
 

@@ -17,11 +17,12 @@ from pynode.errors import FieldError
 from pynode.field._bindings import Reads
 from pynode.field._fingerprint import attributes_read, fingerprint
 from pynode.field._parametrized import given, requires_grad, values_of
+from pynode.field._watch import Watch
 
 __all__ = ["Field"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Facts:
     """What one evaluation of the field has shown, for one fingerprint."""
 
@@ -66,10 +67,18 @@ class Field:
         self.function = function
         self.is_tuple = is_tuple
         self.memory = _memory_of(function)
-        self.reads = Reads(function)
+        shapes = tuple((x.shape[1:], x.dtype, x.device) for x in (*z0, *args))
+        self.facts: _Facts
+        self.captured: tuple[Tensor, ...] = ()
+        self.parameters: tuple[Tensor, ...]
+        latest = self.memory.latest
+        if latest is not None and latest.holds(function, is_tuple, len(z0), shapes):
+            self.parametrized, self.facts = {}, latest.facts
+            self.names, self.parameters = latest.names, latest.parameters
+            return
         self.parametrized = values_of(self.reads.parametrized)
-        self.key = self._key(z0, args)
-        facts = self.memory.facts.get(self.key)
+        key = self._key(len(z0), shapes)
+        facts = self.memory.facts.get(key)
         if facts is None:
             before = fingerprint(self.reads)
             with attributes_read(self.reads) as read:
@@ -77,21 +86,28 @@ class Field:
             after = fingerprint(self.reads)
             self.memory.attributes |= read
             self.memory.volatile |= {k for k in after if isinstance(k, tuple) and after[k] != before.get(k)}
-            self.key = self._key(z0, args)
-            self.memory.facts[self.key] = facts
+            self.memory.facts[self._key(len(z0), shapes)] = facts
         tensors = self.named_tensors()
+        self.facts = facts
         self.names = (*facts.names, *facts.captured)
-        self.captured: tuple[Tensor, ...] = (*(tensors[n] for n in facts.captured), *facts.nameless)
-        self.parameters: tuple[Tensor, ...] = (*(tensors[n] for n in facts.names), *self.captured)
+        self.captured = (*(tensors[n] for n in facts.captured), *facts.nameless)
+        self.parameters = (*(tensors[n] for n in facts.names), *self.captured)
+        self.memory.latest = _Latest.of(self, len(z0), shapes)
 
-    def _key(self, z0: Sequence[Tensor], args: Sequence[Tensor]) -> tuple[Any, ...]:
+    @functools.cached_property
+    def reads(self) -> Reads:
+        """What the function reads besides its arguments."""
+        return Reads(self.function)
+
+    @property
+    def key(self) -> object:
+        """The same object for as long as the field's trace holds."""
+        return self.facts
+
+    def _key(self, n_states: int, shapes: tuple[Any, ...]) -> tuple[Any, ...]:
         found = fingerprint(self.reads, self.memory.attributes)
-        return (
-            tuple((k, v) for k, v in found.items() if k not in self.memory.volatile),
-            self.is_tuple,
-            tuple((x.shape[1:], x.dtype, x.device) for x in z0),
-            tuple((x.shape[1:], x.dtype, x.device) for x in args),
-        )
+        kept = tuple((k, v) for k, v in found.items() if k not in self.memory.volatile)
+        return kept, self.is_tuple, n_states, shapes
 
     def named_tensors(self) -> dict[str, Tensor]:
         """The tensors that the function reads and that can be found by name, each once."""
@@ -181,12 +197,38 @@ _REMEDY = {
 }
 
 
+@dataclass(frozen=True)
+class _Latest:
+    """The `Field` of a module's latest solve, to be taken again while nothing has changed."""
+
+    watch: Watch
+    function: weakref.ref[Any]
+    signature: tuple[Any, ...]
+    facts: _Facts
+    names: tuple[str, ...]
+    parameters: tuple[Tensor, ...]
+
+    @staticmethod
+    def of(field: Field, n_states: int, shapes: tuple[Any, ...]) -> _Latest | None:
+        watch = None if field.captured else Watch.of(field.function, field.reads, field.memory.attributes)
+        if watch is None:
+            return None
+        signature = (field.is_tuple, n_states, shapes)
+        function = weakref.ref(field.function)
+        return _Latest(watch, function, signature, field.facts, field.names, field.parameters)
+
+    def holds(self, function: Any, is_tuple: bool, n_states: int, shapes: tuple[Any, ...]) -> bool:
+        same = self.function() is function and self.signature == (is_tuple, n_states, shapes)
+        return same and self.watch.unchanged()
+
+
 class _Memory:
     """What is known of one callable, for as long as it lives."""
 
     def __init__(self) -> None:
         self.facts = _Recent()
         self.traces = _Recent()
+        self.latest: _Latest | None = None
         self.attributes: set[tuple[str, str]] = set()  # that evaluating the field reads
         self.volatile: set[Any] = set()  # parts of the fingerprint that evaluating the field changes, e.g. a counter
 
@@ -211,6 +253,9 @@ def _memory_of(function: Any) -> _Memory:
     if isinstance(function, types.FunctionType):
         function = function.__code__
     try:
-        return _MEMORIES.setdefault(function, _Memory())
+        found = _MEMORIES.get(function)
+        if found is None:
+            found = _MEMORIES[function] = _Memory()
+        return found
     except TypeError:  # not weakly referenceable
         return _Memory()

@@ -1,0 +1,67 @@
+"""Sees at little cost that a field is as it was at its last solve.
+
+A fingerprint looks at all that a trace depends on, which takes as long as a small solve. For a plain module, one
+whose attributes are tensors, modules and immutable values, it is enough that the same objects are in the same places.
+"""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+from torch import Tensor, nn
+
+from pynode.field._bindings import INTERNAL, Reads, captured_by
+
+__all__ = ["Watch"]
+
+_IMMUTABLE = (int, float, str, bool, bytes, complex, type(None), Tensor, nn.Module)
+_HELD = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
+
+
+class Watch:
+    """What a module and its submodules held when this was made.
+
+    Args:
+        reads: what the module reads.
+        attributes: the attributes of modules that its trace depends on, as (owner's prefix, name).
+    """
+
+    def __init__(self, reads: Reads, attributes: set[tuple[str, str]]) -> None:
+        owners = reads.owners.values()
+        self.places = [d for o in owners for d in (o.__dict__, *(o.__dict__[name] for name in _HELD))]
+        # Held, so that no other object can take the place of one of these in memory.
+        self.held = [tuple(d.values()) for d in self.places]
+        self.ids = [tuple(map(id, values)) for values in self.held]
+        self.tensors = [(x, x.shape, x.dtype, x.requires_grad) for x in reads.tensors.values()]
+        self.methods = [
+            (type(reads.owners[prefix]), name, getattr(type(reads.owners[prefix]), name, None))
+            for prefix, name in attributes
+        ]
+
+    @staticmethod
+    def of(function: Any, reads: Reads, attributes: set[tuple[str, str]]) -> Watch | None:
+        """A watch, or `None` where a look at the places would not be enough."""
+        if not isinstance(function, nn.Module) or reads.parts or reads.captured or reads.parametrized:
+            return None
+        for owner in reads.owners.values():
+            own = owner.__dict__.items()
+            if not all(isinstance(value, _IMMUTABLE) for name, value in own if name not in INTERNAL):
+                return None
+        if not all(x.is_floating_point() for x in reads.tensors.values()):
+            return None
+        watch = Watch(reads, attributes)
+        for _, _, method in watch.methods:
+            if isinstance(method, types.FunctionType) and any(True for _ in captured_by(method)):
+                return None
+        return watch
+
+    def unchanged(self) -> bool:
+        """Whether all is where it was."""
+        for place, ids in zip(self.places, self.ids, strict=True):
+            if tuple(map(id, place.values())) != ids:
+                return False
+        for x, shape, dtype, requires_grad in self.tensors:
+            if x.requires_grad is not requires_grad or x.shape != shape or x.dtype is not dtype:
+                return False
+        return all(getattr(kind, name, None) is method for kind, name, method in self.methods)
