@@ -1,6 +1,6 @@
 """Forward solves and gradients, side by side in one run: torchdiffeq, diffrax (where installed), and each engine.
 
-    python benchmarks/solve.py [--repeats 30] [--cases spiral,small,large] [--only NAME]
+    python benchmarks/solve.py [--repeats 100] [--cases spiral,MLP] [--out FILE]
 
 Every contender solves the same field from the same state at the same tolerances. A figure is the median of the
 repeats after a warm-up, in milliseconds; contenders take turns, so that a drift of the machine meets all alike.
@@ -153,19 +153,29 @@ def diffrax_contender(case: Case) -> dict[str, tuple[Run, Run]]:
     }
 
 
+ROUNDS = 5
+
+
 def medians(runs: dict[str, Run], repeats: int, budget: float) -> dict[str, float]:
-    """Median milliseconds of each; a slow contender is repeated less often, but at least three times."""
+    """Median milliseconds of each.
+
+    The contenders take turns, in rounds; within its turn a contender runs several times in a row, of which the first
+    is not counted, so that none pays for caches that another has filled.
+    """
     for run in runs.values():
         run()
         run()
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for i in range(repeats):
+    for _ in range(ROUNDS):
         for name, run in runs.items():
-            if i >= 3 and sum(times[name]) > budget:
-                continue
-            started = time.perf_counter()
             run()
-            times[name].append(time.perf_counter() - started)
+            until = time.perf_counter() + budget / ROUNDS
+            for _ in range(max(1, repeats // ROUNDS)):
+                started = time.perf_counter()
+                run()
+                times[name].append(time.perf_counter() - started)
+                if time.perf_counter() > until:
+                    break
     return {name: 1e3 * statistics.median(each) for name, each in times.items()}
 
 
@@ -199,7 +209,7 @@ def versions() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--repeats", type=int, default=100)
     parser.add_argument("--budget", type=float, default=10.0, help="seconds per contender and measurement")
     parser.add_argument("--cases", default="", help="only cases whose name contains one of these, comma-separated")
     parser.add_argument("--out", type=Path, help="append the tables to this file")
