@@ -30,6 +30,7 @@ mutable struct Lowering
     virtual::Set{Int}                # pointwise nodes that are computed where they are used
     statements::Vector{Expr}
     users::Dict{Int,Vector{Int}}     # node => the nodes that read it
+    outputs::Set{Int}                # nodes whose values are asked for
 end
 
 ispointwise(n::Node) = haskey(POINTWISE, n.op) || n.op in (:cast, :expand, :full)
@@ -89,9 +90,9 @@ end
 isswap(n::Node) = n.op === :permute && collect(Int, n.attrs["dims"]) in ([1, 0], [0, 2, 1])
 
 "Choose the pointwise nodes that are computed where they are used."
-function plan!(l::Lowering, order, outputs)
+function plan!(l::Lowering, order)
     g = l.graph
-    users = Dict(i => Int[] for i in order)
+    users = l.users = Dict(i => Int[] for i in order)
     for i in order, j in (haskey(l.given, i) ? Int[] : unique(operands(g.nodes[i])))
         push!(users[j], i)
     end
@@ -100,7 +101,7 @@ function plan!(l::Lowering, order, outputs)
         n = g.nodes[i]
         (haskey(l.given, i) || !ispointwise(n)) && (leaves[i] = 1; continue)
         leaves[i] = max(1, sum(j -> j in l.virtual ? leaves[j] : 1, operands(n); init = 0))
-        inline = !(i in outputs) && all(j -> ispointwise(g.nodes[j]) || g.nodes[j].op in (:cat, :embed), users[i])
+        inline = !(i in l.outputs) && all(j -> ispointwise(g.nodes[j]) || g.nodes[j].op in (:cat, :embed), users[i])
         cheap = n.op in CHEAP && leaves[i] <= 3
         spread = any(j -> length(g.nodes[j].shape) != length(n.shape) || g.nodes[j].shape != n.shape, users[i])
         if inline && (n.op in (:expand, :full) || (leaves[i] <= 8 && (cheap || (length(users[i]) == 1 && !spread))))
@@ -109,7 +110,7 @@ function plan!(l::Lowering, order, outputs)
             leaves[i] = 1
         end
     end
-    return users
+    return
 end
 
 # ---- expressions ----------------------------------------------------------------------------------------------
@@ -170,8 +171,8 @@ Lower what `outputs` need to a program.
 function lower(graph::Graph, T::DataType, given::Dict{Int,Int}, n_given::Int, outputs)
     wanted = [first(o) for o in outputs]
     order = live(graph, wanted, given)
-    l = Lowering(graph, T, given, BufferSpec[], n_given, copy(given), trues(n_given), Dict(), Set(), Expr[], Dict())
-    l.users = plan!(l, order, Set(wanted))
+    l = Lowering(graph, T, given, BufferSpec[], n_given, copy(given), trues(n_given), Dict(), Set(), Expr[], Dict(), Set(wanted))
+    plan!(l, order)
     place = Dict{Int,Int}()
     for (i, b) in outputs
         b === nothing || haskey(given, i) || get!(place, i, b)

@@ -42,8 +42,9 @@ end
 
 function lower_op!(l::Lowering, ::Val{:const}, i, n, into)
     n.dtype === :int && return  # indices are attributes of the operations that use them
-    data, shape, E = map(number, n.attrs["data"]), n.shape, eltype_of(n, l.T)
-    l.buffer[i] = newbuffer!(l, (like, batch, _) -> copyto!(similar(like, E, sizes(shape, batch)), E.(data)))
+    shape, E = n.shape, eltype_of(n, l.T)
+    data = E[number(x) for x in n.attrs["data"]]
+    l.buffer[i] = newbuffer!(l, (like, batch, _) -> copyto!(similar(like, E, sizes(shape, batch)), data))
 end
 
 # ---- views and copies -----------------------------------------------------------------------------------------
@@ -53,7 +54,8 @@ function lower_op!(l::Lowering, ::Val{:reshape}, i, n, into)
 end
 
 function lower_op!(l::Lowering, ::Val{:permute}, i, n, into)
-    isswap(n) && into === nothing && all(j -> l.graph.nodes[j].op in (:mm, :bmm), l.users[i]) && return
+    # Products take a transposed factor as it is, see `factor!`.
+    isswap(n) && !(i in l.outputs) && all(j -> l.graph.nodes[j].op in (:mm, :bmm), l.users[i]) && return
     r = length(n.shape)
     dims = collect(Int, n.attrs["dims"])
     perm = Tuple(r - dims[r - j] for j in 0:(r - 1))

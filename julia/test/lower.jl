@@ -1,0 +1,281 @@
+# Lowering: graphs written by hand against plain Julia, on arrays with and without scalar indexing.
+
+using JLArrays: JLArray, JLArrays
+using Random: Xoshiro
+
+JLArrays.allowscalar(false)
+
+# NNlib knows the matrix products of no JLArray.
+const NNlib = parentmodule(PyNODE.batched_mul!)
+function NNlib._batched_gemm!(::Type{<:JLArray}, a::Char, b::Char, α::Number, A, B, β::Number, C)
+    turned(x, letter) = letter == 'T' ? NNlib.batched_transpose(x) : x
+    return NNlib.batched_mul_generic!(C, turned(A, a), turned(B, b), α, β)
+end
+
+# ---- graphs ---------------------------------------------------------------------------------------------------
+
+# Nodes and dimensions are PyTorch's: nodes count from 0, shapes are `(batch, features)`, `[1, 0]` is the batch.
+node(op, in, shape; dtype = "float", attrs...) =
+    Dict("op" => op, "in" => in, "shape" => shape, "dtype" => dtype, "attrs" => Dict(attrs))
+input(index, shape) = node("input", [], shape; index)
+
+function graph(kinds, nodes, value = [], vjp = [])
+    inputs = [
+        Dict("kind" => kind, "name" => "$i", "shape" => nodes[i]["shape"]) for (i, kind) in enumerate(kinds)
+    ]
+    data = Dict("version" => 1, "batch" => nothing, "inputs" => inputs, "nodes" => nodes, "value" => value, "vjp" => vjp)
+    return PyNODE.Graph(PyNODE.JSON.json(data))
+end
+
+# The last node of a graph for these inputs, each `(features..., batch)`.
+function evaluate(g, arrays, like = Float64[]; batch = size(last(arrays), ndims(last(arrays))))
+    n = length(arrays)
+    program = PyNODE.lower(g, Float64, Dict(i => i for i in 1:n), n, [length(g.nodes) => nothing])
+    buffers = Any[like isa JLArray ? JLArray(a) : copy(a) for a in arrays]
+    foreach(s -> push!(buffers, s.make(like, batch, buffers)), program.specs)
+    program.run(Tuple(buffers), 0.5, batch)
+    program.run(Tuple(buffers), 0.5, batch)  # nothing is left over from the first run
+    return Array(buffers[only(program.outputs)])
+end
+
+# Holds the last node of a graph against an array, on both kinds of arrays.
+function holds(nodes, arrays, expected; batch = size(last(arrays), ndims(last(arrays))))
+    g = graph(fill("z", length(arrays)), nodes)
+    return all((Float64[], JLArray(Float64[]))) do like
+        got = evaluate(g, arrays, like; batch)
+        size(got) == size(expected) && isapprox(got, expected; rtol = 1e-13, atol = 1e-13)
+    end
+end
+
+draw(shape...) = randn(Xoshiro(sum(shape)), shape...)
+
+# ---- one perceptron, value and products -----------------------------------------------------------------------
+
+# dz/dt = W₂ tanh(W₁ z + b) t, z of two features, three hidden.
+const PERCEPTRON = graph(
+    ["t", "z", "parameter", "parameter", "parameter", "cotangent"],
+    [
+        input(0, []), input(1, [[1, 0], 2]), input(2, [3, 2]), input(3, [3]), input(4, [2, 3]), input(5, [[1, 0], 2]),
+        node("permute", [2], [2, 3]; dims = [1, 0]),
+        node("mm", [1, 6], [[1, 0], 3]),
+        node("add", [3, 7], [[1, 0], 3]),
+        node("tanh", [8], [[1, 0], 3]),                                    # 9: h
+        node("permute", [4], [3, 2]; dims = [1, 0]),
+        node("mm", [9, 10], [[1, 0], 2]),                                  # 11
+        node("mul", [11, 0], [[1, 0], 2]),                                 # 12: value
+        node("mul", [5, 0], [[1, 0], 2]),                                  # 13: cotangent of 11
+        node("mul", [5, 11], [[1, 0], 2]),
+        node("sum", [14], []; dims = [0, 1], keepdim = false),             # 15: of t
+        node("mm", [13, 4], [[1, 0], 3]),
+        node("permute", [13], [2, [1, 0]]; dims = [1, 0]),
+        node("mm", [17, 9], [2, 3]),                                       # 18: of W₂
+        node("mul", [9, 9], [[1, 0], 3]),
+        node("sub", [Dict("number" => 1), 19], [[1, 0], 3]),
+        node("mul", [16, 20], [[1, 0], 3]),                                # 21: of W₁ z + b
+        node("sum", [21], [3]; dims = [0], keepdim = false),               # 22: of b
+        node("permute", [21], [3, [1, 0]]; dims = [1, 0]),
+        node("mm", [23, 1], [3, 2]),                                       # 24: of W₁
+        node("mm", [21, 2], [[1, 0], 2]),                                  # 25: of z
+    ],
+    [12],
+    [15, 25, 24, 22, 18],
+)
+
+run_value!(w, t) = (w.value(t); nothing)
+run_vjp!(w, t) = (w.vjp(t); nothing)
+
+@testset "perceptron" begin
+    @testset "$T, batch $batch, $(nameof(typeof(like)))" for T in (Float64, Float32), batch in (1, 5),
+        like in (T[], JLArray(T[]))
+
+        w = PyNODE.Workspace(PyNODE.Kernel{T}(PERCEPTRON), batch, like)
+        rng = Xoshiro(1)
+        z, v, W₁, b, W₂ = (randn(rng, T, s...) for s in ((2, batch), (2, batch), (2, 3), (3,), (3, 2)))
+        t = T(0.7)
+        copyto!(w.θ, [vec(W₁); b; vec(W₂)])
+        copyto!(w.u, vec(z))
+        copyto!(w.v, vec(v))
+        w.prologue(t)
+        w.value(t)
+        w.vjp(t)
+        # PyTorch's matrices are Julia's transposed.
+        h = tanh.(W₁' * z .+ b)
+        dh = (W₂ * (v .* t)) .* (1 .- h .^ 2)
+        exact(x) = isapprox(Array(x[1]), x[2]; rtol = 10eps(T), atol = 10eps(T))
+        @test exact((w.du, vec(W₂' * h .* t)))
+        @test exact((w.dz, vec(W₁ * dh)))
+        @test exact((w.dt, [sum(v .* (W₂' * h))]))
+        @test exact((w.dθ, [vec(z * dh'); vec(sum(dh; dims = 2)); vec(h * (v .* t)')]))
+        if like isa Array
+            run_value!(w, t), run_vjp!(w, t)
+            @test (@allocated run_value!(w, t)) == 0
+            @test (@allocated run_vjp!(w, t)) == 0
+        end
+    end
+end
+
+# ---- operations -----------------------------------------------------------------------------------------------
+
+@testset "views and copies" begin
+    x = draw(4, 3, 5)                       # PyTorch's (5, 3, 4)
+    B = [1, 0]
+    z = input(0, [B, 3, 4])
+    @test holds([z, node("reshape", [0], [B, 2, 6])], [x], reshape(x, 6, 2, 5))
+    @test holds([z, node("permute", [0], [4, B, 3]; dims = [2, 0, 1])], [x], permutedims(x, (2, 3, 1)))
+    @test holds([z, node("permute", [0], [B, 4, 3]; dims = [0, 2, 1])], [x], permutedims(x, (2, 1, 3)))
+    @test holds([z, node("slice", [0], [B, 3, 2]; dim = 2, start = 1, stop = 4, step = 2)], [x], x[2:2:4, :, :])
+    @test holds([z, node("slice", [0], [[1, -1], 3, 4]; dim = 0, start = 1, stop = B, step = 1)], [x], x[:, :, 2:5])
+    embedded = zeros(4, 9, 5)
+    embedded[:, 3:2:7, :] .= x
+    @test holds([z, node("embed", [0], [B, 9, 4]; dim = 1, start = 2, stop = 7, step = 2)], [x], embedded)
+    @test holds([z, node("flip", [0], [B, 3, 4]; dims = [1, 2])], [x], reverse(x; dims = (1, 2)))
+    y = draw(4, 2, 5)
+    @test holds(
+        [z, input(1, [B, 2, 4]), node("neg", [1], [B, 2, 4]), node("cat", [0, 2, 0], [B, 8, 4]; dim = 1)],
+        [x, y], cat(x, -y, x; dims = 2),
+    )
+    @test holds([z, node("cat", [0, 0], [[2, 0], 3, 4]; dim = 0)], [x], cat(x, x; dims = 3))
+end
+
+@testset "reductions" begin
+    x = draw(4, 3, 5)
+    z = input(0, [[1, 0], 3, 4])
+    for (op, f) in (("sum", sum), ("amax", maximum), ("amin", minimum))
+        kept = f(x; dims = (1, 3))
+        @test holds([z, node(op, [0], [1, 3, 1]; dims = [0, 2], keepdim = true)], [x], kept)
+        @test holds([z, node(op, [0], [3]; dims = [0, 2], keepdim = false)], [x], vec(kept))
+        @test holds([z, node(op, [0], []; dims = [0, 1, 2], keepdim = false)], [x], fill(f(x)))
+    end
+    @test holds([z, node("prod", [0], [[1, 0], 4]; dim = 1, keepdim = false)], [x], prod(x; dims = 2)[:, 1, :])
+    for (op, f) in (("cumsum", cumsum), ("cumprod", cumprod)), d in 1:3
+        @test holds([z, node(op, [0], [[1, 0], 3, 4]; dim = 3 - d)], [x], f(x; dims = d))
+    end
+end
+
+@testset "indexing by constants" begin
+    x = draw(4, 3, 5)
+    z = input(0, [[1, 0], 3, 4])
+    @test holds([z, node("index_select", [0], [[1, 0], 3, 6]; dim = 2, index = [3, 0, 0, 1, 3, 3])], [x], x[[4, 1, 1, 2, 4, 4], :, :])
+    for index in ([5, 0, 2, 1], [1, 4, 1, 1])
+        added = zeros(6, 3, 5)
+        foreach(((k, i),) -> added[i + 1, :, :] .+= x[k, :, :], enumerate(index))
+        @test holds([z, node("index_add", [0], [[1, 0], 3, 6]; dim = 2, index)], [x], added)
+    end
+    @test PyNODE.rounds([7, 3, 7, 7, 3, 1]) == [[1, 2, 6], [3, 5], [4]]
+end
+
+@testset "matrix products" begin
+    x, y = draw(4, 3, 5), draw(2, 4, 5)     # PyTorch's (5, 3, 4) and (5, 4, 2)
+    B = [1, 0]
+    product = stack(y[:, :, k] * x[:, :, k] for k in 1:5)
+    ends = [input(0, [B, 3, 4]), input(1, [B, 4, 2])]
+    @test holds([ends..., node("bmm", [0, 1], [B, 3, 2])], [x, y], product)
+    turned = node("permute", [0], [B, 4, 3]; dims = [0, 2, 1])
+    back = node("permute", [2], [B, 3, 4]; dims = [0, 2, 1])
+    @test holds([ends..., turned, back, node("bmm", [3, 1], [B, 3, 2])], [x, y], product)
+    @test holds(
+        [input(0, [B, 4]), node("permute", [0], [4, B]; dims = [1, 0]), node("mm", [1, 0], [4, 4])],
+        [x[:, 1, :]], x[:, 1, :] * x[:, 1, :]',
+    )
+end
+
+@testset "expressions" begin
+    x, y = draw(4, 5), draw(1, 5)
+    B = [1, 0]
+    z = input(0, [B, 4])
+    number(v) = Dict("number" => v)
+    # A mask, a size as a number, the time (0.5 in `evaluate`), and broadcasting.
+    @test holds(
+        [
+            z, input(1, [B, 1]),
+            node("gt", [0, number(0.1)], [B, 4]; dtype = "bool"),
+            node("where", [2, 0, number("-inf")], [B, 4]),
+            node("maximum", [3, 1], [B, 4]),
+            node("div", [4, number([1, 0])], [B, 4]),
+            node("expand", [1], [B, 4]),
+            node("cast", [2], [B, 4]),
+            node("add", [5, 6], [B, 4]),
+            node("mul", [8, 7], [B, 4]),
+        ],
+        [x, y], (max.(ifelse.(x .> 0.1, x, -Inf), y) ./ 5 .+ y) .* (x .> 0.1),
+    )
+    mask = node("const", [], [4]; dtype = "bool", data = [true, false, false, true])
+    @test holds([z, mask, node("where", [1, 0, number(0.0)], [B, 4])], [x], x .* [1, 0, 0, 1])
+    for power in (-2, -1, -0.5, 0, 0.5, 1, 2, 3, 7, 1.7)
+        @test holds([z, node("abs", [0], [B, 4]), node("pow", [1, number(power)], [B, 4])], [x], abs.(x) .^ power)
+    end
+    ones = node("full", [number([1, 0])], [B, 4])
+    @test holds([z, ones, node("add", [0, 1], [B, 4])], [x], x .+ 5)
+end
+
+@testset "outside of the domain is NaN, as in PyTorch" begin
+    for (f, x) in (
+        (PyNODE.safe_log, -1.0), (PyNODE.safe_log1p, -2.0), (PyNODE.safe_sqrt, -1.0), (PyNODE.safe_rsqrt, -1.0),
+        (PyNODE.safe_asin, 1.5), (PyNODE.safe_acos, 1.5), (PyNODE.safe_acosh, 0.5), (PyNODE.safe_atanh, 1.5),
+        (PyNODE.safe_sin, Inf), (PyNODE.safe_cos, -Inf), (PyNODE.safe_tan, Inf), (x -> PyNODE.safe_pow(x, 0.5), -1.0),
+    )
+        @test isnan(f(x))
+        @test isnan(f(NaN))
+    end
+    @test PyNODE.remainder(-7.0, 3.0) == 2.0
+    @test PyNODE.remainder(7.0, -3.0) == -2.0
+    @test PyNODE.safe_pow(-2.0, 3.0) == -8.0
+end
+
+# ---- convolutions ---------------------------------------------------------------------------------------------
+
+# By the definition, in PyTorch's order of the dimensions.
+function correlate(x, w, stride, padding, dilation, groups)
+    (W, H, C, B), (kw, kh, c, O) = size(x), size(w)
+    size_of(n, k, i) = (n + 2padding[i] - dilation[i] * (k - 1) - 1) ÷ stride[i] + 1
+    y = zeros(size_of(W, kw, 2), size_of(H, kh, 1), O, B)
+    for b in 1:B, o in 1:O, j in axes(y, 2), i in axes(y, 1), q in 1:c, l in 1:kh, k in 1:kw
+        u = (i - 1) * stride[2] + (k - 1) * dilation[2] - padding[2] + 1
+        v = (j - 1) * stride[1] + (l - 1) * dilation[1] - padding[1] + 1
+        channel = (o - 1) ÷ (O ÷ groups) * c + q
+        1 <= u <= W && 1 <= v <= H && (y[i, j, o, b] += w[k, l, q, o] * x[u, v, channel, b])
+    end
+    return y
+end
+
+@testset "convolution: $attrs" for attrs in (
+    (stride = [1, 1], padding = [0, 0], dilation = [1, 1], groups = 1),
+    (stride = [1, 1], padding = [1, 1], dilation = [1, 1], groups = 2),
+    (stride = [2, 1], padding = [0, 2], dilation = [1, 2], groups = 1),
+    (stride = [3, 2], padding = [2, 1], dilation = [2, 1], groups = 4),
+)
+    x, w = draw(6, 7, 4, 3), draw(3, 2, 4 ÷ attrs.groups, 8)
+    y = correlate(x, w, attrs.stride, attrs.padding, attrs.dilation, attrs.groups)
+    dy = draw(size(y)...)
+    B = [1, 0]
+    image, weights = input(0, [B, 4, 7, 6]), input(1, [8, 4 ÷ attrs.groups, 2, 3])
+    out = [B, 8, size(y, 2), size(y, 1)]
+    @test holds([image, weights, node("conv", [0, 1], out; attrs...)], [x, w], y; batch = 3)
+    # The derivatives are the transposed maps: the convolution is linear in each argument.
+    unit(a, k) = reshape([i == k ? 1.0 : 0.0 for i in eachindex(a)], size(a))
+    conv(x, w) = correlate(x, w, attrs.stride, attrs.padding, attrs.dilation, attrs.groups)
+    dx = reshape([sum(dy .* conv(unit(x, k), w)) for k in eachindex(x)], size(x))
+    dw = reshape([sum(dy .* conv(x, unit(w, k))) for k in eachindex(w)], size(w))
+    @test holds([input(0, out), weights, node("conv_input", [0, 1], [B, 4, 7, 6]; attrs...)], [dy, w], dx; batch = 3)
+    @test holds(
+        [image, input(1, out), node("conv_weight", [0, 1], [8, 4 ÷ attrs.groups, 2, 3]; attrs...)], [x, dy], dw;
+        batch = 3,
+    )
+end
+
+@testset "convolution of one dimension, a few samples at a time" begin
+    attrs = (stride = [2], padding = [1], dilation = [1], groups = 1)
+    x, w = draw(3000, 4, 5), draw(3, 4, 2)  # more columns than are laid out at once
+    y = dropdims(correlate(reshape(x, 3000, 1, 4, 5), reshape(w, 3, 1, 4, 2), [1, 2], [0, 1], [1, 1], 1); dims = 2)
+    nodes = [input(0, [[1, 0], 4, 3000]), input(1, [2, 4, 3]), node("conv", [0, 1], [[1, 0], 2, 1500]; attrs...)]
+    @test holds(nodes, [x, w], y; batch = 5)
+    @test PyNODE.columns_at_once(x) < 1500 * 12 * 5
+end
+
+# ---- refusals -------------------------------------------------------------------------------------------------
+
+@testset "refusals" begin
+    g = graph(["z"], [input(0, [[1, 0], 2]), node("svd", [0], [[1, 0], 2])])
+    @test_throws "the graph has the operation `svd`, which this PyNODE cannot lower" evaluate(g, [draw(2, 3)])
+    @test_throws "expected a graph of version 1, got 9" PyNODE.Graph("""{"version": 9}""")
+end
