@@ -1,0 +1,76 @@
+"""The lowered kernels against the module and autograd, in a real Julia."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from modules import ACTIVATIONS, CASES, CONVOLUTIONS
+from reference import error, sample
+from torch import Tensor
+
+pytestmark = pytest.mark.julia
+
+# What differs from these by little more than its name is left to runs with `slow`.
+QUICK = {
+    *("GELU", "Softplus", "Softmax", "mlp", "time_concatenated", "tuple_state", "arguments", "in_place", "reshapes"),
+    *("gather_by_constants", "masked", "reductions", "products", "attention", "layer_norm", "weight_norm", "ffjord"),
+    *("conv, stride", "conv, groups", "max pooling, overlapping", "upsampling", "conv_with_time"),
+}
+
+KERNEL = """
+function (text, batches)
+    kernel = PyNODE.Kernel{Float64}(PyNODE.Graph(text))
+    value!(w, t) = (w.value(t); nothing)
+    vjp!(w, t) = (w.vjp(t); nothing)
+    bytes(f!, w, t) = (f!(w, t); @allocated f!(w, t))
+    return map(batches) do (batch, t, u, θ, v)
+        w = PyNODE.Workspace(kernel, batch)
+        copyto!(w.θ, θ), copyto!(w.u, u), copyto!(w.v, v)
+        w.prologue(t), value!(w, t), vjp!(w, t)  # twice, so that what is left over from a run would show
+        return (bytes(value!, w, t), bytes(vjp!, w, t), w.du, w.dz, w.dθ, w.dt)
+    end
+end
+"""
+
+
+@pytest.fixture(scope="module")
+def evaluate() -> Callable[..., Any]:
+    """Lowers a graph and runs it on several inputs."""
+    from pynode.engine import julia_runtime
+
+    return julia_runtime.start().seval(KERNEL)  # type: ignore[no-any-return]
+
+
+def flat(tensors: Sequence[Tensor]) -> Any:
+    return np.concatenate([np.zeros(0), *(x.detach().reshape(-1).numpy() for x in tensors)])
+
+
+def parameters() -> list[Any]:
+    assert set(CASES) >= QUICK | set(ACTIVATIONS) | set(CONVOLUTIONS)
+    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CASES]
+
+
+@pytest.mark.parametrize("name", parameters())
+def test_kernel(name: str, evaluate: Callable[..., Any]) -> None:
+    """Value and products to 1e-12, without allocating."""
+    case = CASES[name]()
+    samples = [sample(case, batch) for batch in case.batches]
+    graph = samples[0].found.graph
+    count = {kind: sum(i.kind == kind for i in graph.inputs) for kind in ("t", "z", "cotangent")}
+    first = 1 + count["z"]
+    inputs = [
+        (batch, s.inputs[0].item(), flat(s.inputs[1:first]), flat(s.inputs[first:]), flat(s.cotangents))
+        for batch, s in zip(case.batches, samples, strict=True)
+    ]
+    found = evaluate(json.dumps(graph.to_dict()), inputs)
+    for s, (in_value, in_products, du, dz, dtheta, dt) in zip(samples, found, strict=True):
+        got = [torch.from_numpy(np.array(x)) for x in (du, dz, dtheta, dt)]
+        products = s.products[1:first], s.products[first:], s.products[:1]
+        expected = [torch.from_numpy(flat(x)) for x in (s.value, *products)]
+        assert error(got, expected) <= max(case.tolerance, 1e-12)
+        assert (in_value, in_products) == (0, 0)
