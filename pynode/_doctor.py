@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
@@ -109,7 +108,7 @@ def _julia() -> dict[str, str]:
     found["project"] = str(project)
     found["depot"] = os.environ.get("JULIA_DEPOT_PATH") or "Julia's default, ~/.julia"
     manifests = [m for name in ("JuliaManifest.toml", "Manifest.toml") if (m := project / name).is_file()]
-    versions = _manifest_versions(manifests[0].read_text()) if manifests else {}
+    versions = julia_runtime.manifest_versions(manifests[0].read_text()) if manifests else {}
     for name in ("PyNODE", "SciMLBase", *julia_runtime.EXTRAS):
         found[name] = versions.get(name, "not in the project" if manifests else "not installed")
     return found
@@ -123,13 +122,3 @@ def _located() -> tuple[str, Path]:
     if not executable and meta.is_file():
         executable = json.loads(meta.read_text()).get("executable")
     return executable or shutil.which("julia") or "", Path(project)
-
-
-def _manifest_versions(manifest: str) -> dict[str, str]:
-    """The version of each package that a Manifest.toml lists."""
-    entry = re.compile(r"^\[\[deps\.(\w+)\]\]$(.*?)(?=^\[\[|\Z)", flags=re.M | re.S)
-    found = {}
-    for name, body in entry.findall(manifest):
-        match = re.search(r'^version = "([^"]+)"', body, flags=re.M)
-        found[name] = match.group(1) if match else "without a version"
-    return found

@@ -7,8 +7,10 @@ environment that `install` has made with juliapkg. Nothing is ever installed wit
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import importlib.util
 import os
+import re
 import shutil
 import threading
 import warnings
@@ -21,7 +23,7 @@ import torch
 from pynode.engine._protocol import Availability
 from pynode.errors import EngineUnavailable
 
-__all__ = ["Plan", "available", "install", "julia_folder", "start"]
+__all__ = ["Plan", "available", "install", "julia_folder", "manifest_versions", "start"]
 
 PYNODE_UUID = "6f1c7d0e-53f0-4a7b-9d6e-0c7c4f5a8b21"
 JULIA_VERSIONS = "~1.10, 1.11"
@@ -74,6 +76,14 @@ def _check_given(exe: str, project: Path) -> Availability:
         return Availability(
             False, f"PYTHON_JULIACALL_EXE is {exe!r}, which is not an executable file", "Set it to Julia's executable"
         )
+    theirs, ours = manifest_versions(_manifest(project)).get("PythonCall"), importlib.metadata.version("juliacall")
+    if theirs is not None and theirs != ours:
+        return Availability(
+            False,
+            f"the Julia environment {project} has PythonCall {theirs}, which needs the same version of juliacall, "
+            f"and juliacall {ours} is installed",
+            f"Run `pip install juliacall=={theirs}`",
+        )
     if not _has_pynode(project):
         command = f"""{exe} --project={project} -e 'using Pkg; Pkg.develop(path="{julia_folder()}")'"""
         return Availability(
@@ -82,9 +92,23 @@ def _check_given(exe: str, project: Path) -> Availability:
     return Availability(True)
 
 
+def _manifest(project: Path) -> str:
+    found = [project / name for name in ("JuliaManifest.toml", "Manifest.toml") if (project / name).exists()]
+    return found[0].read_text() if found else ""
+
+
 def _has_pynode(project: Path) -> bool:
-    manifests = [project / name for name in ("JuliaManifest.toml", "Manifest.toml")]
-    return any(m.exists() and PYNODE_UUID in m.read_text() for m in manifests)
+    return PYNODE_UUID in _manifest(project)
+
+
+def manifest_versions(manifest: str) -> dict[str, str]:
+    """The version of each package that the text of a Manifest.toml lists."""
+    entry = re.compile(r"^\[\[deps\.(\w+)\]\]$(.*?)(?=^\[\[|\Z)", flags=re.M | re.S)
+    found = {}
+    for name, body in entry.findall(manifest):
+        match = re.search(r'^version = "([^"]+)"', body, flags=re.M)
+        found[name] = match.group(1) if match else "without a version"
+    return found
 
 
 def _juliapkg_project() -> Path:

@@ -1,0 +1,160 @@
+"""Where Julia is looked for, what is said when it is not there, and how it starts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+import pynode
+from pynode.engine import julia_runtime
+
+VARIABLES = ("PYTHON_JULIACALL_EXE", "PYTHON_JULIACALL_PROJECT")
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A Julia environment without packages, named by the environment variables together with an executable."""
+    monkeypatch.setenv("PYTHON_JULIACALL_EXE", sys.executable)
+    monkeypatch.setenv("PYTHON_JULIACALL_PROJECT", str(tmp_path))
+    return tmp_path
+
+
+def write_manifest(project: Path, python_call: str) -> None:
+    entries = {"PyNODE": (julia_runtime.PYNODE_UUID, "0.1.0"), "PythonCall": ("6099a3de", python_call)}
+    text = "".join(f'[[deps.{n}]]\nuuid = "{uuid}"\nversion = "{v}"\n\n' for n, (uuid, v) in entries.items())
+    (project / "Manifest.toml").write_text(text)
+
+
+def test_environment_without_the_package(project: Path) -> None:
+    state = julia_runtime.available()
+    assert not state.ok
+    assert "does not have the package PyNODE" in state.why
+    assert f'Pkg.develop(path="{julia_runtime.julia_folder()}")' in state.fix
+
+
+def test_environment_with_another_bridge(project: Path) -> None:
+    write_manifest(project, "0.0.1")
+    state = julia_runtime.available()
+    assert not state.ok
+    assert "has PythonCall 0.0.1" in state.why
+    assert state.fix == "Run `pip install juliacall==0.0.1`"
+
+
+def test_environment_that_will_do(project: Path) -> None:
+    from importlib.metadata import version
+
+    write_manifest(project, version("juliacall"))
+    assert julia_runtime.available().ok
+
+
+def test_missing_executable(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHON_JULIACALL_EXE", "/nowhere/julia")
+    assert "'/nowhere/julia', which is not an executable file" in julia_runtime.available().why
+
+
+@pytest.mark.parametrize("name", VARIABLES)
+def test_one_variable_of_two(project: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.delenv(name)
+    state = julia_runtime.available()
+    assert not state.ok
+    assert state.fix == f"Set {name} too"
+
+
+def test_no_julia_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(julia_runtime, "_juliapkg_project", lambda: tmp_path)
+    state = julia_runtime.available()
+    assert not state.ok
+    assert state.why == "no Julia with the package PyNODE was found"
+    assert "pynode julia install" in state.fix
+
+
+def test_the_package_is_where_it_is_said_to_be() -> None:
+    assert f'uuid = "{julia_runtime.PYNODE_UUID}"' in (julia_runtime.julia_folder() / "Project.toml").read_text()
+
+
+@pytest.mark.julia
+def test_not_on_another_thread() -> None:
+    caught: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            julia_runtime.start()
+        except pynode.EngineUnavailable as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert "Julia runs on the main thread only" in str(caught[0])
+
+
+SCRIPT = """
+{imports}
+import pynode
+z = torch.tensor([[1.0, 2.0]], dtype=torch.float64, requires_grad=True)
+sol = pynode.solve(lambda t, z: -z, z, [0.0, 1.0], engine="julia", rtol=1e-8, atol=1e-8)
+sol.z[-1].sum().backward()
+print(sol.engine, round(float(z.grad[0, 0]), 6))
+{after}
+"""
+
+FORKED = """
+import os
+child = os.fork()
+if child == 0:
+    try:
+        pynode.solve(lambda t, z: -z, z, [0.0, 1.0], engine="julia")
+    except pynode.EngineUnavailable as error:
+        print(str(error)[:31], flush=True)
+        os._exit(0)
+    os._exit(1)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def run(imports: str, after: str = "") -> list[str]:
+    script = SCRIPT.format(imports=imports, after=after)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=500, env=os.environ, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.julia
+@pytest.mark.slow
+@pytest.mark.parametrize("imports", ["import torch", "import juliacall, torch"], ids=["torch first", "juliacall first"])
+def test_both_import_orders(imports: str) -> None:
+    assert run(imports) == ["julia 0.367879"]
+
+
+@pytest.mark.julia
+@pytest.mark.slow
+def test_refused_in_a_forked_child() -> None:
+    assert run("import torch", FORKED) == ["julia 0.367879", "this process was forked from one"]
+
+
+@pytest.mark.julia
+def test_kernels_are_shared_and_batch_sizes_free() -> None:
+    """Two modules of one architecture, and a new batch size, need no new kernel."""
+    from pynode.engine.choose import get_engine
+
+    def network() -> torch.nn.Module:
+        net = torch.nn.Sequential(torch.nn.Linear(3, 7), torch.nn.Tanh(), torch.nn.Linear(7, 3))
+        net.forward = lambda t, z, layers=list(net): layers[2](layers[1](layers[0](z)))  # type: ignore[method-assign]
+        return net
+
+    engine = get_engine("julia")
+    pynode.solve(network(), torch.randn(4, 3), [0.0, 1.0], engine="julia")
+    count = julia_runtime.start().kernel_count()
+    pynode.solve(network(), torch.randn(9, 3), [0.0, 1.0], engine="julia")
+    assert julia_runtime.start().kernel_count() == count
+    assert engine.name == "julia"
