@@ -4,5 +4,7 @@ using ExplicitImports: check_no_implicit_imports, check_no_stale_explicit_import
 @testset "quality" begin
     Aqua.test_all(PyNODE; ambiguities = false)
     @test check_no_implicit_imports(PyNODE) === nothing
-    @test check_no_stale_explicit_imports(PyNODE) === nothing
+    # Only generated programs use these.
+    generated = (:batched_transpose, :erf, :erfc, :sigmoid, :tanh_fast)
+    @test check_no_stale_explicit_imports(PyNODE; ignore = generated) === nothing
 end
