@@ -16,7 +16,7 @@ from torch import Tensor, nn
 Layer = Callable[[Tensor, Tensor], Tensor]
 
 # Hardsigmoid: see `activation`; the others take other shapes or have parameters of single precision.
-SMOOTH = sorted(set(ACTIVATIONS) - {"Hardsigmoid", "GLU", "Softmax2d", "PReLU"})
+ACTIVATION_NAMES = sorted(set(ACTIVATIONS) - {"Hardsigmoid", "GLU", "Softmax2d", "PReLU"})
 
 UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "abs": torch.abs,
@@ -78,7 +78,7 @@ class Random(nn.Module):
                 layer = shared.setdefault(size, self.module(linear(size, size)))
                 self.steps.append(lambda t, z, layer=layer: layer(torch.tanh(layer(z))))
             elif kind == "activation":
-                name = draw(st.sampled_from(SMOOTH))
+                name = draw(st.sampled_from(ACTIVATION_NAMES))
                 layer = self.module(ACTIVATIONS[name]().double().eval())
                 # In place it would write to what an earlier step has saved.
                 self.steps.append(lambda t, z, layer=layer: layer(z + 0.0))
@@ -95,7 +95,7 @@ class Random(nn.Module):
             elif kind == "time":
                 self.steps.append(lambda t, z: z * torch.cos(3 * t) + t**2)
             elif kind == "time column":
-                self.steps.append(lambda t, z: torch.cat([t.expand(len(z), 1), z], 1))
+                self.steps.append(lambda t, z: torch.cat([t.expand(z.shape[0], 1), z], 1))
                 size += 1
             elif kind == "layer norm":
                 layer = self.module(nn.LayerNorm(size, eps=0.1, dtype=torch.float64))
