@@ -40,7 +40,7 @@ def test_blow_up_is_an_error_and_soon(engine: str, info: SolverInfo, dtype: torc
     assert sol.retcode is caught.value.retcode
     assert sol.retcode in (Retcode.NON_FINITE, Retcode.STEP_UNDERFLOW, Retcode.FAILURE, Retcode.MAX_STEPS)
     assert torch.isnan(sol.z[3]).all()
-    tolerance = 0.1 if info.order <= 2 else 1e-2
+    tolerance = 0.1 if info.order <= 2 else 3e-2 if info.stiff else 1e-2
     torch.testing.assert_close(sol.z[:2, 0, 0], torch.tensor([1.0, 2.0], dtype=dtype), rtol=tolerance, atol=0)
 
 
