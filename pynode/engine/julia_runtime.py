@@ -76,6 +76,7 @@ def _check_given(exe: str, project: Path) -> Availability:
         return Availability(
             False, f"PYTHON_JULIACALL_EXE is {exe!r}, which is not an executable file", "Set it to Julia's executable"
         )
+    command = f"""{exe} --project={project} -e 'using Pkg; Pkg.develop(path="{julia_folder()}")'"""
     theirs, ours = manifest_versions(_manifest(project)).get("PythonCall"), importlib.metadata.version("juliacall")
     if theirs is not None and theirs != ours:
         return Availability(
@@ -85,9 +86,15 @@ def _check_given(exe: str, project: Path) -> Availability:
             f"Run `pip install juliacall=={theirs}`",
         )
     if not _has_pynode(project):
-        command = f"""{exe} --project={project} -e 'using Pkg; Pkg.develop(path="{julia_folder()}")'"""
         return Availability(
             False, f"the Julia environment {project} does not have the package PyNODE", f"Run: {command}"
+        )
+    folder = re.search(rf'^path = "([^"]+)"\nuuid = "{PYNODE_UUID}"', _manifest(project), flags=re.M)
+    if folder and not (project / folder.group(1)).exists():
+        return Availability(
+            False,
+            f"the Julia environment {project} has PyNODE in the folder {folder.group(1)}, which is not there",
+            f"Run: {command}",
         )
     return Availability(True)
 

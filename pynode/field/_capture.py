@@ -35,7 +35,7 @@ BATCH_HINT = 7919
 _aten = torch.ops.aten
 _KEPT: tuple[Any, ...] = (_aten.select_backward, _aten.slice_backward, _aten.slice_scatter, _aten.select_scatter)
 _KEPT += (_aten.diagonal_backward, _aten.max_pool2d_with_indices_backward)
-_KEPT += (_aten.reflection_pad1d_backward, _aten.reflection_pad2d_backward)
+_KEPT += (_aten.unfold_backward, _aten.reflection_pad1d_backward, _aten.reflection_pad2d_backward)
 _FURTHER = [
     _aten.native_layer_norm,
     _aten.native_layer_norm_backward,
@@ -70,6 +70,16 @@ def _rrelu(
     return NotImplemented if training else torch.where(x > 0, x, x * ((lower + upper) / 2))
 
 
+def _cdist(x: Tensor, y: Tensor, p: float, mode: int | None = None) -> Tensor:
+    return torch.linalg.vector_norm(x.unsqueeze(-2) - y.unsqueeze(-3), p, -1)
+
+
+def _cdist_backward(grad: Tensor, x: Tensor, y: Tensor, p: float, distance: Tensor) -> Tensor:
+    apart, d = x.unsqueeze(-2) - y.unsqueeze(-3), distance.unsqueeze(-1)
+    slope = apart.sign() * apart.abs() ** (p - 1) / torch.where(d > 0, d, torch.ones_like(d)) ** (p - 1)
+    return (grad.unsqueeze(-1) * slope).sum(-2)
+
+
 def _trilinear(
     a: Tensor,
     b: Tensor,
@@ -99,6 +109,8 @@ def _weight_norm_backward(grad: Tensor, v: Tensor, g: Tensor, norms: Tensor, dim
 _OWN = {
     _aten.hardshrink_backward.default: _hardshrink_backward,
     _aten.softshrink_backward.default: _hardshrink_backward,
+    _aten._cdist_forward.default: _cdist,
+    _aten._cdist_backward.default: _cdist_backward,
     _aten.hypot.default: lambda x, y: (x * x + y * y).sqrt(),
     _aten.rrelu_with_noise.default: _rrelu,
     _aten._trilinear.default: _trilinear,

@@ -15,7 +15,7 @@ __all__ = ["OPS", "POINTWISE"]
 
 _NAMES = """
     neg abs exp expm1 log log1p log2 log10 sqrt rsqrt reciprocal sin cos tan asin acos atan sinh cosh tanh
-    asinh acosh atanh erf erfc sigmoid relu sign floor ceil round trunc logical_not isnan isinf
+    asinh acosh atanh erf erfc erfinv lgamma digamma sigmoid relu sign floor ceil round trunc logical_not isnan isinf
     add sub mul div pow atan2 fmod remainder lt le gt ge eq ne logical_and logical_or logical_xor where
 """
 

@@ -53,6 +53,12 @@ def test_environment_that_will_do(project: Path) -> None:
     assert julia_runtime.available().ok
 
 
+def test_environment_whose_package_is_gone(project: Path) -> None:
+    text = f'[[deps.PyNODE]]\npath = "/nowhere/julia"\nuuid = "{julia_runtime.PYNODE_UUID}"\n'
+    (project / "Manifest.toml").write_text(text)
+    assert "in the folder /nowhere/julia, which is not there" in julia_runtime.available().why
+
+
 def test_missing_executable(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHON_JULIACALL_EXE", "/nowhere/julia")
     assert "'/nowhere/julia', which is not an executable file" in julia_runtime.available().why

@@ -554,6 +554,35 @@ def bounded_domain() -> Case:
 
 
 @case
+def special_functions() -> Case:
+    def f(t: Tensor, z: Tensor) -> Tensor:
+        return torch.lgamma(z**2 + 0.5) + torch.exp2(z) + torch.erfinv(0.9 * torch.tanh(z)) + torch.logaddexp(z, t)
+
+    return Case(f, (3,))
+
+
+@case
+def interacting_particles() -> Case:
+    """Forces by distance, between the particles `(particles, 2)` of each sample."""
+
+    def f(t: Tensor, z: Tensor) -> Tensor:
+        kernel = torch.exp(-(torch.cdist(z, z + 0.1) ** 2)) + torch.cdist(z, z.flip(1), p=1.0)
+        return (kernel[..., None] * (z[:, :, None] - z[:, None])).sum(2)
+
+    return Case(f, (4, 2))
+
+
+@case
+def windows() -> Case:
+    mask = torch.tensor([True, False, True, True, False])
+
+    def f(t: Tensor, z: Tensor) -> Tensor:
+        return F.pad(z.unfold(1, 3, 2).sum(2), (0, 3)) + F.pad(z[:, mask], (1, 1)) + z.unfold(1, 1, 1)[..., 0]
+
+    return Case(f, (5,))
+
+
+@case
 def piecewise_constant() -> Case:
     def f(t: Tensor, z: Tensor) -> Tensor:
         return (

@@ -16,6 +16,9 @@ _OF_BATCH = "indexing along the batch dimension: fields act on the features of e
 def _constant_index(c: Call, i: int) -> tuple[list[int], tuple[Dim, ...]]:
     """The values and the shape of an index that is known."""
     node = c.b.nodes[i]
+    if node.op == "const" and node.dtype == "bool" and len(node.shape) == 1:  # a mask
+        places = [k for k, hit in enumerate(node.attr("data")) if hit]
+        return places, (len(places),)
     if node.op != "const" or node.dtype != "int":
         raise Unsupported(_COMPUTED)
     return list(node.attr("data")), node.shape

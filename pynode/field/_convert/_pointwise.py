@@ -49,6 +49,11 @@ def _add(c: Call) -> int:
     return _apply(c, "add" if c.op == "add" else "sub", [x, y])
 
 
+@handles("exp2")
+def _exp2(c: Call) -> int:
+    return _apply(c, "pow", [Number(2.0), c.operand(c.args[0])])
+
+
 @handles("div")
 def _div(c: Call) -> int:
     out = _apply(c, "div", [c.operand(x) for x in c.args[:2]])

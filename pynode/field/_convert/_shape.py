@@ -197,6 +197,38 @@ def _split(c: Call) -> list[int]:
     return _pieces(c, sizes, d)
 
 
+def _strides(c: Call, at: int) -> tuple[int, list[tuple[int, int, int]]]:
+    """The dimension that `unfold` goes along, and the bounds of the entries at each place of its windows."""
+    d, size, step = c.args[at : at + 3]
+    windows = c.shape[d] if at == 1 else c.b.shape(c.args[0])[d]
+    if not isinstance(windows, int):
+        raise Unsupported("windows along the batch dimension")
+    return d, [(k, k + (windows - 1) * step + 1, step) for k in range(size)]
+
+
+@handles("unfold")
+def _unfold(c: Call) -> int:
+    i = c.args[0]
+    d, bounds = _strides(c, 1)
+    flat = c.shape[:-1]
+    parts = [c.b.reshape(c.b.slice(i, d, *b, flat), [*flat, 1]) for b in bounds]
+    return c.b.add("cat", parts, c.shape, c.b.dtype(i), dim=len(flat))
+
+
+@handles("unfold_backward")
+def _unfold_backward(c: Call) -> int:
+    grad = c.args[0]
+    d, bounds = _strides(c, 2)
+    flat = c.b.shape(grad)[:-1]
+    total = None
+    for k, b in enumerate(bounds):
+        part = c.b.reshape(c.b.slice(grad, len(flat), k, k + 1, 1, [*flat, 1]), flat)
+        part = c.b.embed(part, d, *b, c.shape)
+        total = part if total is None else c.b.pointwise("add", [total, part], c.shape)
+    assert total is not None
+    return total
+
+
 @handles("getitem")
 def _getitem(c: Call) -> int:
     return int(c.args[0][c.args[1]])
