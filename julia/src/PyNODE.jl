@@ -21,7 +21,7 @@ using PrecompileTools: @compile_workload
 using Random: AbstractRNG
 using RuntimeGeneratedFunctions: RuntimeGeneratedFunctions, @RuntimeGeneratedFunction
 using SciMLBase: FullSpecialize, ODEFunction, ODEProblem, ReturnCode, init, solve, step!, successful_retcode
-using SpecialFunctions: erf, erfc
+using SpecialFunctions: digamma, erf, erfc, erfinv, logabsgamma
 
 RuntimeGeneratedFunctions.init(@__MODULE__)
 

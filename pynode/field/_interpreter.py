@@ -47,6 +47,7 @@ def interpret(
         operands = [operand(i) for i in node.inputs]
         if node.op in POINTWISE:
             values[index] = POINTWISE[node.op](*operands)
+            assert (values[index].dtype == torch.bool) == (node.dtype == "bool"), node
             continue
         attrs = dict(node.attrs)
         for name in ("start", "stop"):

@@ -12,6 +12,9 @@ _RENAMED = {"bitwise_and": "logical_and", "bitwise_or": "logical_or", "bitwise_n
 _RENAMED |= {"bitwise_xor": "logical_xor", "sgn": "sign", "fmax": "maximum", "fmin": "minimum"}
 
 
+_OF_BOOLS = {"mul": "logical_and", "minimum": "logical_and", "add": "logical_or", "maximum": "logical_or"}
+
+
 def _pointwise(c: Call) -> int:
     return _apply(c, c.op, [c.operand(x) for x in c.args])
 
@@ -19,6 +22,8 @@ def _pointwise(c: Call) -> int:
 def _apply(c: Call, op: str, inputs: list[Operand]) -> int:
     """A pointwise node of the call's shape; bools in arithmetic become numbers, numbers in logic bools."""
     op = _RENAMED.get(op, op)
+    if c.dtype == "bool":
+        op = _OF_BOOLS.get(op, op)
     if op in _LOGICAL:
         inputs = [_as_bool(c, i) for i in inputs]
     elif op != "where" or c.dtype != "bool":
