@@ -31,6 +31,8 @@ mutable struct Lowering
     statements::Vector{Expr}
     users::Dict{Int,Vector{Int}}     # node => the nodes that read it
     outputs::Set{Int}                # nodes whose values are asked for
+    bias::Dict{Int,Int}              # product => the bias that it starts from
+    sums::Dict{Int,Int}              # sum of product and bias => the product
 end
 
 ispointwise(n::Node) = haskey(POINTWISE, n.op) || n.op in (:cast, :expand, :full)
@@ -99,7 +101,7 @@ function plan!(l::Lowering, order)
     leaves = Dict{Int,Int}()
     for i in order
         n = g.nodes[i]
-        (haskey(l.given, i) || !ispointwise(n)) && (leaves[i] = 1; continue)
+        (haskey(l.given, i) || !ispointwise(n) || affine!(l, i, n)) && (leaves[i] = 1; continue)
         leaves[i] = max(1, sum(j -> j in l.virtual ? leaves[j] : 1, operands(n); init = 0))
         inline = !(i in l.outputs) && all(j -> ispointwise(g.nodes[j]) || g.nodes[j].op in (:cat, :embed), users[i])
         cheap = n.op in CHEAP && leaves[i] <= 3
@@ -111,6 +113,24 @@ function plan!(l::Lowering, order)
         end
     end
     return
+end
+
+"""
+Whether a node adds a bias to a matrix product that nothing else reads; the product then starts from the bias. A chain
+of operations on the sum is then one over vectors, where a broadcast of the bias would keep it from being vectorised.
+"""
+function affine!(l::Lowering, i::Int, n::Node)
+    n.op === :add && length(n.shape) == 2 || return false
+    for (product, bias) in (n.inputs, reverse(n.inputs))
+        product isa Int && bias isa Int && haskey(l.given, bias) || continue
+        p = l.graph.nodes[product]
+        p.op === :mm && p.shape == n.shape && l.graph.nodes[bias].shape == n.shape[1:1] || continue
+        (haskey(l.given, product) || product in l.outputs || l.users[product] != [i]) && continue
+        l.bias[product] = bias
+        l.sums[i] = product
+        return true
+    end
+    return false
 end
 
 # ---- expressions ----------------------------------------------------------------------------------------------
@@ -171,11 +191,14 @@ Lower what `outputs` need to a program.
 function lower(graph::Graph, T::DataType, given::Dict{Int,Int}, n_given::Int, outputs)
     wanted = [first(o) for o in outputs]
     order = live(graph, wanted, given)
-    l = Lowering(graph, T, given, BufferSpec[], n_given, copy(given), trues(n_given), Dict(), Set(), Expr[], Dict(), Set(wanted))
+    l = Lowering(graph, T, given, BufferSpec[], n_given, copy(given), trues(n_given), Dict(), Set(), Expr[], Dict(), Set(wanted), Dict(), Dict())
     plan!(l, order)
     place = Dict{Int,Int}()
     for (i, b) in outputs
         b === nothing || haskey(given, i) || get!(place, i, b)
+    end
+    for (i, product) in l.sums
+        haskey(place, i) && (place[product] = place[i])
     end
     for i in order
         (haskey(given, i) || i in l.virtual || istime(graph, graph.nodes[i])) && continue

@@ -24,6 +24,7 @@ destination!(l::Lowering, n::Node, into) = into === nothing ? own!(l, n) : into
 "Lower one node; `into` is a buffer that the result should be in, or `nothing`. Sets `l.buffer[i]`."
 function lower!(l::Lowering, i::Int, into)
     n = l.graph.nodes[i]
+    haskey(l.sums, i) && (l.buffer[i] = l.buffer[l.sums[i]]; return)
     ispointwise(n) ? lower_pointwise!(l, i, n, into) : lower_op!(l, Val(n.op), i, n, into)
     return
 end
@@ -199,7 +200,12 @@ function lower_op!(l::Lowering, ::Val{:mm}, i, n, into)
     # PyTorch's rows are Julia's columns: (x y)ᵀ = yᵀ xᵀ.
     x, y = factor!(l, n.inputs[1], :transpose), factor!(l, n.inputs[2], :transpose)
     b = destination!(l, n, into)
-    emit!(l, :(mul!($(bufsym(b)), $y, $x)))
+    if haskey(l.bias, i)
+        emit!(l, :($(bufsym(b)) .= $(bufsym(l.buffer[l.bias[i]]))))
+        emit!(l, :(mul!($(bufsym(b)), $y, $x, true, true)))
+    else
+        emit!(l, :(mul!($(bufsym(b)), $y, $x)))
+    end
     l.buffer[i] = b
 end
 
