@@ -19,6 +19,7 @@ from torch import Tensor, fx
 from torch._decomp import core_aten_decompositions, get_decompositions
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.backends import opt_einsum
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
@@ -204,7 +205,7 @@ def capture(
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             stack.enter_context(fx.traceback.preserve_node_meta())
             # It looks for the best order by the numbers that the sizes are.
-            stack.enter_context(torch.backends.opt_einsum.flags(enabled=False))
+            stack.enter_context(opt_einsum.flags(enabled=False))
             cotangents = [torch.empty_like(z) for z in fakes[1 : 1 + n_states]]
             graph = make_fx(joint, decomposition_table=_decompositions())(fakes, cotangents)
             graph.graph.eliminate_dead_code()

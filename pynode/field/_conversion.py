@@ -161,7 +161,9 @@ class Conversion:
         value = node.meta.get("val")
         if isinstance(value, torch.SymInt | int | float | torch.SymFloat | torch.SymBool | bool):
             return  # arithmetic on sizes: read from `meta` where it is used
-        tensors = [n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor | list | tuple)]
+        tensors = [
+            n for n in node.all_input_nodes if n.op == "get_attr" or isinstance(n.meta.get("val"), Tensor | list | tuple)
+        ]
         if all(n in self.concrete for n in tensors) and self._evaluate(node):
             return
         name = target_name(node.target)
@@ -171,7 +173,7 @@ class Conversion:
             handler = HANDLERS.get(name)
             if handler is None:
                 raise Unsupported(f"the operation {node.target}, which pynode has no counterpart for")
-            if name == "_to_copy" and tensors[0].meta["val"].is_floating_point() and first.dtype in _INTS:
+            if name == "_to_copy" and first.dtype in _INTS and tensors[0].meta["val"].is_floating_point():
                 raise Unsupported("a conversion to whole numbers, whose derivative is zero")
             args = [self._argument(a) for a in node.args]
             kwargs = {k: self._argument(a) for k, a in node.kwargs.items() if k not in _IGNORED}
@@ -230,7 +232,7 @@ class Conversion:
             return [self._argument(x) for x in a]
         if isinstance(a, fx.Node):
             value = a.meta.get("val")
-            if not isinstance(value, Tensor | tuple | list):
+            if a.op != "get_attr" and not isinstance(value, Tensor | tuple | list):
                 return self._argument(value)
             several = self.values.get(a)
             if isinstance(several, list):

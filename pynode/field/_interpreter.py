@@ -66,6 +66,3 @@ def interpret(
     return outputs, products
 
 
-def zeros_for_missing(products: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
-    """The products with zeros of the right shape where the value does not depend on the input."""
-    return [torch.zeros_like(x) if p is None else p for p, x in zip(products, like, strict=True)]
