@@ -161,9 +161,8 @@ class Conversion:
         value = node.meta.get("val")
         if isinstance(value, torch.SymInt | int | float | torch.SymFloat | torch.SymBool | bool):
             return  # arithmetic on sizes: read from `meta` where it is used
-        tensors = [
-            n for n in node.all_input_nodes if n.op == "get_attr" or isinstance(n.meta.get("val"), Tensor | list | tuple)
-        ]
+        # In torch 2.6 an attribute's node has no meta.
+        tensors = [n for n in node.all_input_nodes if n.op == "get_attr" or isinstance(n.meta.get("val"), _TENSORS)]
         if all(n in self.concrete for n in tensors) and self._evaluate(node):
             return
         name = target_name(node.target)
@@ -282,6 +281,7 @@ class Conversion:
 # Sympy's names and torch's own for arithmetic on symbolic sizes.
 _ARITHMETIC = {"Add": "add", "Mul": "mul", "Pow": "pow", "IntTrueDiv": "div", "FloatTrueDiv": "div", "FloatPow": "pow"}
 _ARITHMETIC |= {"PowByNatural": "pow", "ToFloat": "", "OpaqueUnaryFn_sqrt": "sqrt"}
+_TENSORS = (Tensor, list, tuple)
 _INTS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _IGNORED = ("dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking")
 

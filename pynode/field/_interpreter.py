@@ -64,5 +64,3 @@ def interpret(
     outputs = [values[i] for i in graph.value]
     products = [None if i is None else values[i] for i in graph.vjp] if vjp else []
     return outputs, products
-
-

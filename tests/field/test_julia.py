@@ -19,7 +19,15 @@ pytestmark = pytest.mark.julia
 QUICK = {
     *("GELU", "Softplus", "Softmax", "mlp", "time_concatenated", "tuple_state", "arguments", "in_place", "reshapes"),
     *("gather_by_constants", "masked", "reductions", "products", "attention", "layer_norm", "weight_norm", "ffjord"),
-    *("conv, stride", "conv, groups", "max pooling, overlapping", "upsampling", "conv_with_time", "special_functions", "windows"),
+    *(
+        "conv, stride",
+        "conv, groups",
+        "max pooling, overlapping",
+        "upsampling",
+        "conv_with_time",
+        "special_functions",
+        "windows",
+    ),
 }
 
 KERNEL = """
