@@ -13,6 +13,8 @@ from modules import ACTIVATIONS, CASES, CONVOLUTIONS
 from reference import error, sample
 from torch import Tensor
 
+import pynode
+
 pytestmark = pytest.mark.julia
 
 # What differs from these by little more than its name is left to runs with `slow`.
@@ -82,3 +84,22 @@ def test_kernel(name: str, evaluate: Callable[..., Any]) -> None:
         expected = [torch.from_numpy(flat(x)) for x in (s.value, *products)]
         assert error(got, expected) <= max(case.tolerance, 1e-12)
         assert (in_value, in_products) == (0, 0)
+
+
+@pytest.mark.parametrize("name", ["conv_with_time", "max pooling, overlapping", "attention", "ffjord"])
+def test_solve(name: str) -> None:
+    """A solve and its gradient on both engines, by the same steps."""
+    case = CASES[name]()
+    _, z0, args = case.draw(2)
+    inputs = [x.requires_grad_() for x in (*z0, *args)]
+    wrt = [*inputs, *(p for p in case.field.parameters() if p.requires_grad)]
+
+    def run(engine: str) -> list[Tensor]:
+        state = tuple(inputs[: len(z0)]) if case.is_tuple else inputs[0]
+        options: dict[str, Any] = {"solver": "midpoint", "dt": 0.1, "sensitivity": "discrete", "engine": engine}
+        sol = pynode.solve(case.field, state, [0.0, 0.25, 0.5], args=tuple(inputs[len(z0) :]), **options)
+        z = sol.z if case.is_tuple else (sol.z,)
+        total = sum((x * torch.linspace(0.5, 1.5, x.numel(), dtype=x.dtype).reshape(x.shape)).sum() for x in z)
+        return [*z, *torch.autograd.grad(total, wrt, allow_unused=True, materialize_grads=True)]
+
+    assert error(run("julia"), [x.detach() for x in run("torch")]) <= 1e-11
