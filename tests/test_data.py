@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -77,3 +79,65 @@ def test_spiral_takes_a_batch_and_refuses_what_is_no_point():
         data.spiral(z0=((1.0, 2.0, 3.0),))
     with pytest.raises(InputError, match="at least 2"):
         data.spiral(1)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def test_spirals_lie_on_the_two_curves():
+    """Around (-5, 0), with ψ = 6π + 1 - φ, r ψ = 15; around (5, 0) r = 0.3 φ; both up to whole turns of the angle."""
+    _, _, path, times = data.spirals(400, 30, generator=seeded()).tensors
+    assert path.shape == (400, 200, 2)
+    torch.testing.assert_close(times[0], torch.linspace(0, 1.2 * math.pi, 200))
+    path = path.double()
+    found = {}
+    for name, centre, along in (("clockwise", -5.0, lambda r: 15 / r), ("counter", 5.0, lambda r: r / 0.3)):
+        offset = path - torch.tensor([centre, 0.0], dtype=torch.float64)
+        r = offset.norm(dim=-1)
+        angle = along(r)
+        predicted = torch.stack([r * angle.cos(), r * angle.sin()], dim=-1)
+        found[name] = ((predicted - offset).norm(dim=-1) < 1e-4).all(1)
+        passed = (angle[:, -1] - angle[:, 0])[found[name]]
+        sign = -1 if name == "clockwise" else 1
+        torch.testing.assert_close(passed, torch.full_like(passed, sign * 1.2 * math.pi), atol=1e-4, rtol=0)
+    assert torch.equal(found["clockwise"], ~found["counter"])
+    assert 150 < found["clockwise"].sum() < 250
+
+
+def test_spirals_are_observed_irregularly_in_the_first_half_with_the_noise_asked_for():
+    x, t, path, times = data.spirals(500, 30, 0.3, generator=seeded()).tensors
+    assert x.shape == (500, 30, 2)
+    assert t.shape == (500, 30)
+    assert (t.diff(dim=1) > 0).all()
+    assert t.max() == times[0, 99]
+    assert len({tuple(row.tolist()) for row in t}) == 500  # each path has times of its own
+    index = torch.searchsorted(times.contiguous(), t)
+    residual = x - path.gather(1, index.unsqueeze(2).expand(-1, -1, 2))
+    assert residual.std().item() == pytest.approx(0.3, rel=0.02)
+    assert residual.mean().abs() < 0.01
+    exact = data.spirals(3, 100, 0.0, generator=seeded()).tensors
+    torch.testing.assert_close(exact[0], exact[2][:, :100], atol=1e-6, rtol=0)
+
+
+def test_spirals_follow_the_generator_and_refuse_what_cannot_be():
+    same, again, other = (data.spirals(5, 10, generator=seeded(s)).tensors[0] for s in (1, 1, 2))
+    assert torch.equal(same, again)
+    assert not torch.equal(same, other)
+    for keywords, message in (
+        ({"n": 0}, "n must be at least 1, got 0"),
+        ({"n_obs": 101}, "n_obs must be between 1 and 100, .* got 101"),
+        ({"noise": -1.0}, r"noise must be a standard deviation, .* got -1\.0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            data.spirals(**keywords)
+
+
+def test_lynx_hare():
+    years, pelts = data.lynx_hare()
+    assert years.tolist() == list(range(1900, 1921))
+    assert pelts.shape == (21, 2)
+    assert pelts.sum(0).tolist() == pytest.approx([715.7, 423.5], abs=1e-3)
+    hare, lynx = pelts.T
+    assert years[hare.argmax()] == 1903
+    assert years[lynx.argmax()] == 1904  # the predator's peak follows the prey's
