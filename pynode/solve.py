@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pynode._derived import derived_field
+from pynode._event import Event
 from pynode._inputs import check_args, check_count, check_number, check_parameters, check_state, check_times
 from pynode.engine._protocol import Engine, Gradients, Integration, Problem, Retcode, Stats
 from pynode.engine.choose import choose
@@ -26,12 +27,17 @@ class Solution:
 
     Attributes:
         t: `(time,)`, the times asked for.
-        z: `(time, batch, *features)`, or a tuple of such where the state is one; `z[0]` is `z0`.
-        running_cost: `(batch,)`, the integral of the running cost over `t`; `None` where none was given.
+        z: `(time, batch, *features)`, or a tuple of such where the state is one; `z[0]` is `z0`. Entries after an
+            event are NaN.
+        running_cost: `(batch,)`, the integral of the running cost over `t`, or to the event; `None` where none was
+            given.
         stats: what the solve cost.
         retcode: how it ended; entries of `z` after a failure are NaN.
         engine: name of the engine that solved.
         solver: name of the solver that was used.
+        event_t: 0-d, the time of the event; `None` where none was asked for or none was met.
+        event_z: `(batch, *features)`, the state at the event, or a tuple of such, or `None`.
+        event_index: which entry of the event function changed sign, or `None`.
     """
 
     t: Tensor
@@ -41,6 +47,9 @@ class Solution:
     retcode: Retcode
     engine: str
     solver: str
+    event_t: Tensor | None = None
+    event_z: Any = None
+    event_index: int | None = None
     _interpolant: Callable[[Tensor], tuple[Tensor, ...]] | None = None
 
     def __call__(self, t: Tensor | float | Sequence[float]) -> Any:
@@ -63,7 +72,8 @@ class Solution:
                 else "sol(t) needs an interpolant, and a failed solve has none"
             )
         times = torch.as_tensor(t, dtype=self.t.dtype, device=self.t.device)
-        low, high = sorted((float(self.t[0]), float(self.t[-1])))
+        last = self.t[-1] if self.event_t is None else self.event_t.detach()
+        low, high = sorted((float(self.t[0]), float(last)))
         if not bool(((times >= low) & (times <= high)).all()):
             raise InputError(
                 f"sol(t) takes times within [{low:g}, {high:g}], got {times.tolist()}. "
@@ -92,6 +102,7 @@ def solve(
     dt: float | None = None,
     sensitivity: str | Sensitivity = "auto",
     running_cost: Callable[..., Tensor] | None = None,
+    event: Callable[..., Tensor] | None = None,
     max_steps: int = 10_000,
     engine: str = "auto",
     dense: bool = False,
@@ -115,6 +126,10 @@ def solve(
         sensitivity: how gradients are computed: `"auto"`, a name, or an object with options (`pynode.Discrete`,
             `Backsolve`, `Interpolating`, `Quadrature`, `Gauss`, `Forward`).
         running_cost: `l(t, z, *args) -> (batch,)`; its integral over `t` is `Solution.running_cost`.
+        event: `g(t, z, *args)`, 0-d or `(n_events,)`. The solve ends where an entry first changes sign, see
+            `Solution.event_t`; gradients flow to the event's time and state, and to what `g` reads. An entry that
+            is zero at `t[0]` counts from when it has left zero. A sign that changes twice within one step may be
+            missed.
         max_steps: the number of steps, accepted or not, after which the solve is given up.
         engine: `"julia"`, `"torch"`, or `"auto"`: what the variable `PYNODE_ENGINE` says, else the first
             available one of these that has the solver and the sensitivity that are asked for.
@@ -172,6 +187,11 @@ def solve(
         wants=wants,
         dense=dense,
     )
+    found = None
+    if event is not None:
+        found = Event(event, chosen, problem, len(state) - (running_cost is not None), isinstance(z0, tuple))
+        times = found.cut(times)
+        problem = replace(problem, t=times.detach())
     run = _Run(chosen, problem)
     z: tuple[Tensor, ...] = _Solve.apply(run, *state, times, *args, *vector_field.parameters) if tracked else run()
     done = run.integration
@@ -184,7 +204,7 @@ def solve(
     cost = None
     if running_cost is not None:
         z, cost = z[:-1], z[-1][-1]
-    return Solution(
+    solution = Solution(
         problem.t,
         z if isinstance(z0, tuple) else z[0],
         cost,
@@ -192,8 +212,9 @@ def solve(
         done.retcode,
         chosen.name,
         info.name,
-        done.interpolant,
+        _interpolant=done.interpolant,
     )
+    return solution if found is None else found.complete(solution, args)
 
 
 class _Run:

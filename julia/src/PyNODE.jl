@@ -38,6 +38,7 @@ include("tableau.jl")
 include("discrete.jl")
 include("continuous.jl")
 include("bridge.jl")
+include("event.jl")
 include("layer.jl")
 include("precompile.jl")
 

@@ -47,27 +47,27 @@ function forward_with!(values, field::TracedField{T}, f, u0, ts::Vector{T}, θ, 
     bind!(field, θ)
     problem = ODEProblem{true}(f, u0, (first(ts), last(ts)), field.θ)
     ends = o.keep === :ends
+    solution = solve(problem, alg; keywords(ts, o, ends ? ts : T[])..., save_everystep = !ends, dense = !ends)
+    outcome, reached = outcome_of(solution, ts, o)
+    fill_values!(values, solution, ts, reached, o)
+    return Forward(field, copy(field.θ), ts, solution, o, outcome, reached)
+end
+
+"How `solve` is to step and where to save; the types are the same whatever the options, so that it is compiled once."
+function keywords(ts::Vector{T}, o::Options, saveat::Vector{T}) where {T}
     span = last(ts) - first(ts)
     # A fixed-step solver is led along its grid: each step, a little too long, is cut at the next point.
     dt = !o.adaptive ? T(1.01 * o.dt) : o.dt > 0 ? T(o.dt) : nothing
-    stops = !o.adaptive ? fixed_grid(ts, T(o.dt), o.max_steps) : lands_on_times(o) ? ts : T[]
-    # The keywords have the same types whatever the options, so that a solver is compiled once.
-    solution = solve(
-        problem, alg;
+    return (;
         reltol = T(o.rtol),
         abstol = T(o.atol),
         dt = dt === nothing ? nothing : copysign(dt, span),
         adaptive = o.adaptive,
         maxiters = o.max_steps,
-        saveat = ends ? ts : T[],
-        tstops = stops,
-        save_everystep = !ends,
-        dense = !ends,
+        saveat,
+        tstops = !o.adaptive ? fixed_grid(ts, T(o.dt), o.max_steps) : lands_on_times(o) ? ts : T[],
         verbose = false,
     )
-    outcome, reached = outcome_of(solution, ts, o)
-    fill_values!(values, solution, ts, reached, o)
-    return Forward(field, copy(field.θ), ts, solution, o, outcome, reached)
 end
 
 # A step may be this fraction longer than `dt`, so that rounding in the times makes no sliver of a step.

@@ -15,7 +15,9 @@ from pynode.sensitivity import Sensitivity
 
 __all__ = [
     "Availability",
+    "Crossing",
     "Engine",
+    "EventSearch",
     "Gradients",
     "Integration",
     "Problem",
@@ -27,7 +29,7 @@ __all__ = [
 class Retcode(enum.Enum):
     """How an integration ended; the value is the remedy."""
 
-    SUCCESS = "the solution reached the last time"
+    SUCCESS = "the solution reached the last time, or the event"
     MAX_STEPS = "max_steps was reached: raise max_steps, loosen rtol/atol, or use a stiff solver"
     STEP_UNDERFLOW = (
         "the step size fell below what the floating-point type resolves: the solution blows up or the field "
@@ -137,6 +139,38 @@ class Integration:
     interpolant: Callable[[torch.Tensor], tuple[torch.Tensor, ...]] | None = None
 
 
+@dataclass(frozen=True)
+class EventSearch:
+    """What ends a solve.
+
+    Attributes:
+        function: maps `t`, 0-d, the state tensors and the conditioning tensors to the values, `(n_events,)`.
+        owner: the user's callable.
+        n_states: how many of the state tensors `function` takes.
+        signs: of each value at the start; 0 for one that takes its sign later.
+    """
+
+    function: Callable[..., torch.Tensor]
+    owner: Callable[..., torch.Tensor]
+    n_states: int
+    signs: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """Where a value of an `EventSearch` first changes its sign.
+
+    Attributes:
+        t: the time; `None` if none does before the last time, or the integration fails.
+        index: which value.
+        nfe: evaluations of the vector field that the search took.
+    """
+
+    t: float | None
+    index: int
+    nfe: int
+
+
 class Engine(Protocol):
     """An engine: solves a `Problem` and can pull cotangents back through the solution."""
 
@@ -150,3 +184,6 @@ class Engine(Protocol):
 
     def solve(self, problem: Problem) -> Integration:
         """Integrate; never raises for a failed integration (see `Retcode`)."""
+
+    def find_event(self, problem: Problem, search: EventSearch) -> Crossing:
+        """Integrate, without regard to `sensitivity` and `dense`, to where a value first changes its sign."""

@@ -13,7 +13,17 @@ from torch import Tensor
 
 from pynode.engine import julia_runtime
 from pynode.engine._julia_call import Entries, Floats, addresses, integers
-from pynode.engine._protocol import Availability, Gradients, Integration, Problem, Retcode, Stats
+from pynode.engine._julia_event import find_event
+from pynode.engine._protocol import (
+    Availability,
+    Crossing,
+    EventSearch,
+    Gradients,
+    Integration,
+    Problem,
+    Retcode,
+    Stats,
+)
 from pynode.engine._solvers import SolverInfo
 from pynode.errors import EngineUnavailable
 from pynode.field._trace import Trace, trace_field
@@ -60,11 +70,7 @@ class JuliaEngine:
             EngineUnavailable: the state is not on the CPU, or Julia cannot be started.
         """
         state = problem.z0[0]
-        if state.device.type != "cpu":
-            raise EngineUnavailable(
-                f"the julia engine runs on CPU tensors, the state is on {state.device}: move the field and the state "
-                'to the CPU, or use engine="torch"'
-            )
+        _refuse_device(problem)
         started = time.perf_counter()
         trace = trace_field(problem.field, problem.z0, problem.t[0], problem.args)
         julia = self._start()
@@ -99,6 +105,16 @@ class JuliaEngine:
                 integration.interpolant = _Interpolant(held, problem)
         return integration
 
+    def find_event(self, problem: Problem, search: EventSearch) -> Crossing:
+        """Step until a value has changed its sign, and find the time within that step.
+
+        Raises:
+            TraceError: the field or the event function cannot be turned into a graph.
+            EngineUnavailable: the state is not on the CPU, or Julia cannot be started.
+        """
+        _refuse_device(problem)
+        return find_event(self, problem, search)
+
     def _start(self) -> Entries:
         module = julia_runtime.start()
         if self._entries is None:
@@ -118,6 +134,15 @@ class JuliaEngine:
         if name not in self._numbers:
             self._numbers[name] = getattr(self._julia, f"{kind}_number")(name)
         return self._numbers[name]
+
+
+def _refuse_device(problem: Problem) -> None:
+    device = problem.z0[0].device
+    if device.type != "cpu":
+        raise EngineUnavailable(
+            f"the julia engine runs on CPU tensors, the state is on {device}: move the field and the state "
+            'to the CPU, or use engine="torch"'
+        )
 
 
 class _Kept:

@@ -17,8 +17,18 @@ import torch
 import torchdiffeq
 from torch import Tensor
 
+from pynode.engine._event_watch import Crossed, EventWatch
 from pynode.engine._grid import substeps
-from pynode.engine._protocol import Availability, Gradients, Integration, Problem, Retcode, Stats
+from pynode.engine._protocol import (
+    Availability,
+    Crossing,
+    EventSearch,
+    Gradients,
+    Integration,
+    Problem,
+    Retcode,
+    Stats,
+)
 from pynode.engine._rhs import SCIPY, AdaptiveRhs, Rhs, Stop, all_finite, right_hand_side
 from pynode.engine._solvers import SolverInfo
 from pynode.errors import EngineUnavailable, SolveError
@@ -40,6 +50,32 @@ class TorchEngine:
     def sensitivities(self, solver: SolverInfo) -> tuple[str, ...]:
         """`discrete` and `backsolve`; autograd does not see through SciPy's solvers, which leaves `backsolve`."""
         return ("backsolve",) if solver.name in SCIPY else ("discrete", "backsolve")
+
+    def find_event(self, problem: Problem, search: EventSearch) -> Crossing:
+        """Step until a value has changed its sign, then find the time within that step's interpolant.
+
+        Raises:
+            EngineUnavailable: the solver is one of SciPy's.
+        """
+        if problem.solver.name in SCIPY:
+            raise EngineUnavailable(
+                f"the torch engine's {problem.solver.name!r}, which is SciPy's, takes no event: use another solver"
+            )
+        plain = replace(problem, sensitivity=None, dense=False)
+        if _too_many_steps(plain) is not None:
+            return Crossing(None, -1, 0)
+        rhs = right_hand_side(plain)
+        watch = EventWatch(search, rhs, problem.args)
+        with torch.no_grad(), contextlib.suppress(Stop, AssertionError):
+            try:
+                z = _odeint(plain, rhs, plain.t)
+                watch(plain.t[-1], tuple(x[-1] for x in z))
+            except Crossed as step:
+                end = torch.stack([step.start, step.end])
+                again = self.solve(replace(plain, z0=step.z, t=end, dt=abs(float(end[1] - end[0])), dense=True))
+                t, index = step.locate(again.interpolant)
+                return Crossing(t, index, rhs.nfe + again.stats.nfe)
+        return Crossing(None, -1, rhs.nfe)
 
     def solve(self, problem: Problem) -> Integration:
         """Integrate with torchdiffeq.

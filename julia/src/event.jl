@@ -1,0 +1,130 @@
+# Events: where a function of time and state changes its sign.
+
+# Places within a step, besides its end, at which the signs are looked at.
+const CHECKS = 4
+
+"""
+The values of an event function, traced like a field: its state is that of the solve followed by one row of `m` values
+for each sample, all equal, and its "derivative" of those rows is the values.
+"""
+struct EventValues{T,V<:AbstractVector{T},F<:TracedField{T,V}}
+    field::F
+    state::V
+    rates::V
+    values::Vector{T}
+    n::Int  # numbers of the state that the function reads; what follows them, a running cost, it does not
+end
+
+function EventValues(field::TracedField, m::Int, batch::Int)
+    make() = fill!(similar(field.dz), 0)
+    return EventValues(field, make(), make(), zeros(eltype(field.dz), m), length(field.dz) - m * batch)
+end
+
+function (e::EventValues)(u, t)
+    copyto!(e.state, 1, u, 1, e.n)
+    value!(e.rates, e.field, e.state, t)
+    copyto!(e.values, 1, e.rates, e.n + 1, length(e.values))
+    return e.values
+end
+
+"Where a value first changed its sign; `index` is 0 where none did."
+struct Crossing{T}
+    t::T
+    index::Int
+end
+
+haschanged(sign, value) = sign != 0 && sign * value <= 0
+
+"""
+    find_event(field, event, u0, ts, θ, signs, options) -> Crossing
+
+Solve from `ts[1]` towards `ts[end]` until a value of `event` has another sign than in `signs`, where 0 stands for the
+first sign that the value takes. Nothing is kept of the steps.
+"""
+function find_event(field::TracedField{T}, event::EventValues{T}, u0, ts::Vector{T}, θ, signs, o::Options) where {T}
+    alg = algorithm(o.solver)
+    f = ode_function(field, isstiff(o.solver))
+    return Base.invokelatest(find_event_with, field, event, f, u0, ts, θ, signs, o, alg)
+end
+
+function find_event_with(field::TracedField{T}, event, f, u0, ts::Vector{T}, θ, signs, o::Options, alg) where {T}
+    bind!(field, θ)
+    problem = ODEProblem{true}(f, u0, (first(ts), last(ts)), field.θ)
+    # The end is to be saved so that the steps come with what interpolation needs.
+    integrator = init(problem, alg; keywords(ts, o, T[last(ts)])..., save_everystep = false, dense = false)
+    between = similar(u0)
+    while integrator.t != last(ts)
+        a = integrator.t
+        step!(integrator)
+        b = integrator.t
+        (b == a || !successful_retcode(integrator.sol.retcode)) && break
+        left = a
+        for k in 1:(CHECKS + 1)
+            right = k > CHECKS ? b : a + (b - a) * T(k / (CHECKS + 1))
+            values = event(k > CHECKS ? integrator.u : integrator(between, right), right)
+            found = Crossing(right, 0)
+            for i in findall(haschanged.(signs, values))
+                t = bisect(event, integrator, between, left, right, signs[i], i)
+                if found.index == 0 || abs(t - a) < abs(found.t - a)
+                    found = Crossing(t, i)
+                end
+            end
+            found.index == 0 || return found
+            for i in eachindex(signs)
+                signs[i] == 0 && (signs[i] = sign(event.values[i]))
+            end
+            left = right
+        end
+    end
+    return Crossing(last(ts), 0)
+end
+
+"The time between `left` and `right` from which value `i` no longer has the sign `s`."
+function bisect(event, integrator, between, left, right, s, i)
+    while true
+        middle = (left + right) / 2
+        (middle == left || middle == right) && return right
+        if haschanged(s, event(integrator(between, middle), middle)[i])
+            right = middle
+        else
+            left = middle
+        end
+    end
+end
+
+"""
+    find_event(ints, n_ints, floats) -> Int
+
+Integers: kernel, kernel of the event function, number of its values, address of their signs; then those of `forward`
+from the solver on; then number of tensors of the event function's `θ`, and for each its size and address.
+Floats: rtol, atol, dt; on return evaluations, the time of the event.
+
+Returns the position of the value that changed its sign, from 1; 0 if none did.
+"""
+function find_event(ints::Int, n_ints::Int, floats::Int)
+    r = Reader(wrap(Int, ints, n_ints), 0)
+    kernel, event, m, signs, solver, batch, times, _, products = (next!(r) for _ in 1:9)
+    field = field_for(kernel, batch, products == 0 ? :joint : :split)
+    values = EventValues(field_for(event, batch, :joint), m, batch)
+    return find_event_typed(field, values, r, wrap(Float64, floats, 8), signs, SOLVER_NAMES[solver], times)
+end
+
+function find_event_typed(field::TracedField{T}, event, r::Reader, x, signs, solver, times) where {T}
+    adaptive, max_steps = next!(r) == 1, next!(r)
+    ts = copy(wrap(T, next!(r), times))
+    u0 = reduce(vcat, [(n = next!(r); from = next!(r); next!(r); wrap(T, from, n)) for _ in 1:next!(r)])
+    for f in (field, event.field)
+        offset = 0
+        for _ in 1:next!(r)
+            n, address = next!(r), next!(r)
+            copyto!(f.θ, offset + 1, wrap(T, address, n), 1, n)
+            offset += n
+        end
+    end
+    bind!(event.field, event.field.θ)
+    options = Options(; solver, rtol = x[1], atol = x[2], dt = x[3], adaptive, max_steps)
+    before = field.counts[1]
+    found = find_event(field, event, u0, ts, field.θ, T.(wrap(Float64, signs, length(event.values))), options)
+    x[1:2] .= (field.counts[1] - before, found.t)
+    return found.index
+end

@@ -1,0 +1,63 @@
+"""The search for an event in Julia: the event function becomes a graph like a field's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pynode._derived import derived_field
+from pynode.engine._julia_call import Floats, addresses, integers
+from pynode.engine._protocol import Crossing, EventSearch, Problem
+from pynode.errors import FieldError, TraceError
+from pynode.field import Field
+from pynode.field._trace import trace_field
+
+if TYPE_CHECKING:
+    from pynode.engine.julia_engine import JuliaEngine
+
+__all__ = ["find_event"]
+
+
+def find_event(engine: JuliaEngine, problem: Problem, search: EventSearch) -> Crossing:
+    """The first change of sign, found by steps that never call back into Python.
+
+    Raises:
+        TraceError: the field or the event function cannot be turned into a graph.
+    """
+    state, n = problem.z0[0], len(search.signs)
+    z0 = [z.contiguous() for z in problem.z0]
+    t, batch = problem.t.contiguous(), state.shape[0]
+    watched = (*z0[: search.n_states], state.new_zeros(batch, n))
+    try:
+        event = Field(derived_field(_rates, search.owner, search), watched, t[0], problem.args, True)
+        of_event = trace_field(event, watched, t[0], problem.args)
+    except (FieldError, TraceError) as error:
+        raise type(error)(f"event: {error}") from error
+    trace = trace_field(problem.field, problem.z0, t[0], problem.args)
+    engine._start()
+    args = [x.detach().contiguous() for x in problem.args]
+    others = [*args, *(x.detach().contiguous() for x in trace.bound(problem.field))]
+    others_of_event = [*args, *(x.detach().contiguous() for x in of_event.bound(event))]
+    signs = torch.tensor(search.signs, dtype=torch.float64)
+    how, solver = problem.sensitivity, problem.solver
+    split = how is not None and how.name != "discrete"  # the solve that follows runs in the same workspace
+    assert solver.julia is not None
+    values = [engine._kernel(trace, state.dtype), engine._kernel(of_event, state.dtype), n, signs.data_ptr()]
+    values += [engine._number("solver", solver.julia), batch, len(t), 0, int(split)]
+    values += [int(solver.adaptive), problem.max_steps, t.data_ptr(), len(z0)]
+    for z in z0:
+        values += (z.numel(), z.data_ptr(), 0)
+    data, address, length = integers(values + addresses(others) + addresses(others_of_event))
+    floats = Floats(problem.rtol, problem.atol, problem.dt or 0.0)
+    index = engine._julia.find_event._jl_call_nogil(address, length, floats.address)
+    del data
+    nfe, found = floats.values[:2]
+    return Crossing(found if index else None, index - 1, int(nfe))
+
+
+def _rates(event: Any, search: EventSearch, owner: Any, t: Tensor, z: tuple[Tensor, ...], *args: Tensor) -> Any:
+    """The values as the rates of the last state tensor, one row for each sample; all without a gradient."""
+    values = search.function(t, z[:-1], args)
+    return (*(torch.zeros_like(x) for x in z[:-1]), values.detach().expand_as(z[-1]))
