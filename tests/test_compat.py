@@ -12,7 +12,7 @@ import torchdiffeq
 from torch import Tensor, nn
 
 import pynode
-from pynode import compat
+from pynode import _torchdiffeq_call, compat
 from pynode.compat import odeint, odeint_adjoint, odeint_dense, odeint_event
 
 DOUBLE = torch.float64
@@ -201,10 +201,12 @@ def test_what_only_torchdiffeqs_adjoint_has() -> None:
     ):
         with pytest.raises(pynode.EngineUnavailable, match=f"counterpart of torchdiffeq's {next(iter(keywords))}:"):
             odeint_adjoint(net, Y0, T, engine="julia", **keywords)
-    for function, args in ((odeint_dense, (T[0], T[-1])), (odeint_event, (T[0],))):
-        keywords = {"event_fn": lambda t, y: y[0, 0]} if function is odeint_event else {}
-        with pytest.raises(pynode.EngineUnavailable, match='pass engine="torch"'):
-            function(net, Y0, *args, engine="julia", **keywords)
+    with pytest.raises(pynode.EngineUnavailable, match='pass engine="torch"'):
+        odeint_dense(net, Y0, T[0], T[-1], engine="julia")
+    with pytest.raises(pynode.EngineUnavailable, match=r"counterpart of torchdiffeq's odeint_interface: .*\"torch\""):
+        odeint_event(net, Y0, T[0], event_fn=lambda t, y: y[0, 0], odeint_interface=torchdiffeq.odeint, engine="julia")
+    with pytest.raises(pynode.InputError, match=r"func must be an nn\.Module"):
+        odeint_event(lambda t, y: -y, Y0, T[0], event_fn=lambda t, y: y[0, 0], odeint_interface=odeint_adjoint)
 
 
 # ---- events and interpolation --------------------------------------------------------------------
@@ -222,19 +224,42 @@ class Fall(nn.Module):
 
 
 @pytest.mark.parametrize("interface", [odeint, odeint_adjoint])
-def test_event(interface: Any) -> None:
+def test_event(interface: Any, engine: str) -> None:
     ball = Fall()
     height = torch.tensor([2.0], dtype=DOUBLE, requires_grad=True)
     state = (height, torch.zeros(1, dtype=DOUBLE))
     t0 = torch.tensor(0.0, dtype=DOUBLE)
     event_t, (h, v) = odeint_event(
-        ball, state, t0, event_fn=lambda t, s: s[0], odeint_interface=interface, atol=1e-10, rtol=1e-10
+        ball, state, t0, event_fn=lambda t, s: s[0], odeint_interface=interface, atol=1e-10, rtol=1e-10, engine=engine
     )
     assert event_t.item() == pytest.approx(math.sqrt(4 / 9.81), abs=1e-6)
     assert h.shape == v.shape == (2, 1)
     event_t.backward()
     assert ball.gravity.grad.item() == pytest.approx(-0.5 * math.sqrt(4 / 9.81**3), rel=1e-4)
     assert height.grad.item() == pytest.approx(0.5 / math.sqrt(9.81), rel=1e-4)
+
+
+def test_event_in_reverse(engine: str) -> None:
+    """A 0-d state that doubles each ln 2, met eight times smaller than it starts, some spans before t0."""
+    y0 = torch.tensor(8.0, dtype=DOUBLE, requires_grad=True)
+    t0 = torch.tensor(1.0, dtype=DOUBLE)
+    event_t, y = odeint_event(lambda t, y: y, y0, t0, event_fn=lambda t, y: y - 0.5, reverse_time=True, engine=engine)
+    assert event_t.item() == pytest.approx(1 - math.log(16), abs=1e-6)
+    assert y.shape == (2,)
+    torch.testing.assert_close(y.detach(), torch.tensor([8.0, 0.5], dtype=DOUBLE), rtol=1e-6, atol=1e-6)
+    event_t.backward()
+    assert y0.grad.item() == pytest.approx(-1 / 8, rel=1e-5)
+
+
+@pytest.mark.julia
+def test_event_that_is_never_met() -> None:
+    with pytest.raises(pynode.SolveError, match="no event was met before t="):
+        odeint_event(lambda t, y: 0 * y, Y0, T[0], event_fn=lambda t, y: y[0, 0] + 9, engine="julia")
+    with pytest.raises(pynode.SolveError, match="max_steps was reached"):
+        odeint_event(
+            lambda t, y: torch.cos(t) * y, Y0, T[0], event_fn=lambda t, y: y[0, 0].exp() + 1,
+            options={"max_num_steps": 100}, method="dopri5", engine="julia",
+        )  # fmt: skip
 
 
 def test_event_function_of_odeint() -> None:
@@ -342,13 +367,11 @@ def test_shapes_on_julia(name: str) -> None:
 
 def test_fixed_steps_as_torchdiffeq_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """How a fixed-step call reaches `pynode.solve`, tried on the torch engine: same steps, same interpolation."""
-    from pynode.compat import _Call
-
     original = pynode.solve
-    monkeypatch.setattr(compat, "solve", lambda *a, **k: original(*a, **{**k, "engine": "torch"}))
+    monkeypatch.setattr(_torchdiffeq_call, "solve", lambda *a, **k: original(*a, **{**k, "engine": "torch"}))
     for t in (T, T.flip(0)):
         for options in ({"step_size": 0.13}, {"step_size": 0.25}, {}):
             for y0, func in ((Y0, Net()), (Y0[0, 0], lambda t, y: -y * t)):
-                got = _Call(func, y0, t, 1e-7, 1e-9, "midpoint", options).solve("auto")
+                got = _torchdiffeq_call.Call(func, y0, t, 1e-7, 1e-9, "midpoint", options).solve("auto")
                 expected = torchdiffeq.odeint(func, y0, t, method="midpoint", options=options)
                 torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
