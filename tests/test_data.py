@@ -141,3 +141,64 @@ def test_lynx_hare():
     hare, lynx = pelts.T
     assert years[hare.argmax()] == 1903
     assert years[lynx.argmax()] == 1904  # the predator's peak follows the prey's
+
+
+def test_reflection():
+    x, y = data.reflection(200, generator=torch.Generator().manual_seed(0)).tensors
+    assert x.shape == y.shape == (200, 1)
+    assert torch.equal(y, -x)
+    assert torch.equal(((x[:, 0] + 1) / 2 * 200).floor(), torch.arange(200.0))  # one in each part
+    assert (x**2).mean().item() == pytest.approx(1 / 3, abs=2e-3)
+    assert not torch.equal(x, data.reflection(200, generator=torch.Generator().manual_seed(1)).tensors[0])
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3])
+def test_annuli(dim):
+    x, y = data.annuli(3000, (0.4, 0.8, 1.2), dim, generator=torch.Generator().manual_seed(0)).tensors
+    assert x.shape == (3000, dim)
+    assert y.shape == (3000, 1)
+    radius, inner = x.norm(dim=1), y[:, 0] < 0
+    assert set(y.flatten().tolist()) == {-1.0, 1.0}
+    assert inner.sum() == 1000
+    assert radius[inner].max() <= 0.4
+    assert radius[~inner].min() >= 0.8 - 1e-6
+    assert radius[~inner].max() <= 1.2 + 1e-6
+    # Uniform in volume: half of each lies within the radius that halves it.
+    for part, low, high in ((inner, 0.0, 0.4), (~inner, 0.8, 1.2)):
+        half = ((low**dim + high**dim) / 2) ** (1 / dim)
+        assert (radius[part] < half).float().mean().item() == pytest.approx(0.5, abs=0.05)
+    assert x.mean(0).abs().max() < 0.05
+    assert 0 < inner[:500].sum() < 500  # in random order
+
+
+def test_annuli_without_slices():
+    slices = ((0.0, 1.0), (3.0, -2.0))  # the second goes over the angle π
+    x, _ = data.annuli(2000, slices=slices, generator=torch.Generator().manual_seed(0)).tensors
+    angle = torch.atan2(x[:, 1], x[:, 0])
+    assert not data.in_slices(x, slices).any()
+    assert not ((angle > 0) & (angle < 1)).any()
+    assert not ((angle > 3) | (angle < -2)).any()
+    assert ((angle > 1) & (angle < 3)).any()
+    assert (angle < 0).any()
+    full, _ = data.annuli(2000, generator=torch.Generator().manual_seed(0)).tensors
+    share = data.in_slices(full, slices).float().mean().item()
+    assert share == pytest.approx((1.0 + 2 * np.pi - 5.0) / (2 * np.pi), abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: data.reflection(0), "n must be an integer of at least 1, got 0"),
+        (lambda: data.reflection(3, low=1.0, high=-1.0), "low must lie below high"),
+        (lambda: data.annuli(0), "n must be an integer of at least 1, got 0"),
+        (lambda: data.annuli(9, (1.0, 0.5, 2.0)), r"three radii with 0 < r1 < r2 < r3, got \(1\.0"),
+        (lambda: data.annuli(9, (0.5, 1.0)), "r must be three radii r1 < r2 < r3, got"),
+        (lambda: data.annuli(9, dim=0), "dim must be an integer of at least 1, got 0"),
+        (lambda: data.annuli(9, dim=1, slices=((0.0, 1.0),)), "dim of at least 2"),
+        (lambda: data.annuli(9, slices=(1.0,)), r"slices must be pairs of angles \(from, to\), got 1\.0"),
+        (lambda: data.annuli(9, slices=((0.0, 3.2), (3.1, 6.4))), "slices must leave some of the circle"),
+    ],
+)
+def test_wrong_arguments_of_the_crossing_problems(make, message):
+    with pytest.raises(InputError, match=message):
+        make()

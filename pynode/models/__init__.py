@@ -1,6 +1,10 @@
 """Models: plain `nn.Module`s on top of `pynode.solve`."""
 
+from pynode.models._adaptive import AdaptiveDepthNODE as AdaptiveDepthNODE
+from pynode.models._anode import ANODE as ANODE
+from pynode.models._density import parameter_gradient_density as parameter_gradient_density
 from pynode.models._node import NODE as NODE
 from pynode.models._resnet import ResNet as ResNet
+from pynode.models._stacked import StackedNODE as StackedNODE
 
-__all__ = ["NODE", "ResNet"]
+__all__ = ["ANODE", "NODE", "AdaptiveDepthNODE", "ResNet", "StackedNODE", "parameter_gradient_density"]

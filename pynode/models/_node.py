@@ -12,9 +12,10 @@ from pynode.engine._protocol import Stats
 from pynode.errors import InputError
 from pynode.models._check import check_callables, check_depth, check_solver_keywords
 from pynode.nn import HigherOrder
-from pynode.solve import Solution, solve
+from pynode.nn._basis import bind_bases
+from pynode.solve import solve
 
-__all__ = ["NODE"]
+__all__ = ["NODE", "append_zeros"]
 
 
 class NODE(nn.Module):
@@ -28,7 +29,7 @@ class NODE(nn.Module):
         control: data control: the field gets the model's input as its third argument, `f(t, z, x)`.
         order: n of a field of n-th order: the state holds z and its first n - 1 derivatives along
             dimension 1, and the field returns the last derivative (see `pynode.nn.HigherOrder`).
-        t: the depth interval (s₀, S); S may lie before s₀.
+        t: the depth interval (s₀, S); S may lie before s₀. The bases of Galerkin layers in the field span it.
         running_cost: l, a callable `l(t, z)` (`l(t, z, x)` with `control`) that returns `(batch,)`; its
             integral over the depth interval is `NODE.running_cost`.
         solver_keywords: as `pynode.solve` takes: `solver`, `rtol`, `atol`, `dt`, `sensitivity`, `max_steps`,
@@ -64,12 +65,13 @@ class NODE(nn.Module):
         check_callables(field, input_network=input_network, output_network=output_network, running_cost=running_cost)
         if not isinstance(order, int) or order < 1:
             raise InputError(f"order must be an integer of at least 1, got {order!r}")
-        self.field = field if order == 1 else HigherOrder(field, order)
+        self.field: Any = field if order == 1 else HigherOrder(field, order)
         self.input_network = input_network
         self.output_network = output_network
         self.control = control
         self.order = order
         self.t = check_depth(t)
+        bind_bases(field, self.t)
         self.cost = running_cost
         self.solver_keywords = solver_keywords
         self._forget()
@@ -93,7 +95,7 @@ class NODE(nn.Module):
         """
         z0 = self._initial_state(x)
         ends = torch.tensor(self.t, dtype=z0.dtype, device=z0.device)
-        return self._output(self._solve(x, z0, ends).z[-1])
+        return self._output(self._solve(z0, ends, self._arguments(x, z0))[-1])
 
     def trajectory(self, x: Tensor, t: Tensor) -> Tensor:
         """The output at every depth of `t`.
@@ -113,14 +115,14 @@ class NODE(nn.Module):
         skip = 0 if t[0] == start else 1
         if skip + len(t) == 1:
             return self._output(z0).unsqueeze(0)
-        z = self._solve(x, z0, torch.cat([start, t]) if skip else t).z[skip:]
+        z = self._solve(z0, torch.cat([start, t]) if skip else t, self._arguments(x, z0))[skip:]
         return z if self.output_network is None else torch.stack([self._output(state) for state in z])
 
     def _initial_state(self, x: Tensor) -> Tensor:
         if self.input_network is not None:
             z0 = self.input_network(x)
         elif self.order > 1:
-            z0 = torch.cat([x, x.new_zeros(x.shape[0], (self.order - 1) * x.shape[1], *x.shape[2:])], dim=1)
+            z0 = append_zeros(x, (self.order - 1) * x.shape[1])
         else:
             z0 = x
         if not isinstance(z0, Tensor):
@@ -131,13 +133,28 @@ class NODE(nn.Module):
             )
         return z0
 
-    def _solve(self, x: Tensor, z0: Tensor, t: Tensor) -> Solution:
+    def _arguments(self, x: Tensor, z0: Tensor) -> tuple[Tensor, ...]:
+        """What the field gets beside depth and state."""
+        if not self.control:
+            return ()
+        if x.shape[:1] != z0.shape[:1]:
+            raise InputError(
+                f"the control must have the batch size of the state: expected {z0.shape[0]} rows, got an input of "
+                f"shape {tuple(x.shape)}. input_network must keep one row for each row of the input"
+            )
+        return (x,)
+
+    def _solve(self, z0: Tensor, t: Tensor, args: tuple[Tensor, ...]) -> Tensor:
+        """The states at the depths `t`, the first of which is `z0`; sets `stats` and `running_cost`."""
         self._forget()
-        args = (x,) if self.control else ()
         solution = solve(self.field, z0, t, args=args, running_cost=self.cost, **self.solver_keywords)
         self.stats = solution.stats
         self.running_cost = solution.running_cost
-        return solution
+        return solution.z
+
+    def _field_at(self, s: Tensor) -> Any:
+        """The field that holds at depth `s`, 0-d."""
+        return self.field
 
     def _output(self, z: Tensor) -> Tensor:
         return z if self.output_network is None else self.output_network(z)
@@ -148,3 +165,8 @@ class NODE(nn.Module):
         parts += [f"order={self.order}"] if self.order > 1 else []
         parts += ["control=True"] if self.control else []
         return ", ".join(parts + [f"{k}={v!r}" for k, v in self.solver_keywords.items()])
+
+
+def append_zeros(z: Tensor, n: int) -> Tensor:
+    """The state `(batch, features, …)` with `n` features (channels) of zeros more."""
+    return torch.cat([z, z.new_zeros(z.shape[0], n, *z.shape[2:])], dim=1)

@@ -1,7 +1,33 @@
 """Layers that vector fields are built of."""
 
+from pynode.nn._basis import Basis as Basis
+from pynode.nn._basis import Chebyshev as Chebyshev
+from pynode.nn._basis import Fourier as Fourier
+from pynode.nn._basis import GaussianRBF as GaussianRBF
+from pynode.nn._basis import Legendre as Legendre
+from pynode.nn._basis import PiecewiseLinear as PiecewiseLinear
+from pynode.nn._control import DataControl as DataControl
+from pynode.nn._galerkin import GalerkinConv2d as GalerkinConv2d
+from pynode.nn._galerkin import GalerkinLinear as GalerkinLinear
+from pynode.nn._hyper import Hypernetwork as Hypernetwork
 from pynode.nn._order import HigherOrder as HigherOrder
 from pynode.nn._time import TimeConcat as TimeConcat
 from pynode.nn._time import TimeSequential as TimeSequential
+from pynode.nn._variant import DepthVariant as DepthVariant
 
-__all__ = ["HigherOrder", "TimeConcat", "TimeSequential"]
+__all__ = [
+    "Basis",
+    "Chebyshev",
+    "DataControl",
+    "DepthVariant",
+    "Fourier",
+    "GalerkinConv2d",
+    "GalerkinLinear",
+    "GaussianRBF",
+    "HigherOrder",
+    "Hypernetwork",
+    "Legendre",
+    "PiecewiseLinear",
+    "TimeConcat",
+    "TimeSequential",
+]

@@ -1,0 +1,151 @@
+"""Neural ODEs whose field changes at knots."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pynode._inputs import check_times
+from pynode.engine._protocol import Retcode, Stats
+from pynode.errors import InputError
+from pynode.models._node import NODE
+from pynode.nn import HigherOrder
+from pynode.solve import solve
+
+__all__ = ["StackedNODE"]
+
+
+class StackedNODE(NODE):
+    """A neural ODE with one field for each of several intervals of depth; the solver restarts at the knots.
+
+    With fields of one architecture this is the depth-variant neural ODE with piecewise constant θ(s).
+
+    Args:
+        fields: f₁ … fₙ, `nn.Module`s, each as `NODE` takes; the same module may come twice.
+        knots: the n + 1 depths k₀ … kₙ between which the fields hold, strictly monotone, from the first to the last
+            depth of `t`; or the n - 1 between these. `None`: n equal intervals.
+        node_keywords: as `NODE` takes.
+
+    Attributes:
+        knots: the n + 1 depths.
+        stats: sums over the intervals of the last call.
+
+    Raises:
+        InputError: there is no field or one that is no module, `knots` has another length, is not strictly
+            monotone or does not go with `t`, or as `NODE` raises; at a call, a depth lies outside of `t`.
+
+    Source:
+        S. Massaroli et al., "Dissecting Neural ODEs", NeurIPS 2020, section 3 (stacked neural ODEs).
+    """
+
+    def __init__(
+        self,
+        fields: Sequence[nn.Module],
+        *,
+        knots: Sequence[float] | None = None,
+        **node_keywords: Any,
+    ) -> None:
+        fields = list(fields) if isinstance(fields, Sequence | nn.ModuleList) else [fields]
+        for i, field in enumerate(fields):
+            if not isinstance(field, nn.Module):
+                raise InputError(f"fields must be a list of nn.Modules, got {type(field).__name__} at position {i}")
+        if not fields:
+            raise InputError("fields must hold at least one vector field, got none")
+        super().__init__(nn.ModuleList(fields), **node_keywords)
+        if self.order > 1:
+            self.field = nn.ModuleList(HigherOrder(field, self.order) for field in fields)
+        self.knots = _knots(knots, len(fields), self.t)
+        self._sign = 1 if self.t[1] > self.t[0] else -1
+
+    def _field_at(self, s: Tensor) -> Any:
+        return self.field[self._interval(s)]
+
+    def _interval(self, s: Tensor) -> int:
+        """Which interval contains `s`, 0-d; a knot belongs to the one that begins there."""
+        begun = self._sign * s.new_tensor(self.knots[:-1]) <= self._sign * s
+        return max(int(begun.sum()) - 1, 0)
+
+    def _solve(self, z0: Tensor, t: Tensor, args: tuple[Tensor, ...]) -> Tensor:
+        self._forget()
+        t = check_times(t, z0)
+        knots, ahead = t.new_tensor(self.knots), self._sign * t.detach()
+        if not bool((ahead >= self._sign * knots[0]).all() and (ahead <= self._sign * knots[-1]).all()):
+            raise InputError(
+                f"a stacked model has fields for depths from {self.knots[0]:g} to {self.knots[-1]:g} only, "
+                f"got {t.tolist()}"
+            )
+        states, parts, z, start, done = [z0.unsqueeze(0)], [], z0, t[:1], 1
+        for i in range(self._interval(t[0].detach()), len(self.field)):
+            end = knots[i + 1 : i + 2]
+            stop = int((ahead <= self._sign * end).sum())
+            times = [start, t[done:stop]]
+            if stop < len(t) and t[stop - 1] != end:
+                times.append(end)  # no depth that was asked for, but where the solver restarts
+            part = solve(self.field[i], z, torch.cat(times), args=args, running_cost=self.cost, **self.solver_keywords)
+            parts.append(part)
+            states.append(part.z[1 : 1 + stop - done])
+            z, start, done = part.z[-1], end, stop
+            if part.retcode is not Retcode.SUCCESS:  # NaN from here on
+                states.append(z.expand(len(t) - done, *z.shape))
+                break
+            if done == len(t):
+                break
+        self.stats = _Sum([part.stats for part in parts])
+        costs = [part.running_cost for part in parts if part.running_cost is not None]
+        self.running_cost = torch.stack(costs).sum(0) if costs else None
+        return torch.cat(states)
+
+    def extra_repr(self) -> str:
+        """The arguments that are not modules."""
+        return f"{super().extra_repr()}, knots={self.knots}"
+
+
+class _Sum(Stats):
+    """What several solves cost together."""
+
+    def __init__(self, parts: Sequence[Stats]) -> None:
+        self._parts = parts
+
+    def __getattribute__(self, name: str) -> Any:
+        if name not in _COUNTS:
+            return super().__getattribute__(name)
+        known = [value for part in self._parts if (value := getattr(part, name)) is not None]
+        return sum(known) if known else None
+
+
+_COUNTS = tuple(field.name for field in dataclasses.fields(Stats))
+
+
+def _knots(knots: Sequence[float] | None, n: int, t: tuple[float, float]) -> tuple[float, ...]:
+    """The n + 1 depths between which n fields hold."""
+    start, end = t
+    if knots is None:
+        return (*(start + (end - start) * i / n for i in range(n)), end)
+    try:
+        given = tuple(map(float, knots))
+    except (TypeError, ValueError):
+        raise InputError(f"knots must be a sequence of numbers, got {knots!r}") from None
+    if len(given) not in (n - 1, n + 1):
+        raise InputError(
+            f"knots must be the {n + 1} depths between which {n} fields hold, or the {n - 1} inner ones of these, "
+            f"got {len(given)} of them"
+        )
+    full = given if len(given) == n + 1 else (start, *given, end)
+    sign = 1 if end > start else -1
+    if not all(math.isfinite(k) for k in full) or any(sign * b <= sign * a for a, b in itertools.pairwise(full)):
+        raise InputError(
+            f"knots must be finite and strictly {'increasing' if sign > 0 else 'decreasing'}, as the depth interval "
+            f"t={t} is, got {list(given)}"
+        )
+    if (full[0], full[-1]) != t:
+        raise InputError(
+            f"knots must begin and end with the depth interval t={t}, got {list(given)}. "
+            f"Pass t=({full[0]:g}, {full[-1]:g}), or the inner knots alone"
+        )
+    return full
