@@ -37,6 +37,7 @@ class Watch:
         self.methods = [
             (type(reads.owners[prefix]), name, getattr(type(reads.owners[prefix]), name, None))
             for prefix, name in attributes
+            if prefix in reads.owners  # not what a field made of this one has been seen to read
         ]
 
     @staticmethod

@@ -18,6 +18,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 import pynode
 from pynode import FieldError
+from pynode._derived import derived_field
 from pynode.field import Field, interpret
 from pynode.field import _field as fields
 from pynode.field import _trace as tracing
@@ -334,6 +335,17 @@ def test_partials_and_methods_made_anew(recordings: list[int]) -> None:
     assert len(recordings) == 3
     plain.factor = 5.0
     assert torch.equal(value(plain.f), 5 * Z)
+
+
+def test_a_field_and_one_made_of_it_are_told_apart() -> None:
+    field = Of(linear(2, 2), nn.Tanh())
+    field.scale = 2.0
+
+    def doubled(field: Any, owner: object, t: Tensor, z: Tensor) -> Tensor:
+        return field.scale * field(t, z)
+
+    for function in (derived_field(doubled, field), field, derived_field(doubled, field)):
+        torch.testing.assert_close(value(function), function(T, Z))
 
 
 def test_a_copy_is_another_field() -> None:
