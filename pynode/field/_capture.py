@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import linecache
 import logging
-import sys
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,6 +25,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from pynode.errors import FieldError, TraceError
+from pynode.field._lines import calling_line, is_users, place
+from pynode.field._random import draws_random_numbers, randomness_refused
 
 __all__ = ["BATCH_HINT", "Captured", "capture", "data_dependent", "user_line"]
 
@@ -241,11 +241,8 @@ def _refuse(graph: fx.GraphModule, n_inputs: int) -> None:
     for node in graph.graph.nodes:
         if not isinstance(node.target, torch._ops.OpOverload):
             continue
-        if torch.Tag.nondeterministic_seeded in node.target.tags:
-            raise TraceError(
-                f"the field draws random numbers ({node.target}){user_line(node)}: a vector field is a function of "
-                "t and z. Call field.eval() for dropout, or draw the noise once and pass it in args"
-            )
+        if draws_random_numbers(node.target):
+            raise randomness_refused(node.target, user_line(node))
         if _mutates(node):
             target = node.args[0]
             while isinstance(target, fx.Node) and target not in owned and target.target in _VIEWS:
@@ -271,31 +268,13 @@ class _Lines(TorchFunctionMode):
     """Notes with each operation the line of the user's code that called it."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        fx.traceback.set_stack_trace([_calling_line()])
+        fx.traceback.set_stack_trace([calling_line(__file__)])
         return func(*args, **(kwargs or {}))
-
-
-def _calling_line() -> str:
-    frame = sys._getframe(2)
-    while frame.f_code.co_filename != __file__ and frame.f_back is not None:
-        if _is_users(frame.f_code.co_filename):
-            return _place(frame.f_code.co_filename, frame.f_lineno)
-        frame = frame.f_back
-    return ""
-
-
-def _place(filename: str, line: int) -> str:
-    return f" at {filename}:{line}: `{linecache.getline(filename, line).strip()}`"
 
 
 def user_line(node: fx.Node) -> str:
     """Where the user's code called a node's operation, as ` at file:line: text`; empty where it is not known."""
     return node.stack_trace or ""
-
-
-def _is_users(filename: str) -> bool:
-    parts = filename.replace("\\", "/").split("/")
-    return "torch" not in parts and not ("pynode" in parts and "field" in parts)
 
 
 def data_dependent(where: str) -> str:
@@ -308,8 +287,8 @@ def data_dependent(where: str) -> str:
 
 def _explain(error: Exception) -> str:
     """A remedy for a recording that failed, with the user's line."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_users(f.filename)]
-    where = _place(frames[-1].filename, frames[-1].lineno or 0) if frames else ""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if is_users(f.filename)]
+    where = place(frames[-1].filename, frames[-1].lineno or 0) if frames else ""
     name = type(error).__name__
     if "DataDependent" in name or "item()" in str(error) or "GuardOnDataDependent" in name:
         return data_dependent(where)

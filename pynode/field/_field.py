@@ -17,6 +17,7 @@ from pynode.errors import FieldError
 from pynode.field._bindings import Reads
 from pynode.field._fingerprint import attributes_read, fingerprint
 from pynode.field._parametrized import given, requires_grad, values_of
+from pynode.field._random import NoRandomness
 from pynode.field._watch import Watch
 
 __all__ = ["Field"]
@@ -52,6 +53,7 @@ class Field:
     Raises:
         FieldError: the function returns another shape, dtype or device than the state's, or captures a
             non-leaf tensor that requires a gradient (which has to be passed in `args`).
+        TraceError: the function draws random numbers.
     """
 
     def __init__(
@@ -138,7 +140,7 @@ class Field:
             z0, t0, args = tuple(z.clone() for z in z0), t0.clone(), tuple(a.clone() for a in args)
             computed = values_of(slots)
             before = torch.zeros((), requires_grad=True).clone().grad_fn._sequence_nr()  # type: ignore[union-attr]
-            with given(slots, computed):
+            with given(slots, computed), NoRandomness(__file__):
                 out = self.function(t0, tuple(z0) if self.is_tuple else z0[0], *args)
         outputs = self._check(out, z0)
         leaves: dict[int, Tensor] = {}

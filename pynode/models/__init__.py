@@ -3,8 +3,19 @@
 from pynode.models._adaptive import AdaptiveDepthNODE as AdaptiveDepthNODE
 from pynode.models._anode import ANODE as ANODE
 from pynode.models._density import parameter_gradient_density as parameter_gradient_density
+from pynode.models._latent import LatentODE as LatentODE
 from pynode.models._node import NODE as NODE
 from pynode.models._resnet import ResNet as ResNet
+from pynode.models._rnn import RNN as RNN
 from pynode.models._stacked import StackedNODE as StackedNODE
 
-__all__ = ["ANODE", "NODE", "AdaptiveDepthNODE", "ResNet", "StackedNODE", "parameter_gradient_density"]
+__all__ = [
+    "ANODE",
+    "NODE",
+    "RNN",
+    "AdaptiveDepthNODE",
+    "LatentODE",
+    "ResNet",
+    "StackedNODE",
+    "parameter_gradient_density",
+]

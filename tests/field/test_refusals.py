@@ -81,7 +81,7 @@ def test_dropout_in_training() -> None:
 
     net = Net()
     text = refusal(net, "dropout")
-    assert "the field draws random numbers (aten.native_dropout" in text
+    assert "the field draws random numbers (aten.bernoulli_" in text
     assert "Call field.eval() for dropout" in text
     trace(net.eval(), Z)
 

@@ -1,0 +1,107 @@
+"""Recognition networks: from a series to the distribution of its latent initial state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from pynode.models._series import Series, pack
+from pynode.solve import solve
+
+__all__ = ["GRUEncoder", "ODERNNEncoder"]
+
+
+class GRUEncoder(nn.Module):
+    """A GRU that runs over the observations from the last to the first.
+
+    Each step takes the values, zero where they are missing, what was observed, and the time that passed since the
+    observation before it (since `t0`, for the first). Times at which nothing was observed are skipped.
+
+    Args:
+        obs_dim: channels of the observations.
+        out_dim: numbers to be returned for each series.
+        hidden: size of the GRU's state.
+
+    Source:
+        R. T. Q. Chen et al., "Neural Ordinary Differential Equations", NeurIPS 2018, section 5 and figure 6.
+    """
+
+    def __init__(self, obs_dim: int, out_dim: int, hidden: int = 32) -> None:
+        super().__init__()
+        self.gru = nn.GRU(2 * obs_dim + 1, hidden, batch_first=True)
+        self.head = nn.Linear(hidden, out_dim)
+
+    def forward(self, series: Series, t0: float) -> Tensor:
+        """`(batch, out_dim)` for a batch of series."""
+        if len(series.x) == 0:
+            return self.head(series.x.new_zeros(0, self.gru.hidden_size))
+        steps, counts = _backwards(series, t0)
+        packed = pack_padded_sequence(steps, counts.cpu(), batch_first=True, enforce_sorted=False)
+        return self.head(self.gru(packed)[1][0])
+
+
+class ODERNNEncoder(nn.Module):
+    """An ODE-RNN that runs over the observations from the last to the first.
+
+    Its state follows an ODE, backwards in time, from each observation to the one before it (to `t0`, from the
+    first), where a GRU cell takes the observation in. The gaps of a batch are solved together, each as its own
+    share of a unit of time, which takes as many solves as the longest series has observations, however many
+    different times there are.
+
+    Args:
+        obs_dim: channels of the observations.
+        out_dim: numbers to be returned for each series.
+        hidden: size of the state.
+        solver_keywords: as `pynode.solve` takes.
+
+    Source:
+        Y. Rubanova, R. T. Q. Chen, D. Duvenaud, "Latent ODEs for Irregularly-Sampled Time Series", NeurIPS 2019,
+        algorithm 1 and section 3.2.
+    """
+
+    def __init__(self, obs_dim: int, out_dim: int, hidden: int = 32, **solver_keywords: Any) -> None:
+        super().__init__()
+        self.evolution = _Rescaled(nn.Sequential(nn.Linear(hidden, hidden), nn.Tanh(), nn.Linear(hidden, hidden)))
+        self.cell = nn.GRUCell(2 * obs_dim, hidden)
+        self.head = nn.Linear(hidden, out_dim)
+        self.solver_keywords = solver_keywords
+
+    def forward(self, series: Series, t0: float) -> Tensor:
+        """`(batch, out_dim)` for a batch of series."""
+        steps, counts = _backwards(series, t0)
+        h = series.x.new_zeros(len(steps), self.cell.hidden_size)
+        for i in range(steps.shape[1]):
+            values, gap = steps[:, i, :-1], steps[:, i, -1:]
+            h = torch.where((i < counts).unsqueeze(1), self.cell(values, h), h)
+            if bool((gap > 0).any()):
+                h = solve(self.evolution, h, (0.0, 1.0), args=(-gap,), **self.solver_keywords).z[-1]
+        return self.head(h)
+
+
+class _Rescaled(nn.Module):
+    """dh/ds = f(h) Δt, with Δt for each series, so that s from 0 to 1 takes all of them over their gaps."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, s: Tensor, h: Tensor, gap: Tensor) -> Tensor:
+        return self.network(h) * gap
+
+
+def _backwards(series: Series, t0: float) -> tuple[Tensor, Tensor]:
+    """Steps `(batch, time, 2 obs_dim + 1)` from the last observation to the first, padded on the right, and counts.
+
+    A step is the values, the mask, and the gap to the observation before; all zero where a series is over.
+    """
+    packed, counts = pack(series)
+    start = packed.t.new_full((len(counts), 1), t0)
+    gap = torch.cat([start, packed.t], dim=1).diff(dim=1).unsqueeze(2)
+    steps = torch.cat([packed.x, packed.mask.to(packed.x), gap], dim=2)
+    index = counts[:, None] - 1 - torch.arange(steps.shape[1], device=counts.device)
+    over = (index < 0).unsqueeze(2)
+    steps = steps.gather(1, index.clamp(min=0).unsqueeze(2).expand(-1, -1, steps.shape[2]))
+    return steps.masked_fill(over, 0), counts
