@@ -18,50 +18,155 @@ function Window(n::Node)
 end
 
 "Number of elements in the columns that are laid out at once: what stays in a processor's cache, or keeps a GPU busy."
-columns_at_once(::Array) = 2^16
+columns_at_once(::Array) = 2^15
 columns_at_once(::AbstractArray) = 2^24
 
-"Part of the padded image that meets each place `k` of the kernel."
-function patch(image, w::Window{N}, k, out) where {N}
-    first = ntuple(i -> 1 + (k[i] - 1) * w.dilation[i], Val(N))
-    return view(image, ntuple(i -> first[i]:w.stride[i]:(first[i] + (out[i] - 1) * w.stride[i]), Val(N))..., :, :)
-end
+# ---- columns --------------------------------------------------------------------------------------------------
 
-"The same for windows one pixel apart, as a view that is faster to go through."
-function dense_patch(image, w::Window{N}, k, out) where {N}
-    first = ntuple(i -> 1 + (k[i] - 1) * w.dilation[i], Val(N))
-    return view(image, ntuple(i -> first[i]:(first[i] + out[i] - 1), Val(N))..., :, :)
+samples(x, range) = view(x, ntuple(_ -> Colon(), Val(ndims(x) - 1))..., range)
+out_of(columns, ::Window{N}) where {N} = ntuple(i -> size(columns, i), Val(N))
+kernel_of(columns, ::Window{N}) where {N} = CartesianIndices(ntuple(i -> size(columns, N + i), Val(N)))
+
+"Part of the padded image that meets the place `k` of the kernel."
+function patch(image, w::Window{N}, k, out) where {N}
+    ranges = ntuple(Val(N)) do i
+        first = 1 + (k[i] - 1) * w.dilation[i]
+        first:w.stride[i]:(first + (out[i] - 1) * w.stride[i])
+    end
+    return view(image, ranges..., :, :)
 end
 
 "Part of the columns that belongs to the place `k` of the kernel."
 place(columns, ::Window{N}, k) where {N} = view(columns, ntuple(_ -> Colon(), Val(N))..., Tuple(k)..., :, :)
 
-samples(x, range) = view(x, ntuple(_ -> Colon(), Val(ndims(x) - 1))..., range)
+"Lay out the windows of the samples `range` of an image, which has its padding, as the columns of the samples `places`."
+function gather!(columns, places, image, range, w::Window)
+    to, from = samples(columns, places), samples(image, range)
+    for k in kernel_of(columns, w)
+        place(to, w, k) .= patch(from, w, k, out_of(columns, w))
+    end
+    return columns
+end
 
-function gather!(columns, image, w::Window{N}) where {N}
-    out, kernel = size(columns)[1:N], size(columns)[(N + 1):(2N)]
-    for k in CartesianIndices(kernel)
-        if all(==(1), w.stride)
-            place(columns, w, k) .= dense_patch(image, w, k, out)
+"The transpose of `gather!`: add the columns to the image."
+function scatter!(image, range, columns, places, w::Window)
+    to, from = samples(image, range), samples(columns, places)
+    for k in kernel_of(columns, w)
+        patch(to, w, k, out_of(columns, w)) .+= place(from, w, k)
+    end
+    return image
+end
+
+# On a processor, going through views of a few pixels costs more than what is copied. There the image has no padding
+# (what lies outside of it is zero), and goes run by run.
+
+struct Gather end
+struct Scatter end
+
+gather!(columns::Array, places, image::Array, range, w::Window) = move!(Gather(), columns, places, image, range, w)
+
+function scatter!(image::Array, range, columns::Array, places, w::Window)
+    move!(Scatter(), columns, places, image, range, w)
+    return image
+end
+
+"Gather or scatter, place by place of the kernel."
+function move!(op, columns, places, image, range, w::Window{N}) where {N}
+    out, in, channels = out_of(columns, w), ntuple(i -> size(image, i), Val(N)), size(image, N + 1)
+    shifted = all(==(1), w.stride) && Base.front(out) == Base.front(in)
+    for (position, k) in enumerate(kernel_of(columns, w))
+        offset = ntuple(i -> (k[i] - 1) * w.dilation[i] - w.padding[i], Val(N))
+        at = (first(places) - 1) * stride(columns, 2N + 2) + (position - 1) * prod(out)
+        from = (first(range) - 1) * stride(image, N + 2)
+        between = stride(columns, 2N + 1), stride(image, N + 1)  # channels, which follow each other over all samples
+        if shifted
+            moveshifted!(op, columns, at, image, from, length(range) * channels, between, out, in, offset)
         else
-            place(columns, w, k) .= patch(image, w, k, out)
+            moverows!(op, columns, at, image, from, length(range) * channels, between, out, in, offset, w.stride)
         end
     end
     return columns
 end
 
-"The transpose of `gather!`, added to the image."
-function scatter!(image, columns, w::Window{N}) where {N}
-    out, kernel = size(columns)[1:N], size(columns)[(N + 1):(2N)]
-    for k in CartesianIndices(kernel)
-        if all(==(1), w.stride)
-            dense_patch(image, w, k, out) .+= place(columns, w, k)
-        else
-            patch(image, w, k, out) .+= place(columns, w, k)
+"Pixels that meet the image one place further on are one run, but for those that meet what is outside of the image."
+function moveshifted!(op, columns, at, image, from, channels, between, out, in, offset)
+    shift = sum(offset .* steps(in))
+    first, last = max(1, 1 - shift), min(prod(out), prod(in) - shift)
+    op isa Scatter && outside!(columns, at, channels, between[1], out, in, offset)
+    for c in 0:(channels - 1)
+        run!(op, columns, at + c * between[1] + first, image, from + c * between[2] + shift + first, last - first + 1, 1)
+    end
+    op isa Gather && outside!(columns, at, channels, between[1], out, in, offset)
+    return
+end
+
+"Distance in memory between neighbours in each dimension."
+steps(size::NTuple{N}) where {N} = ntuple(i -> prod(ntuple(j -> j < i ? size[j] : 1, Val(N))), Val(N))
+
+"Set to zero the pixels of each channel that meet what is outside of the image."
+function outside!(columns, at, channels, between, out::NTuple{N}, in, offset) where {N}
+    for d in 1:N
+        inner, n = steps(out)[d], out[d]
+        outer = prod(out) ÷ (inner * n)
+        for range in (1:min(n, -offset[d]), max(1, in[d] - offset[d] + 1):n), j in range, c in 0:(channels - 1)
+            start = at + c * between + (j - 1) * inner
+            if inner == 1
+                zeros!(columns, start + 1, outer, n)
+            else
+                for o in 0:(outer - 1)
+                    zeros!(columns, start + 1 + o * inner * n, inner, 1)
+                end
+            end
         end
     end
-    return image
+    return
 end
+
+@inline function zeros!(x, from, n, step)
+    @inbounds @simd ivdep for i in 0:(n - 1)
+        x[from + i * step] = 0
+    end
+    return
+end
+
+function moverows!(op, columns, at, image, from, channels, between, out, in, offset, stride)
+    n, step = out[1], stride[1]
+    first, last = max(1, cld(-offset[1], step) + 1), min(n, fld(in[1] - 1 - offset[1], step) + 1)
+    for c in 0:(channels - 1)
+        to, source = at + c * between[1], from + c * between[2] + (first - 1) * step + offset[1] + 1
+        op isa Gather && zeros!(columns, to + 1, prod(out), 1)
+        for j in CartesianIndices(Base.tail(out))
+            met = (Tuple(j) .- 1) .* Base.tail(stride) .+ Base.tail(offset)
+            if all(0 .<= met .< Base.tail(in))
+                row = source + sum(met .* Base.tail(steps(in)); init = 0)
+                run!(op, columns, to + first, image, row, last - first + 1, step)
+            end
+            to += n
+        end
+    end
+    return
+end
+
+# Inlined, so that a step of one is known.
+@inline function run!(::Gather, columns, at, image, from, n, step)
+    if step == 1
+        n > 0 && unsafe_copyto!(columns, at, image, from, n)
+        return
+    end
+    @inbounds @simd ivdep for i in 0:(n - 1)
+        columns[at + i] = image[from + i * step]
+    end
+    return
+end
+
+@inline function run!(::Scatter, columns, at, image, from, n, step)
+    @inbounds @simd ivdep for i in 0:(n - 1)
+        image[from + i * step] += columns[at + i]
+    end
+    return
+end
+
+# ---- products -------------------------------------------------------------------------------------------------
 
 "Calls `f(samples, places)` with the samples of the batch, as many at a time as there are places for."
 function inparts(f, batch, n)
@@ -80,35 +185,35 @@ function multiply!(c, is, a, js, w, f)
     return c
 end
 
-"`y = x ∗ w` (PyTorch's correlation): `y` and `w` as matrices, `image` with its padding."
+"`y = x ∗ w` (PyTorch's correlation): `y` and `w` as matrices."
 function conv!(y, image, w, columns, matrices, window)
     inparts(size(y, 4), size(columns, ndims(columns))) do range, places
-        gather!(samples(columns, places), samples(image, range), window)
+        gather!(columns, places, image, range, window)
         multiply!(y, range, matrices, places, w, identity)
     end
     return y
 end
 
-"The product of `dy` with the derivative of `conv!` in the image, which has its padding."
+"The product of `dy` with the derivative of `conv!` in the image."
 function conv_input!(image, dy, w, columns, matrices, window)
     fill!(image, zero(eltype(image)))
     inparts(size(dy, 4), size(columns, ndims(columns))) do range, places
         multiply!(matrices, places, dy, range, w, transpose)
-        scatter!(samples(image, range), samples(columns, places), window)
+        scatter!(image, range, columns, places, window)
     end
     return image
 end
 
-"The product of `dy` with the derivative of `conv!` in the weights."
-function conv_weight!(dw, image, dy, columns, matrices, window)
-    fill!(dw, zero(eltype(dw)))
+"The product of `dy` with the derivative of `conv!` in the weights; `turned` is for its transpose, which is faster."
+function conv_weight!(dw, turned, image, dy, columns, matrices, window)
+    fill!(turned, zero(eltype(turned)))
     inparts(size(dy, 4), size(columns, ndims(columns))) do range, places
-        gather!(samples(columns, places), samples(image, range), window)
+        gather!(columns, places, image, range, window)
         for (b, p) in zip(range, places), g in axes(dy, 3)
-            mul!(view(dw, :, :, g), transpose(view(matrices, :, :, g, p)), view(dy, :, :, g, b), true, true)
+            mul!(view(turned, :, :, g), transpose(view(dy, :, :, g, b)), view(matrices, :, :, g, p), true, true)
         end
     end
-    return dw
+    return permutedims!(dw, turned, (2, 1, 3))
 end
 
 # ---- lowering -------------------------------------------------------------------------------------------------
@@ -157,28 +262,41 @@ function pixels!(l::Lowering, b::Int, out, groups)
     return newbuffer!(l, make)
 end
 
-"A buffer for an image with its padding, and the part of it that is the image."
+"""
+Buffers for an image with its padding, and for the part of it that is the image; on a processor there is no padding,
+and both are `nothing`.
+"""
 function padded!(l::Lowering, image, w::Window{N}) where {N}
     T = l.T
     function make(like, batch, _)
+        (like isa Array || all(iszero, w.padding)) && return nothing
         inner = sizes(image, batch)
         return fill!(similar(like, T, ntuple(i -> i <= N ? inner[i] + 2w.padding[i] : inner[i], length(inner))), zero(T))
     end
     whole = newbuffer!(l, make)
     function middle(_, batch, buffers)
+        buffers[whole] === nothing && return nothing
         inner = sizes(image, batch)
         return view(buffers[whole], ntuple(i -> i <= N ? w.padding[i] .+ (1:inner[i]) : Colon(), length(inner))...)
     end
     return whole, newbuffer!(l, middle; contiguous = false)
 end
 
-"The buffer of an image with its padding."
+"The image that a convolution reads, with its padding where it needs one."
+pad!(::Nothing, ::Nothing, image) = image
+pad!(whole, middle, image) = (middle .= image; whole)
+
+"The image that a convolution's transpose writes, and what becomes of it."
+unpadded(::Nothing, image) = image
+unpadded(whole, image) = whole
+unpad!(image, ::Nothing) = image
+unpad!(image, middle) = image .= middle
+
+"The expression of an image with its padding."
 function with_padding!(l::Lowering, i::Int, w::Window)
     b = materialise!(l, i; contiguous = true)
-    all(iszero, w.padding) && return b
     whole, middle = padded!(l, l.graph.nodes[i].shape, w)
-    emit!(l, :($(bufsym(middle)) .= $(bufsym(b))))
-    return whole
+    return :(pad!($(bufsym(whole)), $(bufsym(middle)), $(bufsym(b))))
 end
 
 shape_of(l::Lowering, i) = l.graph.nodes[i].shape
@@ -190,7 +308,7 @@ function lower_op!(l::Lowering, ::Val{:conv}, i, n, into)
     weights = weights!(l, materialise!(l, w; contiguous = true), shape_of(l, w), c.groups)
     b = destination!(l, n, into)
     y = pixels!(l, b, n.shape, c.groups)
-    emit!(l, call(:conv!, (y, image, weights, c.columns, c.matrices), c.window))
+    emit!(l, call(:conv!, (bufsym(y), image, bufsym(weights)), c))
     l.buffer[i] = b
 end
 
@@ -200,9 +318,9 @@ function lower_op!(l::Lowering, ::Val{:conv_input}, i, n, into)
     weights = weights!(l, materialise!(l, w; contiguous = true), shape_of(l, w), c.groups)
     y = pixels!(l, materialise!(l, dy; contiguous = true), shape_of(l, dy), c.groups)
     b = destination!(l, n, into)
-    whole, middle = all(iszero, c.window.padding) ? (b, b) : padded!(l, n.shape, c.window)
-    emit!(l, call(:conv_input!, (whole, y, weights, c.columns, c.matrices), c.window))
-    whole == b || emit!(l, :($(bufsym(b)) .= $(bufsym(middle))))
+    whole, middle = map(bufsym, padded!(l, n.shape, c.window))
+    emit!(l, call(:conv_input!, (:(unpadded($whole, $(bufsym(b)))), bufsym(y), bufsym(weights)), c))
+    emit!(l, :(unpad!($(bufsym(b)), $middle)))
     l.buffer[i] = b
 end
 
@@ -213,10 +331,13 @@ function lower_op!(l::Lowering, ::Val{:conv_weight}, i, n, into)
     y = pixels!(l, materialise!(l, dy; contiguous = true), shape_of(l, dy), c.groups)
     b = destination!(l, n, into)
     weights = weights!(l, b, n.shape, c.groups)
-    emit!(l, call(:conv_weight!, (weights, image, y, c.columns, c.matrices), c.window))
+    turned = newbuffer!(l, (like, _, buffers) -> similar(like, l.T, size(buffers[weights])[[2, 1, 3]]))
+    emit!(l, call(:conv_weight!, (bufsym(weights), bufsym(turned), image, bufsym(y)), c))
     l.buffer[i] = b
 end
 
-function call(f::Symbol, buffers, w::Window)
-    return Expr(:call, f, map(bufsym, buffers)..., :(Window($(w.stride), $(w.padding), $(w.dilation))))
+function call(f::Symbol, arguments, c::Columns)
+    w = c.window
+    window = :(Window($(w.stride), $(w.padding), $(w.dilation)))
+    return Expr(:call, f, arguments..., bufsym(c.columns), bufsym(c.matrices), window)
 end

@@ -241,6 +241,8 @@ end
 @testset "convolution: $attrs" for attrs in (
     (stride = [1, 1], padding = [0, 0], dilation = [1, 1], groups = 1),
     (stride = [1, 1], padding = [1, 1], dilation = [1, 1], groups = 2),
+    (stride = [1, 1], padding = [0, 1], dilation = [1, 1], groups = 1),
+    (stride = [1, 1], padding = [3, 2], dilation = [2, 2], groups = 1),
     (stride = [2, 1], padding = [0, 2], dilation = [1, 2], groups = 1),
     (stride = [3, 2], padding = [2, 1], dilation = [2, 1], groups = 4),
 )
