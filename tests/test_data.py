@@ -202,3 +202,51 @@ def test_annuli_without_slices():
 def test_wrong_arguments_of_the_crossing_problems(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+NAMES = ("moons", "pinwheel", "8gaussians", "checkerboard", "swissroll", "2spirals")
+
+
+def draw(name, n=20000, seed=0):
+    return data.density(name, n, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_density_draws_points_of_the_plane(name):
+    x = draw(name)
+    assert x.shape == (20000, 2)
+    assert x.dtype == torch.float32
+    assert (x.abs() < 5).all()
+    assert torch.equal(x[:0], data.density(name, 0))
+    assert torch.equal(x, draw(name))
+    assert not torch.equal(x, draw(name, seed=1))
+
+
+def test_densities_lie_where_they_should():
+    """Radii, squares and symmetries that each set has by its construction."""
+    x = draw("8gaussians")
+    angle = math.pi / 4 * torch.arange(8)
+    nearest = torch.cdist(x, math.sqrt(8) * torch.stack([angle.cos(), angle.sin()], 1)).min(1)
+    assert nearest.values.square().mean().item() == pytest.approx(2 * 2 / 16, rel=0.05)
+    assert torch.bincount(nearest.indices).float().std() < 3 * math.sqrt(2500)
+    x = draw("checkerboard")
+    assert (((x / 2).floor().sum(1) % 2) == 0).all()
+    assert (x.abs() <= 4).all()
+    x = draw("swissroll") * 5
+    angle = torch.atan2(x[:, 1], x[:, 0])
+    turns = torch.stack([(x.norm(dim=1) - angle) / (2 * math.pi)])
+    assert (turns - turns.round()).abs().mean() < 0.15  # the radius grows with the angle
+    for name in ("moons", "2spirals"):
+        x = draw(name)
+        assert x.mean(0).abs().max() < 0.05
+    x = draw("pinwheel")
+    turned = torch.view_as_complex(x) * torch.polar(torch.tensor(1.0), torch.tensor(2 * math.pi / 5))
+    some, other = x[:500], torch.view_as_real(turned)[500:]
+    assert torch.cdist(some, other).min(1).values.mean() < 0.05  # a fifth of a turn changes nothing
+
+
+def test_density_refuses_other_names_and_counts():
+    with pytest.raises(InputError, match="unknown density 'moon': expected one of 'moons'"):
+        data.density("moon", 3)
+    with pytest.raises(InputError, match="n must be a whole number of samples, got -1"):
+        data.density("moons", -1)
