@@ -15,7 +15,15 @@ from torch import Tensor
 from pynode.errors import InputError
 from pynode.field import Field
 
-__all__ = ["check_args", "check_count", "check_number", "check_parameters", "check_state", "check_times"]
+__all__ = [
+    "check_args",
+    "check_count",
+    "check_finite",
+    "check_number",
+    "check_parameters",
+    "check_state",
+    "check_times",
+]
 
 _DTYPES = (torch.float32, torch.float64)
 
@@ -53,7 +61,7 @@ def check_state(z0: Any) -> tuple[Tensor, ...]:
             raise InputError(
                 f"{name} must not be empty, got shape {tuple(z.shape)}. Only the batch size may be 0, in all of z0"
             )
-        _check_finite(name, z)
+        check_finite(name, z)
     return state
 
 
@@ -106,7 +114,7 @@ def check_args(args: Any) -> tuple[Tensor, ...]:
         )
     for i, a in enumerate(args):
         if a.dtype.is_floating_point:
-            _check_finite(f"args[{i}]", a)
+            check_finite(f"args[{i}]", a)
     return tuple(args)
 
 
@@ -132,10 +140,10 @@ def check_parameters(field: Field) -> None:
     """Refuse parameters of a field that are not finite, by name."""
     for i, parameter in enumerate(field.parameters):
         name = field.names[i] if i < len(field.names) else f"{i}, which it captures without a name,"
-        _check_finite(f"the field's parameter {name}", parameter)
+        check_finite(f"the field's parameter {name}", parameter)
 
 
-def _check_finite(name: str, x: Tensor) -> None:
+def check_finite(name: str, x: Tensor) -> None:
     # One reduction and one synchronisation where all is well. The sum of finite numbers may overflow.
     if math.isfinite(x.sum().item()):
         return

@@ -2,7 +2,10 @@
 
 from pynode.models._adaptive import AdaptiveDepthNODE as AdaptiveDepthNODE
 from pynode.models._anode import ANODE as ANODE
+from pynode.models._cnf import CNF as CNF
 from pynode.models._density import parameter_gradient_density as parameter_gradient_density
+from pynode.models._dequantised import Dequantised as Dequantised
+from pynode.models._ffjord import FFJORD as FFJORD
 from pynode.models._latent import LatentODE as LatentODE
 from pynode.models._node import NODE as NODE
 from pynode.models._resnet import ResNet as ResNet
@@ -11,9 +14,12 @@ from pynode.models._stacked import StackedNODE as StackedNODE
 
 __all__ = [
     "ANODE",
+    "CNF",
+    "FFJORD",
     "NODE",
     "RNN",
     "AdaptiveDepthNODE",
+    "Dequantised",
     "LatentODE",
     "ResNet",
     "StackedNODE",

@@ -7,14 +7,17 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
 from pynode._inputs import check_number
 from pynode.engine._solvers import find_solver, resolve_solver
 from pynode.engine.choose import named_engine
-from pynode.errors import InputError, unknown_name
+from pynode.errors import InputError, TraceError, unknown_name
 from pynode.sensitivity import find_sensitivity
 from pynode.solve import solve
 
-__all__ = ["check_callables", "check_depth", "check_solver_keywords"]
+__all__ = ["check_batch_norm", "check_callables", "check_depth", "check_solver_keywords"]
 
 _NOT_FOR_MODELS = {"args", "running_cost", "dense"}  # the model's own business
 _SOLVER_KEYWORDS = tuple(
@@ -71,3 +74,18 @@ def check_callables(field: Any, **networks: Any) -> None:
     for name, part in {"field": field, **given}.items():
         if not callable(part):
             raise InputError(f"{name} must be an nn.Module or a callable, got {type(part).__name__}")
+
+
+def check_batch_norm(field: Any) -> None:
+    """Refuse a field with batch norm in training mode, whose Jacobian is not one of each sample.
+
+    Raises:
+        TraceError: names the layer.
+    """
+    for name, module in field.named_modules() if isinstance(field, nn.Module) else ():
+        if module.training and isinstance(module, _BatchNorm):
+            raise TraceError(
+                f"the field's layer {name or '(itself)'}, {type(module).__name__}, is in training mode, where the "
+                "derivative of a sample depends on the other samples, and a density needs a function of t and z. Call "
+                ".eval() on that layer, or take another (e.g. nn.LayerNorm)"
+            )

@@ -11,6 +11,7 @@ from pynode.nn._galerkin import GalerkinConv2d as GalerkinConv2d
 from pynode.nn._galerkin import GalerkinLinear as GalerkinLinear
 from pynode.nn._hyper import Hypernetwork as Hypernetwork
 from pynode.nn._order import HigherOrder as HigherOrder
+from pynode.nn._squash import ConcatSquash as ConcatSquash
 from pynode.nn._time import TimeConcat as TimeConcat
 from pynode.nn._time import TimeSequential as TimeSequential
 from pynode.nn._variant import DepthVariant as DepthVariant
@@ -18,6 +19,7 @@ from pynode.nn._variant import DepthVariant as DepthVariant
 __all__ = [
     "Basis",
     "Chebyshev",
+    "ConcatSquash",
     "DataControl",
     "DepthVariant",
     "Fourier",
