@@ -5,6 +5,7 @@ Each refusal says what was expected, what came, and what to do instead.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -66,7 +67,7 @@ def check_state(z0: Any) -> tuple[Tensor, ...]:
 
 
 def check_times(t: Any, like: Tensor) -> Tensor:
-    """The times `(time,)`, strictly monotone, in the state's dtype and on its device."""
+    """The times `(time,)`, or `(batch, time)`, strictly monotone, in the state's dtype and on its device."""
     if isinstance(t, Tensor):
         if t.dtype not in _DTYPES:
             raise InputError(
@@ -75,8 +76,13 @@ def check_times(t: Any, like: Tensor) -> Tensor:
         times = t.to(like)
     else:
         times = _stack_times(t, like)
+    if times.dim() == 2 and times.shape[1] > 1:
+        return _check_rows(times)
     if times.dim() != 1:
-        raise InputError(f"t must be 1-d, got shape {tuple(times.shape)}. Flatten it, or pass [t0, t1]")
+        raise InputError(
+            f"t must be 1-d, got shape {tuple(times.shape)}. Flatten it, or pass [t0, t1], or, for times of each "
+            "sample's own, shape (batch, time)"
+        )
     values = times.tolist()
     if len(values) < 2:
         raise InputError(f"t must have at least 2 entries, got {len(values)}. Pass the first and the last time")
@@ -89,6 +95,23 @@ def check_times(t: Any, like: Tensor) -> Tensor:
             raise InputError(
                 f"t must be strictly monotone, increasing or decreasing, got {values[i - 1]} followed by "
                 f"{values[i]} at position {i} ({times.dtype}). Sort it and drop what repeats, e.g. torch.unique(t)"
+            )
+    return times
+
+
+def _check_rows(times: Tensor) -> Tensor:
+    """Times `(batch, time)`: each row strictly monotone, with NaN behind its last entry where it has fewer."""
+    for b, row in enumerate(times.tolist()):
+        count = sum(not math.isnan(x) for x in row)
+        values = row[:count]
+        if count < 2 or not all(map(math.isfinite, values)):
+            raise InputError(
+                f"each row of t must start with at least 2 finite times, and NaN may follow them, got {row} in row {b}"
+            )
+        sign = 1 if values[1] > values[0] else -1
+        if not all(sign * y > sign * x for x, y in itertools.pairwise(values)):
+            raise InputError(
+                f"each row of t must be strictly monotone, got {row} in row {b}. Sort it, drop what repeats"
             )
     return times
 

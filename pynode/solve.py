@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pynode._derived import derived_field
 from pynode._event import Event
+from pynode._independent import EventOfEach, at_last_times, check_batching, check_unmixed, per_sample_times, span
 from pynode._inputs import check_args, check_count, check_number, check_parameters, check_state, check_times
 from pynode.engine._protocol import Engine, Gradients, Integration, Problem, Retcode, Stats
 from pynode.engine.choose import choose
@@ -26,7 +27,7 @@ class Solution:
     """The solution of an initial value problem.
 
     Attributes:
-        t: `(time,)`, the times asked for.
+        t: `(time,)`, the times asked for; `(batch, time)` where each sample has its own.
         z: `(time, batch, *features)`, or a tuple of such where the state is one; `z[0]` is `z0`. Entries after an
             event are NaN.
         running_cost: `(batch,)`, the integral of the running cost over `t`, or to the event; `None` where none was
@@ -38,6 +39,9 @@ class Solution:
         event_t: 0-d, the time of the event; `None` where none was asked for or none was met.
         event_z: `(batch, *features)`, the state at the event, or a tuple of such, or `None`.
         event_index: which entry of the event function changed sign, or `None`.
+
+    Of independent samples each has its own event: `event_t` and `event_index` are `(batch,)`, with NaN and -1 for a
+    sample that meets none.
     """
 
     t: Tensor
@@ -49,7 +53,7 @@ class Solution:
     solver: str
     event_t: Tensor | None = None
     event_z: Any = None
-    event_index: int | None = None
+    event_index: Any = None
     _interpolant: Callable[[Tensor], tuple[Tensor, ...]] | None = None
 
     def __call__(self, t: Tensor | float | Sequence[float]) -> Any:
@@ -72,8 +76,7 @@ class Solution:
                 else "sol(t) needs an interpolant, and a failed solve has none"
             )
         times = torch.as_tensor(t, dtype=self.t.dtype, device=self.t.device)
-        last = self.t[-1] if self.event_t is None else self.event_t.detach()
-        low, high = sorted((float(self.t[0]), float(last)))
+        low, high = span(self.t, self.event_t)
         if not bool(((times >= low) & (times <= high)).all()):
             raise InputError(
                 f"sol(t) takes times within [{low:g}, {high:g}], got {times.tolist()}. "
@@ -103,6 +106,7 @@ def solve(
     sensitivity: str | Sensitivity = "auto",
     running_cost: Callable[..., Tensor] | None = None,
     event: Callable[..., Tensor] | None = None,
+    batching: str = "joint",
     max_steps: int = 10_000,
     engine: str = "auto",
     dense: bool = False,
@@ -116,7 +120,9 @@ def solve(
         field: an `nn.Module` or a callable `f(t, z, *args)` that returns dz/dt in the shape of `z`; `t` is 0-d.
         z0: `(batch, *features)`, float32 or float64; or a tuple of such, of one batch size, and then the field
             takes and returns a tuple.
-        t: `(time,)`, at least two entries, strictly increasing or decreasing. The state is reported at each.
+        t: `(time,)`, at least two entries, strictly increasing or decreasing. The state is reported at each. Or
+            `(batch, time)`: each sample at its own times, NaN behind them where it has fewer; this implies
+            `batching="independent"`.
         args: tensors that condition the field.
         solver: a name from `pynode.solvers()`, or `"auto"` for the engine's best 5(4) Runge-Kutta pair.
         rtol: relative tolerance.
@@ -130,6 +136,10 @@ def solve(
             `Solution.event_t`; gradients flow to the event's time and state, and to what `g` reads. An entry that
             is zero at `t[0]` counts from when it has left zero. A sign that changes twice within one step may be
             missed.
+        batching: `"joint"`, one step size for the whole batch, or `"independent"`, one for each sample, so that a
+            hard sample costs the others nothing. On julia the samples are solved side by side on its threads
+            (`PYTHON_JULIACALL_THREADS`); on torch one after the other, which is slow. `args` with the batch as first
+            dimension have a row for each sample; the event function sees one sample at a time.
         max_steps: the number of steps, accepted or not, after which the solve is given up.
         engine: `"julia"`, `"torch"`, or `"auto"`: what the variable `PYNODE_ENGINE` says, else the first
             available one of these that has the solver and the sensitivity that are asked for.
@@ -147,7 +157,11 @@ def solve(
         SolveError: the integration did not reach the last time.
     """
     state = check_state(z0)
-    times = check_times(t, state[0])
+    times = given = check_times(t, state[0])
+    independent = batching != "joint" or times.dim() == 2
+    if independent:
+        check_batching(batching)
+        times = per_sample_times(times, state[0])
     args = check_args(args)
     rtol, atol = check_number("rtol", rtol), check_number("atol", atol)
     dt = None if dt is None else check_number("dt", dt)
@@ -166,8 +180,11 @@ def solve(
             )
         function = derived_field(_with_cost, field, running_cost, is_tuple)
         state, is_tuple = (*state, state[0].new_zeros(state[0].shape[0])), True
-    vector_field = Field(function, state, times[0], args, is_tuple)
+    t0 = times[0] if not independent else state[0].new_zeros(()) if not len(times) else times[0, 0]
+    vector_field = Field(function, state, t0, args, is_tuple)
     check_parameters(vector_field)
+    if independent:
+        check_unmixed(vector_field, state, t0, args)
     groups = {"z0": state, "t": (times,), "args": args, "parameters": vector_field.parameters}
     tracked = torch.is_grad_enabled()
     wants = {key: tuple(x.requires_grad and tracked for x in group) for key, group in groups.items()}
@@ -189,21 +206,24 @@ def solve(
     )
     found = None
     if event is not None:
-        found = Event(event, chosen, problem, len(state) - (running_cost is not None), isinstance(z0, tuple))
+        n_states = len(state) - (running_cost is not None)
+        found = (EventOfEach if independent else Event)(event, chosen, problem, n_states, isinstance(z0, tuple))
         times = found.cut(times)
         problem = replace(problem, t=times.detach())
     run = _Run(chosen, problem)
     z: tuple[Tensor, ...] = _Solve.apply(run, *state, times, *args, *vector_field.parameters) if tracked else run()
     done = run.integration
     if throw and done.retcode is not Retcode.SUCCESS:
+        name, each = getattr(field, "__qualname__", type(field).__name__), done.stats.per_sample
+        which = "" if each is None else f", sample {_first_failure(each.retcode)},"
         raise SolveError(
-            f"{getattr(field, '__qualname__', type(field).__name__)} with {info.name} on the {chosen.name} engine "
-            f"stopped at t={done.t_end:.6g}: {done.retcode.value}",
+            f"{name} with {info.name} on the {chosen.name} engine{which} stopped at t={done.t_end:.6g}: "
+            f"{done.retcode.value}",
             done.retcode,
         )
     cost = None
     if running_cost is not None:
-        z, cost = z[:-1], z[-1][-1]
+        z, cost = z[:-1], at_last_times(z[-1], problem.t) if independent else z[-1][-1]
     solution = Solution(
         problem.t,
         z if isinstance(z0, tuple) else z[0],
@@ -214,7 +234,13 @@ def solve(
         info.name,
         _interpolant=done.interpolant,
     )
-    return solution if found is None else found.complete(solution, args)
+    if found is not None:
+        solution = found.complete(solution, args)
+    return replace(solution, t=given.detach()) if independent else solution
+
+
+def _first_failure(retcodes: Sequence[Retcode]) -> int:
+    return next(b for b, code in enumerate(retcodes) if code is not Retcode.SUCCESS)
 
 
 class _Run:
@@ -289,10 +315,10 @@ def _solve_empty(problem: Problem) -> Integration:
         return Gradients(z0, t, args, zeros("parameters", problem.parameters))
 
     return Integration(
-        tuple(x.new_empty((len(problem.t), *x.shape)) for x in problem.z0),
+        tuple(x.new_empty((problem.t.shape[-1], *x.shape)) for x in problem.z0),
         Stats(n_accepted=0, n_rejected=0),
         Retcode.SUCCESS,
-        problem.t[-1].item(),
+        float("nan"),
         pullback,
         (lambda t: tuple(x.new_empty((len(t), *x.shape)) for x in problem.z0)) if problem.dense else None,
     )

@@ -39,6 +39,7 @@ include("discrete.jl")
 include("continuous.jl")
 include("bridge.jl")
 include("event.jl")
+include("independent.jl")
 include("layer.jl")
 include("precompile.jl")
 

@@ -34,7 +34,7 @@ kernel_count() = length(KERNELS)
 
 const SOLVER_NAMES = (EXPLICIT..., STIFF...)
 const SENSITIVITIES = (:discrete, :backsolve, :interpolating, :quadrature, :gauss)
-const KEEP = (:ends, :stages, :dense)
+const KEEP = (:ends, :stages, :dense, :saved)
 
 solver_number(name) = findfirst(==(string(name)), SOLVER_NAMES)
 sensitivity_number(name) = findfirst(==(Symbol(string(name))), SENSITIVITIES)

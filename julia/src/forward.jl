@@ -8,8 +8,11 @@ Base.@kwdef struct Options
     dt::Float64 = 0.0           # 0: automatic
     adaptive::Bool = true
     max_steps::Int = 10_000
-    keep::Symbol = :ends        # what is kept of the steps: :ends, :stages (discrete adjoint), :dense
+    keep::Symbol = :ends        # of the steps: nothing (:ends, :saved), :stages (discrete adjoint), or :dense
 end
+
+"Whether nothing but the states at the times asked for is stored."
+only_saved(o::Options) = o.keep === :ends || o.keep === :saved
 
 "How a solve ended, in the order that Python's `Retcode` is mapped from."
 @enum Outcome success max_steps step_underflow non_finite failure
@@ -45,12 +48,18 @@ end
 
 function forward_with!(values, field::TracedField{T}, f, u0, ts::Vector{T}, θ, o::Options, alg) where {T}
     bind!(field, θ)
+    solution, outcome, reached = integrate!(values, field, f, u0, ts, o, alg)
+    return Forward(field, copy(field.θ), ts, solution, o, outcome, reached)
+end
+
+"The solution for the bound `θ`, how it ended, and where; `values` as `forward!` writes them."
+function integrate!(values, field::TracedField{T}, f, u0, ts::Vector{T}, o::Options, alg) where {T}
     problem = ODEProblem{true}(f, u0, (first(ts), last(ts)), field.θ)
-    ends = o.keep === :ends
+    ends = only_saved(o)
     solution = solve(problem, alg; keywords(ts, o, ends ? ts : T[])..., save_everystep = !ends, dense = !ends)
     outcome, reached = outcome_of(solution, ts, o)
     fill_values!(values, solution, ts, reached, o)
-    return Forward(field, copy(field.θ), ts, solution, o, outcome, reached)
+    return solution, outcome, reached
 end
 
 "How `solve` is to step and where to save; the types are the same whatever the options, so that it is compiled once."
@@ -129,7 +138,7 @@ function fill_values!(values, solution, ts::Vector{T}, reached, o::Options) wher
         end
         if saved[at] == t
             copyto!(column, solution.u[at])
-        elseif o.keep === :ends
+        elseif only_saved(o)
             fill!(column, T(NaN))
         else
             solution(column, t)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -20,6 +20,7 @@ __all__ = [
     "EventSearch",
     "Gradients",
     "Integration",
+    "PerSample",
     "Problem",
     "Retcode",
     "Stats",
@@ -43,6 +44,25 @@ class Retcode(enum.Enum):
 
 
 @dataclass
+class PerSample:
+    """What the solve of each of several independent samples cost: tensors `(batch,)`, on the CPU.
+
+    Attributes:
+        nfe: evaluations of the vector field, each of one sample, in the forward solve.
+        nfe_backward: evaluations in the backward pass; `None` until backward has run.
+        n_accepted: accepted steps, `None` where the solver does not tell.
+        n_rejected: rejected steps, `None` where the solver does not tell.
+        retcode: how each ended.
+    """
+
+    nfe: torch.Tensor
+    nfe_backward: torch.Tensor | None
+    n_accepted: torch.Tensor | None
+    n_rejected: torch.Tensor | None
+    retcode: tuple[Retcode, ...]
+
+
+@dataclass
 class Stats:
     """What a solve cost.
 
@@ -53,6 +73,7 @@ class Stats:
         n_accepted: accepted steps, `None` where the solver does not tell.
         n_rejected: rejected steps, `None` where the solver does not tell.
         seconds: wall time of the forward solve.
+        per_sample: the counts of each sample, where the samples are independent; those above are then their sums.
     """
 
     nfe: int = 0
@@ -60,6 +81,7 @@ class Stats:
     n_accepted: int | None = None
     n_rejected: int | None = None
     seconds: float = 0.0
+    per_sample: PerSample | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -78,7 +100,8 @@ class Problem:
     Attributes:
         field: the vector field under one calling convention.
         z0: state tensors, each `(batch, *features)`, detached.
-        t: `(time,)`, strictly monotone, same dtype as the state, detached.
+        t: `(time,)`, strictly monotone, same dtype as the state, detached; or `(batch, time)`, which asks for
+            independent samples, each row possibly ending in NaN for times that its sample is not asked for.
         args: conditioning tensors, detached.
         parameters: the leaf tensors of `field.parameters`, in that order.
         solver: which solver, resolved for the engine.

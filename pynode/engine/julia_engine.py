@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pynode.engine import julia_runtime
 from pynode.engine._julia_call import Entries, Floats, addresses, integers
+from pynode.engine._julia_each import solve_samples
 from pynode.engine._julia_event import find_event
 from pynode.engine._protocol import (
     Availability,
@@ -31,7 +32,9 @@ from pynode.field._trace import Trace, trace_field
 __all__ = ["JuliaEngine"]
 
 _CONTINUOUS = ("gauss", "interpolating", "quadrature", "backsolve")
-_KEEP = {"ends": 1, "stages": 2, "dense": 3}
+_KEEP = {"ends": 1, "stages": 2, "dense": 3, "saved": 4}
+# What a sensitivity needs of the forward solve's steps; "saved" is the states at the times asked for.
+_NEEDS = {"discrete": "stages", "backsolve": "saved"}
 # In the order of PyNODE.jl's `Outcome`.
 _RETCODES = (
     Retcode.SUCCESS,
@@ -71,14 +74,16 @@ class JuliaEngine:
         """
         state = problem.z0[0]
         _refuse_device(problem)
+        if problem.t.dim() == 2:
+            return solve_samples(self, problem, _RETCODES, _Kept)
         started = time.perf_counter()
         trace = trace_field(problem.field, problem.z0, problem.t[0], problem.args)
         julia = self._start()
         kernel = self._kernel(trace, state.dtype)
         sensitivity = problem.sensitivity
         keep = "dense" if problem.dense else "ends"
-        if sensitivity is not None:
-            keep = "stages" if sensitivity.name == "discrete" else "dense"
+        if sensitivity is not None and not (problem.dense and sensitivity.name == "backsolve"):
+            keep = _NEEDS.get(sensitivity.name, "dense")
         z0 = [z.contiguous() for z in problem.z0]
         t = problem.t.contiguous()
         others = [x.detach().contiguous() for x in (*problem.args, *trace.bound(problem.field))]

@@ -17,6 +17,7 @@ import torch
 import torchdiffeq
 from torch import Tensor
 
+from pynode.engine._each import solve_each
 from pynode.engine._event_watch import Crossed, EventWatch
 from pynode.engine._grid import substeps
 from pynode.engine._protocol import (
@@ -87,6 +88,8 @@ class TorchEngine:
         Raises:
             EngineUnavailable: `dt` or `dense` with one of SciPy's solvers.
         """
+        if problem.t.dim() == 2:
+            return solve_each(self.solve, problem)
         started = time.perf_counter()
         _refuse_for_scipy(problem)
         tracked = problem if problem.sensitivity is None else _on_leaves(problem)
