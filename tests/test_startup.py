@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-HEAVY = ("matplotlib", "sklearn", "scipy", "juliacall", "juliapkg", "torchdiffeq")
+HEAVY = ("matplotlib", "sklearn", "scipy", "juliacall", "juliapkg", "torchdiffeq", "sympy", "jax")
 
 
 def python(code):

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from pynode.errors import TraceError
-from pynode.field._capture import Captured, capture
-from pynode.field._conversion import Conversion, Source
 from pynode.field._field import Field
 from pynode.field._graph import FieldGraph
 from pynode.field._interpreter import interpret
+
+if TYPE_CHECKING:
+    from pynode.field._capture import Captured
 
 __all__ = ["Trace", "trace", "trace_field"]
 
@@ -105,6 +106,10 @@ def _trace(
     field: Field, z0: Sequence[Tensor], t0: Tensor, args: Sequence[Tensor], batched: tuple[bool, ...]
 ) -> Trace | None:
     """The trace with these inputs batched; `None` if the field does not keep the batch symbolic."""
+    # Here, since recording needs SymPy, which takes longer to import than all the rest.
+    from pynode.field._capture import capture
+    from pynode.field._conversion import Conversion, Source
+
     named = field.named_tensors()
     owned = field.names[: len(field.parameters) - len(field.captured)]
     leaves = dict(zip(_names_of_captured(field, len(owned)), field.captured, strict=True))

@@ -19,7 +19,7 @@ from torch.nn.utils import parametrizations, parametrize
 import pynode
 from pynode import FieldError
 from pynode._derived import derived_field
-from pynode.field import Field, interpret
+from pynode.field import Field, _capture, interpret
 from pynode.field import _field as fields
 from pynode.field import _trace as tracing
 
@@ -39,13 +39,13 @@ def value(function: Any, z: Tensor = Z) -> Tensor:
 def recordings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for each recording that a test causes."""
     found: list[int] = []
-    capture = tracing.capture
+    capture = _capture.capture
 
     def counted(*args: Any) -> Any:
         found.append(1)
         return capture(*args)
 
-    monkeypatch.setattr(tracing, "capture", counted)
+    monkeypatch.setattr(_capture, "capture", counted)
     return found
 
 

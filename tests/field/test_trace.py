@@ -12,7 +12,7 @@ from modules import CASES, Case, Of, linear
 from reference import check, error, sample
 from torch import Tensor, nn
 
-from pynode.field import Field, FieldGraph, interpret, supported_ops, trace
+from pynode.field import Field, FieldGraph, _capture, interpret, supported_ops, trace
 from pynode.field import _trace as tracing
 
 Z = torch.randn(3, 2, dtype=torch.float64)
@@ -22,13 +22,13 @@ Z = torch.randn(3, 2, dtype=torch.float64)
 def recordings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for each recording that a test causes."""
     found: list[int] = []
-    capture = tracing.capture
+    capture = _capture.capture
 
     def counted(*args: Any) -> Any:
         found.append(1)
         return capture(*args)
 
-    monkeypatch.setattr(tracing, "capture", counted)
+    monkeypatch.setattr(_capture, "capture", counted)
     return found
 
 
