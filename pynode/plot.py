@@ -18,7 +18,18 @@ from pynode.errors import InputError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["HOW_TO_GET", "available", "fit", "flow", "history", "phase", "principal_plane", "trajectories"]
+__all__ = [
+    "HOW_TO_GET",
+    "available",
+    "densities",
+    "fit",
+    "flow",
+    "history",
+    "images",
+    "phase",
+    "principal_plane",
+    "trajectories",
+]
 
 HOW_TO_GET = 'pip install "pynode[plot]"'
 
@@ -29,16 +40,21 @@ def available() -> bool:
 
 
 def _figure(n_panels: int, panel: tuple[float, float] = (4.0, 3.4)) -> tuple[Figure, Sequence[Any]]:
+    figure, grid = _grid(1, n_panels, panel)
+    return figure, grid[0]
+
+
+def _grid(n_rows: int, n_columns: int, panel: tuple[float, float]) -> tuple[Figure, Any]:
     if not available():
         raise ModuleNotFoundError(f"figures need matplotlib, which is not installed: {HOW_TO_GET}")
     from matplotlib.figure import Figure  # not pyplot: no global state, no window, no backend to choose
 
-    figure = Figure(figsize=(panel[0] * n_panels, panel[1]), dpi=120, layout="constrained")
-    axes = figure.subplots(1, n_panels, squeeze=False)[0]
-    for axis in axes:
+    figure = Figure(figsize=(panel[0] * n_columns, panel[1] * n_rows), dpi=120, layout="constrained")
+    grid = figure.subplots(n_rows, n_columns, squeeze=False)
+    for axis in grid.flat:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(True, alpha=0.25)
-    return figure, axes
+    return figure, grid
 
 
 def history(panels: Mapping[str, Mapping[str, Sequence[float]]], *, xlabel: str = "epoch") -> Figure:
@@ -140,6 +156,60 @@ def trajectories(panels: Mapping[str, tuple[Tensor, Tensor]], *, ylabel: str = "
         axis.set_title(title)
         axis.set_xlabel("depth s")
     axes[0].set_ylabel(ylabel)
+    return figure
+
+
+def densities(
+    rows: Mapping[str, tuple[Tensor, Tensor, Tensor, Tensor]], *, extent: tuple[float, float, float, float]
+) -> Figure:
+    """Densities in the plane: a row for each, with its data, its heat map, samples, and paths from base to data.
+
+    Args:
+        rows: for each title: data `(n, 2)`, the density on a grid `(x, y)` that fills the extent, samples `(n, 2)`, and
+            paths `(time, batch, 2)`, from the base to the data.
+        extent: the first and the last x, then those of y.
+    """
+    figure, grid = _grid(len(rows), 4, panel=(2.6, 2.6))
+    for line, (title, (data, density, samples, paths)) in zip(grid, rows.items(), strict=True):
+        for axis, points in ((line[0], data), (line[2], samples)):
+            axis.scatter(*points.detach().cpu().T, s=1, alpha=0.4, linewidths=0, color="C0")
+        line[1].imshow(density.detach().cpu().T, origin="lower", extent=extent, cmap="viridis", aspect="auto")
+        way = paths.detach().cpu()
+        line[3].plot(way[..., 0], way[..., 1], color="0.6", linewidth=0.4)
+        line[3].scatter(*way[0].T, s=4, color="C1", linewidths=0, label="base", zorder=3)
+        line[3].scatter(*way[-1].T, s=4, color="C0", linewidths=0, label="data", zorder=3)
+        line[0].set_ylabel(title)
+        for axis in line:
+            axis.set_xlim(extent[:2])
+            axis.set_ylim(extent[2:])
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.spines[:].set_visible(True)
+            axis.set_box_aspect(1)
+    for axis, name in zip(grid[0], ("data", "density", "samples", "paths"), strict=True):
+        axis.set_title(name)
+    grid[0][3].legend(frameon=False, markerscale=3, fontsize="small", loc="lower right", handletextpad=0.1)
+    return figure
+
+
+def images(panels: Mapping[str, Tensor], *, columns: int = 10) -> Figure:
+    """Grey images in [0, 1], side by side in a panel for each title.
+
+    Args:
+        panels: for each title, `(n, 1, height, width)`.
+        columns: images in a line.
+    """
+    figure, axes = _figure(len(panels), panel=(4.2, 4.4))
+    for axis, (title, x) in zip(axes, panels.items(), strict=True):
+        lines = -(-len(x) // columns)
+        height, width = x.shape[2] + 1, x.shape[3] + 1  # with a margin of one pixel
+        sheet = torch.ones(lines * height - 1, columns * width - 1)
+        for k, image in enumerate(x.detach().cpu()):
+            top, left = k // columns * height, k % columns * width
+            sheet[top : top + height - 1, left : left + width - 1] = image[0]
+        axis.imshow(sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axis.set_title(title)
+        axis.axis("off")
     return figure
 
 

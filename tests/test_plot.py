@@ -53,6 +53,30 @@ def test_fit_trajectories_and_phase_draw_what_they_are_given():
     torch.testing.assert_close(torch.tensor(axis.lines[1].get_xydata(), dtype=torch.float32), 2 * curve)
 
 
+def test_densities_draws_a_row_for_each():
+    torch.manual_seed(0)
+    data, heat, paths = torch.randn(50, 2), torch.rand(20, 10), torch.randn(7, 5, 2)
+    figure = plot.densities({"a": (data, heat, data + 1, paths), "b": (data, heat, data, paths)}, extent=(-2, 2, -1, 1))
+    assert len(figure.axes) == 8
+    points, image, samples, way = figure.axes[:4]
+    torch.testing.assert_close(torch.tensor(points.collections[0].get_offsets().data, dtype=torch.float32), data)
+    torch.testing.assert_close(torch.tensor(samples.collections[0].get_offsets().data, dtype=torch.float32), data + 1)
+    assert image.images[0].get_array().shape == (10, 20)  # rows are y
+    assert image.images[0].get_extent() == [-2, 2, -1, 1]
+    assert len(way.lines) == 5
+    torch.testing.assert_close(torch.tensor(way.lines[2].get_xydata(), dtype=torch.float32), paths[:, 2])
+
+
+def test_images_lays_them_out_in_lines():
+    x = torch.rand(5, 1, 3, 2)
+    figure = plot.images({"some": x}, columns=3)
+    sheet = torch.tensor(figure.axes[0].images[0].get_array().data)
+    assert sheet.shape == (7, 8)
+    torch.testing.assert_close(sheet[:3, 3:5], x[1, 0])
+    torch.testing.assert_close(sheet[4:, :2], x[3, 0])
+    assert (sheet[3] == 1).all()
+
+
 def test_without_matplotlib_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(plot, "available", lambda: False)
     with pytest.raises(ModuleNotFoundError, match=r'figures need matplotlib.*pip install "pynode\[plot\]"'):

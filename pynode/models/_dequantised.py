@@ -18,7 +18,8 @@ class Dequantised(nn.Module):
     """A distribution of images on grey levels, made of a flow on the reals.
 
     Level k of 0, …, L - 1 becomes y = (k + u) / L with u uniform on [0, 1), and then logit(α + (1 - 2 α) y). The flow's
-    density there, in terms of y and averaged over u, bounds the log-probability of the levels from below.
+    density there, in terms of y and averaged over u, bounds the log-probability of the levels from below. After
+    `whiten`, the flow gets the logits by an affine map that gives them mean 0 and covariance I.
 
     Args:
         flow: the density on the reals, with events of an image's shape.
@@ -33,6 +34,9 @@ class Dequantised(nn.Module):
         evaluation of generative models", ICLR 2016, section 3.1 (the bound).
     """
 
+    mean: Tensor
+    factor: Tensor
+
     def __init__(self, flow: Flow, levels: int = 256, *, alpha: float = 0.05) -> None:
         super().__init__()
         if not isinstance(flow, Flow):
@@ -44,19 +48,45 @@ class Dequantised(nn.Module):
         self.flow = flow
         self.levels = levels
         self.alpha = alpha
+        self.register_buffer("mean", torch.zeros(0), persistent=False)  # empty where the logits are as they are
+        self.register_buffer("factor", torch.zeros(0, 0), persistent=False)  # of the covariance, lower triangular
 
-    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """A lower bound of each image's log-probability, unbiased over the noise, which is drawn anew.
+    def get_extra_state(self) -> dict[str, Tensor]:
+        """What `whiten` has set, for `state_dict`: of another size before and after it."""
+        return {"mean": self.mean, "factor": self.factor}
+
+    def set_extra_state(self, state: dict[str, Tensor]) -> None:
+        """From a `state_dict`."""
+        self.mean, self.factor = (state[name].to(self.mean) for name in ("mean", "factor"))
+
+    @torch.no_grad()
+    def whiten(self, x: Tensor) -> None:
+        """Set the affine map by the mean and the covariance of the logits of these images.
+
+        Args:
+            x: as in `dequantise`, more images than an image has entries.
+
+        Raises:
+            InputError: there are too few images, or they are none.
+        """
+        self.mean, self.factor = x.new_zeros(0), x.new_zeros(0, 0)
+        y = self.dequantise(x)[0].flatten(1)
+        if len(y) <= y.shape[1]:
+            raise InputError(f"whiten needs more images than the {y.shape[1]} entries of one, got {len(y)}")
+        self.mean, self.factor = y.mean(0), torch.linalg.cholesky(y.T.cov())
+
+    def dequantise(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """From levels to reals, by noise that is drawn anew.
 
         Args:
             x: images `(batch, *event)` of levels k / (L - 1), in [0, 1].
-            context: as the flow takes.
 
         Returns:
-            `(batch,)`.
+            The logits, after `whiten` white, `(batch, *event)`, and the logarithm of what their density is to be
+            multiplied by, `(batch,)`: log p(x) ≥ E[log p(logits) + ratio].
 
         Raises:
-            InputError: an entry lies outside of [0, 1], or the flow refuses the shape.
+            InputError: an entry lies outside of [0, 1].
         """
         if not isinstance(x, Tensor) or not x.is_floating_point() or not bool(((x >= 0) & (x <= 1)).all()):
             raise InputError(f"x must hold grey levels k / {self.levels - 1} in [0, 1], as floating point")
@@ -66,8 +96,28 @@ class Dequantised(nn.Module):
         logit = p.log() - (-p).log1p()
         # d logit / dy = (1 - 2 α) / (p (1 - p)), and -log(p (1 - p)) = softplus(logit) + softplus(-logit)
         slope = math.log(1 - 2 * self.alpha) + softplus(logit) + softplus(-logit)
-        d = math.prod(x.shape[1:])
-        return self.flow.log_prob(logit, context) + slope.flatten(1).sum(1) - d * math.log(self.levels)
+        ratio = (slope - math.log(self.levels)).flatten(1).sum(1)
+        if not len(self.mean):
+            return logit, ratio
+        centred = logit.flatten(1) - self.mean
+        white = torch.linalg.solve_triangular(self.factor, centred.T, upper=False).T
+        return white.reshape(x.shape), ratio - self.factor.diagonal().log().sum()
+
+    def log_prob(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """A lower bound of each image's log-probability, unbiased over the noise.
+
+        Args:
+            x: as in `dequantise`.
+            context: as the flow takes.
+
+        Returns:
+            `(batch,)`.
+
+        Raises:
+            InputError: an entry lies outside of [0, 1], or the flow refuses the shape.
+        """
+        logit, ratio = self.dequantise(x)
+        return self.flow.log_prob(logit, context) + ratio
 
     def bits_per_dim(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """An upper bound of the bits per entry of each image; arguments and result as in `log_prob`."""
@@ -87,5 +137,8 @@ class Dequantised(nn.Module):
         Returns:
             `(n, *event)`, levels k / (L - 1).
         """
-        y = (self.flow.sample(n, context).sigmoid() - self.alpha) / (1 - 2 * self.alpha)
+        logit = self.flow.sample(n, context)
+        if len(self.mean):
+            logit = (logit.flatten(1) @ self.factor.T + self.mean).reshape(logit.shape)
+        y = (logit.sigmoid() - self.alpha) / (1 - 2 * self.alpha)
         return (y * self.levels).floor().clamp(0, self.levels - 1) / (self.levels - 1)

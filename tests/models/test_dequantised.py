@@ -3,7 +3,14 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.distributions import Independent, SigmoidTransform, TransformedDistribution, Uniform
+from torch.distributions import (
+    Independent,
+    MultivariateNormal,
+    Normal,
+    SigmoidTransform,
+    TransformedDistribution,
+    Uniform,
+)
 
 from pynode.errors import InputError
 from pynode.models import CNF, FFJORD, Dequantised
@@ -53,6 +60,32 @@ def test_samples_are_levels():
     y = Dequantised(uniform_on_levels(0.1, 1), 4, alpha=0.1).sample(8000) * 3
     counts = torch.bincount(y.round().long().flatten(), minlength=4)
     assert ((counts - 2000).abs() < 5 * math.sqrt(8000 * 3 / 16)).all()
+
+
+def test_whitening_is_an_affine_map_of_the_logits():
+    """A flow that does nothing is then the normal distribution of the images' mean and covariance."""
+    torch.manual_seed(0)
+    standard = Independent(Normal(torch.zeros(4), torch.ones(4)), 1)
+    model = Dequantised(CNF(Still(), standard), 8)
+    x = (torch.randn(500, 4) @ torch.randn(4, 4) + 3).round().clamp(0, 7) / 7
+    torch.manual_seed(1)
+    y, plain = model.dequantise(x)
+    torch.manual_seed(1)
+    model.whiten(x)
+    torch.manual_seed(1)
+    white, ratio = model.dequantise(x)
+    torch.testing.assert_close(white.mean(0), torch.zeros(4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(white.T.cov(), torch.eye(4), atol=1e-4, rtol=0)
+    normal = MultivariateNormal(y.mean(0), y.T.cov())
+    torch.testing.assert_close(standard.log_prob(white) + ratio, normal.log_prob(y) + plain, atol=1e-3, rtol=1e-4)
+    samples = model.sample(20000)
+    torch.testing.assert_close(samples.mean(0), x.mean(0), atol=0.1, rtol=0)
+    loaded = Dequantised(CNF(Still(), standard), 8)
+    loaded.load_state_dict(model.state_dict())
+    torch.manual_seed(1)
+    torch.testing.assert_close(loaded.dequantise(x)[0], white)
+    with pytest.raises(InputError, match="whiten needs more images than the 4 entries of one, got 4"):
+        model.whiten(x[:4])
 
 
 def test_training_lowers_the_bits():
