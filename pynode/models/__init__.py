@@ -8,6 +8,8 @@ from pynode.models._dequantised import Dequantised as Dequantised
 from pynode.models._ffjord import FFJORD as FFJORD
 from pynode.models._latent import LatentODE as LatentODE
 from pynode.models._node import NODE as NODE
+from pynode.models._odenet import ODENet as ODENet
+from pynode.models._odenet import RKNet as RKNet
 from pynode.models._resnet import ResNet as ResNet
 from pynode.models._rnn import RNN as RNN
 from pynode.models._stacked import StackedNODE as StackedNODE
@@ -21,6 +23,8 @@ __all__ = [
     "AdaptiveDepthNODE",
     "Dequantised",
     "LatentODE",
+    "ODENet",
+    "RKNet",
     "ResNet",
     "StackedNODE",
     "parameter_gradient_density",

@@ -10,6 +10,9 @@ from pynode.nn._control import DataControl as DataControl
 from pynode.nn._galerkin import GalerkinConv2d as GalerkinConv2d
 from pynode.nn._galerkin import GalerkinLinear as GalerkinLinear
 from pynode.nn._hyper import Hypernetwork as Hypernetwork
+from pynode.nn._image import ConvField as ConvField
+from pynode.nn._image import ConvHead as ConvHead
+from pynode.nn._image import ConvStem as ConvStem
 from pynode.nn._order import HigherOrder as HigherOrder
 from pynode.nn._squash import ConcatSquash as ConcatSquash
 from pynode.nn._time import TimeConcat as TimeConcat
@@ -20,6 +23,9 @@ __all__ = [
     "Basis",
     "Chebyshev",
     "ConcatSquash",
+    "ConvField",
+    "ConvHead",
+    "ConvStem",
     "DataControl",
     "DepthVariant",
     "Fourier",
