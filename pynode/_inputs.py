@@ -13,18 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pynode.engine._protocol import Problem
 from pynode.errors import InputError
-from pynode.field import Field
 
-__all__ = [
-    "check_args",
-    "check_count",
-    "check_finite",
-    "check_number",
-    "check_parameters",
-    "check_state",
-    "check_times",
-]
+__all__ = ["check_args", "check_count", "check_finite", "check_number", "check_state", "check_times"]
 
 _DTYPES = (torch.float32, torch.float64)
 
@@ -62,7 +54,6 @@ def check_state(z0: Any) -> tuple[Tensor, ...]:
             raise InputError(
                 f"{name} must not be empty, got shape {tuple(z.shape)}. Only the batch size may be 0, in all of z0"
             )
-        check_finite(name, z)
     return state
 
 
@@ -84,6 +75,10 @@ def check_times(t: Any, like: Tensor) -> Tensor:
             "sample's own, shape (batch, time)"
         )
     values = times.tolist()
+    if len(values) > 1 and math.isfinite(sum(values)):
+        ordered = sorted(set(values))
+        if values == ordered or values == ordered[::-1]:
+            return times
     if len(values) < 2:
         raise InputError(f"t must have at least 2 entries, got {len(values)}. Pass the first and the last time")
     for i, value in enumerate(values):
@@ -135,9 +130,6 @@ def check_args(args: Any) -> tuple[Tensor, ...]:
             f"args must be a tuple of tensors, got {_describe(args)}. Pass one tensor as args=(x,), and "
             "constants of another kind as attributes of the field"
         )
-    for i, a in enumerate(args):
-        if a.dtype.is_floating_point:
-            check_finite(f"args[{i}]", a)
     return tuple(args)
 
 
@@ -159,8 +151,14 @@ def check_count(name: str, value: Any) -> int:
     return value
 
 
-def check_parameters(field: Field) -> None:
-    """Refuse parameters of a field that are not finite, by name."""
+def check_finite(problem: Problem) -> None:
+    """Refuse a state, conditioning tensors or parameters that are not finite, by name."""
+    field = problem.field
+    for i, z in enumerate(problem.z0):
+        _check_finite(f"z0[{i}]" if field.is_tuple else "z0", z)
+    for i, a in enumerate(problem.args):
+        if a.dtype.is_floating_point:
+            _check_finite(f"args[{i}]", a)
     for i, parameter in enumerate(field.parameters):
         name = field.names[i] if i < len(field.names) else f"{i}, which it captures without a name,"
         check_finite(f"the field's parameter {name}", parameter)

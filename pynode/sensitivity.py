@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
@@ -25,6 +27,7 @@ class Sensitivity:
 
     name: ClassVar[str] = ""
 
+    @functools.cached_property
     def options(self) -> dict[str, object]:
         """The options that the user set, by name."""
         return {f.name: v for f in fields(self) if (v := getattr(self, f.name)) is not None}
@@ -34,10 +37,38 @@ class Sensitivity:
 class Discrete(Sensitivity):
     """Discretise-then-optimise: the exact gradient of the numerical solution.
 
-    Memory grows linearly with the number of steps. Accurate to rounding for the discrete solution.
+    Accurate to rounding for the discrete solution. On the julia engine it keeps the stages of every step while they
+    fit in `memory`, and beyond that the state at every so many steps, from which it makes the others again: memory
+    is bounded, and the backward pass takes about one more forward solve. On the torch engine it keeps autograd's
+    graph, whose memory grows linearly with the number of steps.
+
+    Args:
+        memory: what the kept steps of one solve may take, in bytes or as a text such as `"64MiB"` (units B, KiB,
+            MiB, GiB, kB, MB, GB); default 1 GiB. Julia engine only.
     """
 
     name: ClassVar[str] = "discrete"
+    memory: int | str | None = None
+
+    def __post_init__(self) -> None:
+        if self.memory is not None:
+            object.__setattr__(self, "memory", _bytes(self.memory))
+
+
+_UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "kB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def _bytes(size: int | str) -> int:
+    """A number of bytes, from a number or from a text with its unit."""
+    if isinstance(size, int) and not isinstance(size, bool) and size > 0:
+        return size
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMG]?i?B)\s*", size) if isinstance(size, str) else None
+    if found is None or found[2] not in _UNITS or float(found[1]) == 0:
+        raise InputError(
+            f"Discrete(memory=…) must be a positive number of bytes or a text with a unit "
+            f"({', '.join(_UNITS)}), got {size!r}. Pass e.g. '64MiB'"
+        )
+    return int(float(found[1]) * _UNITS[found[2]])
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 from pynode._derived import derived_field
 from pynode._event import Event
 from pynode._independent import EventOfEach, at_last_times, check_batching, check_unmixed, per_sample_times, span
-from pynode._inputs import check_args, check_count, check_number, check_parameters, check_state, check_times
+from pynode._inputs import check_args, check_count, check_finite, check_number, check_state, check_times
 from pynode.engine._protocol import Engine, Gradients, Integration, Problem, Retcode, Stats
 from pynode.engine.choose import choose
 from pynode.errors import EngineUnavailable, FieldError, InputError, SolveError
@@ -182,12 +182,11 @@ def solve(
         state, is_tuple = (*state, state[0].new_zeros(state[0].shape[0])), True
     t0 = times[0] if not independent else state[0].new_zeros(()) if not len(times) else times[0, 0]
     vector_field = Field(function, state, t0, args, is_tuple)
-    check_parameters(vector_field)
     if independent:
         check_unmixed(vector_field, state, t0, args)
     groups = {"z0": state, "t": (times,), "args": args, "parameters": vector_field.parameters}
     tracked = torch.is_grad_enabled()
-    wants = {key: tuple(x.requires_grad and tracked for x in group) for key, group in groups.items()}
+    wants = {key: tuple([tracked and x.requires_grad for x in group]) for key, group in groups.items()}
     tracked = any(map(any, wants.values()))
     problem = Problem(
         field=vector_field,
@@ -306,6 +305,7 @@ def _once(gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
 
 def _solve_empty(problem: Problem) -> Integration:
     """The integration for a batch of size 0, which needs no engine."""
+    check_finite(problem)
 
     def pullback(cotangents: Sequence[Tensor | None]) -> Gradients:
         def zeros(key: str, tensors: Sequence[Tensor]) -> list[Tensor | None]:

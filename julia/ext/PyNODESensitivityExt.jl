@@ -1,6 +1,6 @@
 module PyNODESensitivityExt
 
-using PyNODE: PyNODE, Adjoint, Forward, algorithm
+using PyNODE: PyNODE, Adjoint, Dense, algorithm
 using SciMLSensitivity:
     BacksolveAdjoint, GaussAdjoint, InterpolatingAdjoint, QuadratureAdjoint, ZygoteVJP, adjoint_sensitivities
 
@@ -14,7 +14,7 @@ function sensealg(a::Adjoint, rtol, atol)
     throw(ArgumentError("unknown sensitivity $(a.name)"))
 end
 
-function PyNODE.adjoint_solve(fw::Forward{T}, g, a::Adjoint) where {T}
+function PyNODE.adjoint_solve(fw::Dense{T}, g, a::Adjoint) where {T}
     rtol = T(a.rtol > 0 ? a.rtol : fw.options.rtol)
     atol = T(a.atol > 0 ? a.atol : fw.options.atol)
     dgdu!(out, u, p, t, i) = (copyto!(out, view(g, :, i + 1)); nothing)

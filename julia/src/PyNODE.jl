@@ -20,7 +20,7 @@ using OrdinaryDiffEqVerner: Vern6, Vern7, Vern8, Vern9
 using PrecompileTools: @compile_workload
 using Random: AbstractRNG
 using RuntimeGeneratedFunctions: RuntimeGeneratedFunctions, @RuntimeGeneratedFunction
-using SciMLBase: FullSpecialize, ODEFunction, ODEProblem, ReturnCode, init, solve, step!, successful_retcode
+using SciMLBase: FullSpecialize, ODEFunction, ODEProblem, ReturnCode, init, reinit!, solve, step!, successful_retcode
 using SpecialFunctions: digamma, erf, erfc, erfinv, logabsgamma
 
 RuntimeGeneratedFunctions.init(@__MODULE__)
@@ -31,10 +31,12 @@ include("lower.jl")
 include("operations.jl")
 include("convolution.jl")
 include("kernel.jl")
+include("tape.jl")
 include("field.jl")
 include("solvers.jl")
-include("forward.jl")
 include("tableau.jl")
+include("forward.jl")
+include("steps.jl")
 include("discrete.jl")
 include("continuous.jl")
 include("bridge.jl")

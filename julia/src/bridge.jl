@@ -43,13 +43,13 @@ function field_for(kernel::Int, batch::Int, products::Symbol)
     key = (kernel, batch, products)
     haskey(FIELDS, key) && return FIELDS[key]
     if length(FIELD_ORDER) >= MAX_FIELDS
-        delete!(FIELDS, popfirst!(FIELD_ORDER))
+        discard!(pop!(FIELDS, popfirst!(FIELD_ORDER)).tape)
     end
     push!(FIELD_ORDER, key)
     return FIELDS[key] = Base.invokelatest(make_field, KERNELS[kernel], batch, products)
 end
 
-make_field(k, batch, products) = TracedField(Workspace(k, batch; products))
+make_field(k, batch, products) = TracedField(Workspace(k, batch); products)
 
 "Memory that Python owns, as a vector."
 wrap(T, address::Int, n) = unsafe_wrap(Array, Ptr{T}(address), n)
@@ -67,10 +67,11 @@ next!(r::Reader) = r.data[r.at += 1]
 
 One forward solve.
 
-Integers: kernel, solver, batch, number of times, what to keep, products (0 joint, 1 split), adaptive, max_steps,
-address of the times; number of state tensors, then for each its size, address and the address of its results; number
+Integers: kernel, solver, batch, number of times, what to keep, products (0 joint, 1 split), adaptive, max_steps, bytes of
+memory for the steps, address of the times; number of state tensors, then for each its size, address and the address of its results; number
 of tensors of `θ`, then for each its size and address.
-Floats: rtol, atol, dt; on return evaluations, accepted and rejected steps, outcome, the time reached.
+Floats: rtol, atol, dt; on return evaluations, accepted and rejected steps, outcome, the time reached. Outcome -1: the
+state, a conditioning tensor or a parameter is not finite, and nothing was solved.
 
 Returns the number under which the solve is kept for `pullback` and `interpolate`; 0 if nothing was to be kept.
 """
@@ -82,7 +83,7 @@ function forward(ints::Int, n_ints::Int, floats::Int)
 end
 
 function forward_typed(field::TracedField{T}, r::Reader, x, solver, batch, times, keep) where {T}
-    adaptive, max_steps = next!(r) == 1, next!(r)
+    adaptive, max_steps, memory = next!(r) == 1, next!(r), next!(r)
     ts = copy(wrap(T, next!(r), times))
     states = [(next!(r), next!(r), next!(r)) for _ in 1:next!(r)]
     offset = 0
@@ -91,23 +92,28 @@ function forward_typed(field::TracedField{T}, r::Reader, x, solver, batch, times
         copyto!(field.θ, offset + 1, wrap(T, address, n), 1, n)
         offset += n
     end
-    options = Options(; solver, rtol = x[1], atol = x[2], dt = x[3], adaptive, max_steps, keep)
+    u0 = reduce(vcat, [wrap(T, from, n) for (n, from, _) in states])
+    allfinite(u0, length(u0)) && allfinite(field.θ, length(field.dθ)) || (x[4] = -1; return 0)
+    options = Options(; solver, rtol = x[1], atol = x[2], dt = x[3], adaptive, max_steps, keep, memory)
     before = field.counts[1]
-    if length(states) == 1
-        n, from, to = only(states)
-        values = reshape(wrap(T, to, n * times), n, times)
-        fw = forward!(values, field, copy(wrap(T, from, n)), ts, field.θ, options)
-    else
-        u0 = reduce(vcat, [wrap(T, from, n) for (n, from, _) in states])
-        values = Matrix{T}(undef, length(u0), times)
-        fw = forward!(values, field, u0, ts, field.θ, options)
-        scatter(values, [(n, to) for (n, _, to) in states])
-    end
-    stats = fw.solution.stats
-    x[1:5] .= (field.counts[1] - before, stats.naccept, stats.nreject, Int(fw.outcome), fw.reached)
-    keep === :ends && return 0
-    KEPT[NEXT[] += 1] = fw
+    # The results of a single tensor are written where they belong.
+    single = length(states) == 1
+    values = single ? reshape(wrap(T, states[1][3], length(u0) * times), :, times) : Matrix{T}(undef, length(u0), times)
+    summary, solved = forward!(values, field, u0, ts, field.θ, options)
+    single || scatter(values, [(n, to) for (n, _, to) in states])
+    x[1:5] .= (field.counts[1] - before, summary.accepted, summary.rejected, Int(summary.outcome), summary.reached)
+    solved === nothing && return 0
+    KEPT[NEXT[] += 1] = solved
     return NEXT[]
+end
+
+"Whether the first `n` numbers are all finite."
+function allfinite(x, n)
+    sum = zero(eltype(x))
+    @simd for i in 1:n
+        @inbounds sum += x[i] - x[i]
+    end
+    return iszero(sum)
 end
 
 "Copy the rows of `(state, time)` values to the memory of each state tensor, `(size, time)`."
@@ -135,7 +141,7 @@ products.
 pullback(kept::Int, ints::Int, n_ints::Int, floats::Int) =
     pullback_typed(KEPT[kept], Reader(wrap(Int, ints, n_ints), 0), wrap(Float64, floats, 8))
 
-function pullback_typed(fw::Forward{T}, r::Reader, x) where {T}
+function pullback_typed(fw::Solved{T}, r::Reader, x) where {T}
     sensitivity, checkpointing, dt_address = SENSITIVITIES[next!(r)], next!(r), next!(r)
     times = length(fw.ts)
     states = [(next!(r), next!(r), next!(r)) for _ in 1:next!(r)]
@@ -143,7 +149,7 @@ function pullback_typed(fw::Forward{T}, r::Reader, x) where {T}
     if length(states) == 1 && states[1][2] != 0
         g = reshape(wrap(T, states[1][2], states[1][1] * times), states[1][1], times)
     else
-        g = zeros(T, length(fw.solution.u[1]), times)
+        g = zeros(T, length(fw.field.u), times)
         offset = 0
         for (n, from, _) in states
             from == 0 || copyto!(view(g, (offset + 1):(offset + n), :), reshape(wrap(T, from, n * times), n, times))
@@ -170,12 +176,12 @@ end
 A kept dense solve at other times. Integers: number of times, their address; number of state tensors, then for each its
 size and the address for its values.
 """
-interpolate(kept::Int, ints::Int, n_ints::Int) = interpolate_typed(KEPT[kept], Reader(wrap(Int, ints, n_ints), 0))
+interpolate(kept::Int, ints::Int, n_ints::Int) = interpolate_typed(dense(KEPT[kept]), Reader(wrap(Int, ints, n_ints), 0))
 
-function interpolate_typed(fw::Forward{T}, r::Reader) where {T}
+function interpolate_typed(fw::Dense{T}, r::Reader) where {T}
     n = next!(r)
     ts = wrap(T, next!(r), n)
-    values = Matrix{T}(undef, length(fw.solution.u[1]), n)
+    values = Matrix{T}(undef, length(fw.field.u), n)
     rebind!(fw.field, fw.θ)
     for (i, t) in enumerate(ts)
         fw.solution(view(values, :, i), t)
@@ -216,4 +222,10 @@ entry_points() = (
 set_blas_threads(n::Int) = BLAS.set_num_threads(n)
 
 "Forget a kept solve."
-release(kept::Int) = (delete!(KEPT, kept); 0)
+function release(kept::Int)
+    give_back!(pop!(KEPT, kept, nothing))
+    return 0
+end
+
+give_back!(::Any) = nothing
+give_back!(fw::Stepped) = foreach(s -> recycle!(fw.field.tape, s), fw.steps.stages)

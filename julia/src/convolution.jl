@@ -233,7 +233,7 @@ function columns!(l::Lowering, n::Node, image, weight, out)
         count = clamp(columns_at_once(like) ÷ max(elements(shape, batch), 1), 1, max(dimsize(out[N + 2], batch), 1))
         return fill!(similar(like, T, (sizes(shape, batch)..., count)), zero(T))
     end
-    columns = newbuffer!(l, make)
+    columns = newbuffer!(l, make; alias = false)
     function split(_, batch, buffers)
         x = buffers[columns]
         pixels = elements(out[1:N], batch)
@@ -273,7 +273,7 @@ function padded!(l::Lowering, image, w::Window{N}) where {N}
         inner = sizes(image, batch)
         return fill!(similar(like, T, ntuple(i -> i <= N ? inner[i] + 2w.padding[i] : inner[i], length(inner))), zero(T))
     end
-    whole = newbuffer!(l, make)
+    whole = newbuffer!(l, make; alias = false)
     function middle(_, batch, buffers)
         buffers[whole] === nothing && return nothing
         inner = sizes(image, batch)

@@ -10,26 +10,222 @@ struct Cotangents{T,V<:AbstractVector{T}}
     ts::Vector{T}
 end
 
-"What the pullback of one step works with."
-struct StageBuffers{T,V<:AbstractVector{T}}
-    k::Vector{V}
-    kbar::Vector{V}
-    active::Vector{Bool}
-    Y::V
-    ubar::V
-    sum::V
-    w::Vector{T}
-    dw::Vector{T}
+"What goes backwards through the steps of a solve."
+mutable struct Pull{T,V<:AbstractVector{T},F<:TracedField{T,V},G<:AbstractMatrix{T}}
+    const field::F
+    const tab::Tableau{T}
+    const ts::Vector{T}
+    const lands::Bool
+    const wants_t::Bool
+    const g::G                  # cotangents of the values, `(state, time)`
+    const λ::V                  # cotangent of the state at the end of the step
+    const k::Vector{V}          # the step's stages
+    const kbar::Vector{V}       # their cotangents
+    const active::Vector{Bool}  # whether these are not zero
+    const ubar::V
+    const sum::V
+    const w::Vector{T}
+    const dw::Vector{T}
+    const out::Cotangents{T,V}
+    pending::Bool               # whether the first stage's cotangent waits for its product, which the step before makes
+    save::Int                   # entries of `ts` that are still to come
+    stop::Int                   # the entry that the last step was cut to land on
+    shift::T                    # cotangent of a common shift of the steps so far
 end
 
-function StageBuffers(like::V, s::Int) where {T,V<:AbstractVector{T}}
-    make() = fill!(similar(like), zero(T))
-    return StageBuffers{T,V}(
-        [make() for _ in 1:s], [make() for _ in 1:s], fill(false, s), make(), make(), make(), zeros(T, s), zeros(T, s),
+function Pull(fw::Stepped{T,V}, g, wants_t::Bool) where {T,V}
+    tab, ts, field = tableau(fw.options.solver, T), fw.ts, fw.field
+    make() = fill!(similar(field.u), zero(T))
+    λ = make()
+    out = Cotangents{T,V}(λ, fill!(similar(field.dθ), zero(T)), zeros(T, length(ts)))
+    return Pull(
+        field, tab, ts, lands_on_times(fw.options), wants_t, g, λ, [λ for _ in 1:(tab.s)], [make() for _ in 1:(tab.s)],
+        fill(false, tab.s), make(), make(), zeros(T, tab.s), zeros(T, tab.s), out, false, length(ts), length(ts), zero(T),
     )
 end
 
+"""
+    discrete_pullback(forward, g; wants_t = true) -> Cotangents
+
+The exact gradient of the numerical solution. `g` is `(state, time)`: the cotangents of `forward`'s values.
+"""
+function discrete_pullback(fw::Stepped{T}, g; wants_t::Bool = true) where {T}
+    field, steps = fw.field, fw.steps
+    fw.bound == field.counts[3] || bind!(field, fw.θ)
+    p = Pull(fw, g, wants_t)
+    last = length(steps.t) - 1
+    if steps.every == 0
+        for n in last:-1:1
+            pull_step!(p, steps, n, steps.stages, (n - 1) * p.tab.calls)
+        end
+    else
+        bytes = p.tab.calls * 2sizeof(p.λ)
+        for (n, u) in Iterators.reverse(steps.checkpoints)
+            pull_steps!(p, steps, n, last, u, max(1, steps.memory ÷ 2 ÷ bytes))
+            last = n - 1
+        end
+    end
+    p.λ .+= view(g, :, 1)
+    return p.out
+end
+
+"Pull back the steps `a:b`, made again from the state `u` at the start of the first, at most `room` of them at a time."
+function pull_steps!(p::Pull, steps::Steps, a::Int, b::Int, u, room::Int)
+    a > b && return
+    if b - a + 1 > room
+        middle = (a + b + 1) ÷ 2
+        pull_steps!(p, steps, middle, b, remake(p, steps, a, middle - 1, u, nothing), room)
+        pull_steps!(p, steps, a, middle - 1, u, room)
+        return
+    end
+    stages = similar(steps.stages, 0)
+    remake(p, steps, a, b, u, stages)
+    for n in b:-1:a
+        pull_step!(p, steps, n, stages, (n - a) * p.tab.calls)
+    end
+    foreach(s -> recycle!(p.field.tape, s), stages)
+    return
+end
+
+"Make the steps `a:b` again; returns the state after the last, and appends the stages to a list, if one is given."
+function remake(p::Pull, steps::Steps, a::Int, b::Int, u, stages)
+    field, tab, tape = p.field, p.tab, p.field.tape
+    u, Y = copy(u), similar(u)
+    tape.on, tape.left = true, 0
+    stage_at(t, Y) = (value!(p.sum, field, Y, t); tape.taken[end])
+    tab.fsal && (p.k[tab.s] = stage_at(steps.t[a], u).k)
+    for n in a:b
+        t, h = steps.t[n], steps.t[n + 1] - steps.t[n]
+        tab.fsal && (p.k[1] = p.k[tab.s])
+        for j in (tab.fsal ? 2 : 1):(tab.s)
+            p.k[j] = stage_at(t + tab.c[j] * h, combine!(Y, u, h, view(tab.A, j, :), p.k, j - 1)).k
+        end
+        combine!(Y, u, h, tab.b, p.k, tab.s)
+        u, Y = Y, u
+        if stages === nothing  # the last stage is still to be read
+            foreach(i -> recycle!(tape, tape.taken[i]), 1:(length(tape.taken) - 1))
+            keepat!(tape.taken, length(tape.taken):length(tape.taken))
+        end
+    end
+    stages === nothing ? foreach(s -> recycle!(tape, s), tape.taken) : append!(stages, tape.taken)
+    empty!(tape.taken)
+    tape.on = false
+    return u
+end
+
+"Pull back step `n`, whose stages follow `stages[offset]`."
+function pull_step!(p::Pull{T}, steps::Steps, n::Int, stages::Vector{<:Stage}, offset::Int) where {T}
+    tab, ts, g, λ, ubar, field, out = p.tab, p.ts, p.g, p.λ, p.ubar, p.field, p.out
+    s = tab.s
+    t, h = steps.t[n], steps.t[n + 1] - steps.t[n]
+    ends = steps.t[n + 1]
+    dt, dh = zero(T), zero(T)
+    for j in 1:s
+        p.k[j] = stages[offset + j].k
+    end
+    fill!(p.active, false)
+    # The first stage of the later step is the last one of this step.
+    if p.pending
+        p.kbar[1], p.kbar[s] = p.kbar[s], p.kbar[1]
+        p.active[s] = true
+    end
+    fill!(ubar, 0)
+    while p.save > 1 && after(ts[p.save], t, h)
+        i = p.save
+        p.save -= 1
+        gi = view(g, :, i)
+        if ts[i] == ends
+            λ .+= gi
+            continue
+        end
+        θ = (ts[i] - t) / h
+        weights!(p.w, p.dw, tab, θ)
+        ubar .+= gi
+        spread!(p.kbar, p.active, h, p.w, gi, s)
+        if p.wants_t
+            slope = dot(gi, combine!(p.sum, nothing, one(T), p.dw, p.k, s))
+            out.ts[i] += slope
+            dt -= slope
+            dh += dot(gi, combine!(p.sum, nothing, one(T), p.w, p.k, s)) - θ * slope
+        end
+    end
+    last_stage = s
+    if tab.fsal
+        if p.active[s]
+            product!(p, s, stages[offset + s])
+            λ .+= field.dz
+            p.wants_t && (dt += field.dt[1]; dh += field.dt[1])
+        end
+        last_stage -= 1
+    end
+    ubar .+= λ
+    spread!(p.kbar, p.active, h, tab.b, λ, last_stage)
+    p.wants_t && (dh += dot(λ, combine!(p.sum, nothing, one(T), tab.b, p.k, last_stage)))
+    for j in last_stage:-1:2
+        p.active[j] || continue
+        product!(p, j, stages[offset + j])
+        ubar .+= field.dz
+        row = view(tab.A, j, :)
+        spread!(p.kbar, p.active, h, row, field.dz, j - 1)
+        if p.wants_t
+            dt += field.dt[1]
+            dh += tab.c[j] * field.dt[1] + dot(field.dz, combine!(p.sum, nothing, one(T), row, p.k, j - 1))
+        end
+    end
+    p.pending = tab.fsal && n > 1 && p.active[1]
+    if p.active[1] && !p.pending
+        product!(p, 1, stages[offset + 1])
+        ubar .+= field.dz
+        tab.fsal ? (p.out.ts[1] += field.dt[1]) : (dt += field.dt[1])
+    end
+    λ .= ubar
+    p.wants_t && move_times!(p, n, t, ends, dt, dh)
+    return
+end
+
+"Add the cotangents of a step's start and length to those of the times that these depend on."
+function move_times!(p::Pull{T}, n, t, ends, dt, dh) where {T}
+    if ends == p.ts[p.stop]  # this step was cut to land on ts[stop]
+        p.out.ts[p.stop] += dh
+        p.shift -= dh
+    end
+    p.shift += dt
+    start = p.lands ? p.stop - 1 : 1
+    if start >= 1 && t == p.ts[start]
+        p.out.ts[start] += p.shift
+        p.shift, p.stop = zero(T), start
+    end
+    return
+end
+
+"The product of stage `j`'s cotangent with the field's Jacobians; that of `θ` is added up."
+function product!(p::Pull, j::Int, stage::Stage)
+    vjp!(p.field, p.kbar[j], stage)
+    p.out.θ .+= p.field.dθ
+    return
+end
+
+# The sums over stages go through the state in pieces that stay in the processor's cache.
+const PIECE = 1024
+pieces(n) = (i:min(i + PIECE - 1, n) for i in 1:PIECE:n)
+
 "`y = u + h Σ_j a_j k_j` over the first `m` stages."
+function combine!(y::Vector, u, h, a, k, m)
+    for piece in pieces(length(y))
+        @simd for i in piece
+            @inbounds y[i] = u === nothing ? zero(h) : u[i]
+        end
+        for j in 1:m
+            α, kj = h * a[j], k[j]
+            iszero(α) && continue
+            @simd for i in piece
+                @inbounds y[i] = muladd(α, kj[i], y[i])
+            end
+        end
+    end
+    return y
+end
+
 function combine!(y, u, h, a, k, m)
     u === nothing ? fill!(y, 0) : copyto!(y, u)
     for j in 1:m
@@ -38,146 +234,35 @@ function combine!(y, u, h, a, k, m)
     return y
 end
 
-function add!(b::StageBuffers, j, α, x)
-    if b.active[j]
-        b.kbar[j] .+= α .* x
-    else
-        b.kbar[j] .= α .* x
-        b.active[j] = true
+"`k̄_j += h a_j x` for the first `m` stages."
+function spread!(kbar::Vector{<:Vector}, active, h, a, x, m)
+    for piece in pieces(length(x)), j in 1:m
+        α, kj = h * a[j], kbar[j]
+        iszero(α) && continue
+        if active[j]
+            @simd for i in piece
+                @inbounds kj[i] = muladd(α, x[i], kj[i])
+            end
+        else
+            @simd for i in piece
+                @inbounds kj[i] = α * x[i]
+            end
+        end
     end
-    return nothing
+    return activate!(active, h, a, m)
 end
 
-"""
-    discrete_pullback(forward, g; wants_t = true) -> Cotangents
-
-The exact gradient of the numerical solution. `g` is `(state, time)`: the cotangents of `forward`'s values.
-"""
-function discrete_pullback(fw::Forward{T,V}, g; wants_t::Bool = true) where {T,V}
-    field, solution, ts = rebind!(fw.field, fw.θ), fw.solution, fw.ts
-    tab = tableau(fw.options.solver, T)
-    λ = fill!(similar(solution.u[1]), zero(T))
-    b = StageBuffers(λ, tab.s)
-    out = Cotangents{T,V}(λ, fill!(similar(field.dθ), zero(T)), zeros(T, length(ts)))
-    lands = lands_on_times(fw.options)
-    steps = length(solution.t) - 1
-    save, stop, shift = length(ts), length(ts), zero(T)
-    pending = false  # whether b.kbar[1] still waits for its product, at the start of the step just done
-    for n in steps:-1:1
-        t, h = solution.t[n], solution.t[n + 1] - solution.t[n]
-        u = solution.u[n]
-        dt, dh = zero(T), zero(T)
-        # The first stage of the later step is the last one of this step.
-        if pending
-            b.kbar[1], b.kbar[tab.s] = b.kbar[tab.s], b.kbar[1]
-        end
-        fill!(b.active, false)
-        b.active[tab.s] = pending
-        fill!(b.ubar, 0)
-        first_save = save
-        while first_save > 1 && after(ts[first_save], t, h)
-            first_save -= 1
-        end
-        interpolates = any(i -> ts[i] != solution.t[n + 1], (first_save + 1):save)
-        stages!(b, fw, tab, n, t, h, u, interpolates || wants_t)
-        for i in save:-1:(first_save + 1)
-            gi = view(g, :, i)
-            if ts[i] == solution.t[n + 1]
-                λ .+= gi
-                continue
-            end
-            θ = (ts[i] - t) / h
-            weights!(b.w, b.dw, tab, θ)
-            b.ubar .+= gi
-            for j in 1:(tab.s)
-                iszero(b.w[j]) || add!(b, j, h * b.w[j], gi)
-            end
-            if wants_t
-                slope = dot(gi, combine!(b.sum, nothing, one(T), b.dw, b.k, tab.s))
-                out.ts[i] += slope
-                dt -= slope
-                dh += dot(gi, combine!(b.sum, nothing, one(T), b.w, b.k, tab.s)) - θ * slope
-            end
-        end
-        save = first_save
-        last_stage = tab.s
-        if tab.fsal
-            if b.active[tab.s]
-                product_at!(b, field, tab.s, solution.u[n + 1], solution.t[n + 1], out)
-                λ .+= field.dz
-                wants_t && (dt += field.dt[1]; dh += field.dt[1])
-            end
-            last_stage -= 1
-        end
-        b.ubar .+= λ
-        for j in 1:last_stage
-            iszero(tab.b[j]) || add!(b, j, h * tab.b[j], λ)
-        end
-        wants_t && (dh += dot(λ, combine!(b.sum, nothing, one(T), tab.b, b.k, last_stage)))
-        for j in last_stage:-1:2
-            b.active[j] || continue
-            row = view(tab.A, j, :)
-            product_at!(b, field, j, combine!(b.Y, u, h, row, b.k, j - 1), t + tab.c[j] * h, out)
-            Ybar = field.dz
-            b.ubar .+= Ybar
-            for l in 1:(j - 1)
-                iszero(row[l]) || add!(b, l, h * row[l], Ybar)
-            end
-            if wants_t
-                dt += field.dt[1]
-                dh += tab.c[j] * field.dt[1] + dot(Ybar, combine!(b.sum, nothing, one(T), row, b.k, j - 1))
-            end
-        end
-        pending = tab.fsal && b.active[1]
-        if !pending && b.active[1]
-            product_at!(b, field, 1, u, t, out)
-            b.ubar .+= field.dz
-            dt += field.dt[1]
-        end
-        λ .= b.ubar
-        if wants_t
-            if solution.t[n + 1] == ts[stop]  # this step was cut to land on ts[stop]
-                out.ts[stop] += dh
-                shift -= dh
-            end
-            shift += dt
-            start = lands ? stop - 1 : 1
-            if start >= 1 && t == ts[start]
-                out.ts[start] += shift
-                shift, stop = zero(T), start
-            end
-        end
+function spread!(kbar, active, h, a, x, m)
+    for j in 1:m
+        α = h * a[j]
+        iszero(α) || (active[j] ? (kbar[j] .+= α .* x) : (kbar[j] .= α .* x))
     end
-    if pending
-        product_at!(b, field, 1, solution.u[1], solution.t[1], out)
-        λ .+= field.dz
-        wants_t && (out.ts[1] += field.dt[1])
-    end
-    λ .+= view(g, :, 1)
-    return out
+    return activate!(active, h, a, m)
 end
 
-"Whether time `τ` lies behind `t` in the direction of `h`."
-after(τ, t, h) = h > 0 ? τ > t : τ < t
-
-"The stages of a step: those that the solution stored, or computed again."
-function stages!(b::StageBuffers, fw::Forward, tab::Tableau, n, t, h, u, all_stages)
-    if tab.stored
-        for j in 1:(tab.s)
-            b.k[j] = fw.solution.k[n + 1][j]
-        end
-        return
+function activate!(active, h, a, m)
+    for j in 1:m
+        iszero(h * a[j]) || (active[j] = true)
     end
-    field = fw.field
-    for j in 1:(all_stages || !tab.fsal ? tab.s : tab.s - 1)
-        value!(b.k[j], field, combine!(b.Y, u, h, view(tab.A, j, :), b.k, j - 1), t + tab.c[j] * h)
-    end
-    return
-end
-
-"The product of stage `j`'s cotangent with the field's Jacobians, added to the cotangent of `θ`."
-function product_at!(b::StageBuffers, field::TracedField, j, Y, t, out)
-    vjp!(field, b.kbar[j], Y, t)
-    out.θ .+= field.dθ
     return
 end

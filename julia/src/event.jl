@@ -50,8 +50,7 @@ end
 function find_event_with(field::TracedField{T}, event, f, u0, ts::Vector{T}, θ, signs, o::Options, alg) where {T}
     bind!(field, θ)
     problem = ODEProblem{true}(f, u0, (first(ts), last(ts)), field.θ)
-    # The end is to be saved so that the steps come with what interpolation needs.
-    integrator = init(problem, alg; keywords(ts, o, T[last(ts)])..., save_everystep = false, dense = false)
+    integrator = init(problem, alg; keywords(ts, o)..., save_everystep = false, dense = false, calck = true)
     between = similar(u0)
     while integrator.t != last(ts)
         a = integrator.t
@@ -110,7 +109,7 @@ function find_event(ints::Int, n_ints::Int, floats::Int)
 end
 
 function find_event_typed(field::TracedField{T}, event, r::Reader, x, signs, solver, times) where {T}
-    adaptive, max_steps = next!(r) == 1, next!(r)
+    adaptive, max_steps, _ = next!(r) == 1, next!(r), next!(r)
     ts = copy(wrap(T, next!(r), times))
     u0 = reduce(vcat, [(n = next!(r); from = next!(r); next!(r); wrap(T, from, n)) for _ in 1:next!(r)])
     for f in (field, event.field)

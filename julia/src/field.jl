@@ -18,20 +18,32 @@ struct TracedField{T,V<:AbstractVector{T}}
     dz::V
     dθ::V
     dt::V
-    counts::Vector{Int}  # evaluations of the value, of the products
+    tape::Tape{T,V}
+    counts::Vector{Int}  # evaluations of the value, of the products; how often `θ` was bound
     functions::Dict{Bool,Any}  # `ode_function` by `stiff`
+    integrators::Dict{Any,Any}  # by what they are asked to do
 end
 
-function TracedField(w::Workspace{T,V}) where {T,V}
+"""
+    TracedField(workspace; products = :joint)
+
+`products` is `:joint` where the vector-Jacobian products are always wanted together (discrete adjoint), `:split` where
+those of the state and of `θ` are wanted at different points (continuous adjoints).
+"""
+function TracedField(w::Workspace{T,V}; products::Symbol = :joint) where {T,V}
+    k = w.kernel
+    joint = products === :joint
+    product = bind(w, joint ? k.vjp : k.vjp_state)
     return TracedField{T,V}(
-        w.prologue, w.value, w.vjp, w.vjp_theta === nothing ? w.vjp : w.vjp_theta,
-        w.u, w.θ, w.v, w.du, w.dz, w.dθ, w.dt, [0, 0], Dict{Bool,Any}(),
+        bind(w, k.prologue), bind(w, k.value), product, joint ? product : bind(w, k.vjp_theta),
+        w.u, w.θ, w.v, w.du, w.dz, w.dθ, w.dt, Tape(w), [0, 0, 0], Dict{Bool,Any}(), Dict{Any,Any}(),
     )
 end
 
 "Copy the values of `p` in and compute what depends on them alone."
 function bind!(f::TracedField{T}, p) where {T}
     p === f.θ || copyto!(f.θ, p)
+    f.counts[3] += 1
     f.prologue(zero(T))
     return f
 end
@@ -46,9 +58,38 @@ rebind!(f::TracedField, p) = p === f.θ ? f : bind!(f, p)
 """
 function value!(du, f::TracedField{T}, u, t) where {T}
     f.counts[1] += 1
+    f.tape.on && return record!(du, f, u, T(t))
     copyto!(f.u, u)
     f.value(T(t))
     copyto!(du, f.du)
+    return nothing
+end
+
+function record!(du, f::TracedField{T}, u, t::T) where {T}
+    stage = take!(f.tape)
+    stage.t = t
+    copyto!(stage.u, u)
+    if stage.heavy
+        stage.record(t)
+    else
+        copyto!(f.u, u)
+        f.value(t)
+        copyto!(stage.k, f.du)
+    end
+    copyto!(du, stage.k)
+    return nothing
+end
+
+"""
+    vjp!(field, v, stage)
+
+The products of the cotangent `v` with the Jacobians of `f` at a recorded stage.
+"""
+function vjp!(f::TracedField, v, stage::Stage)
+    stage.heavy || return vjp!(f, v, stage.u, stage.t)
+    f.counts[2] += 1
+    copyto!(f.v, v)
+    stage.product(stage.t)
     return nothing
 end
 

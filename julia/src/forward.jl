@@ -9,6 +9,7 @@ Base.@kwdef struct Options
     adaptive::Bool = true
     max_steps::Int = 10_000
     keep::Symbol = :ends        # of the steps: nothing (:ends, :saved), :stages (discrete adjoint), or :dense
+    memory::Int = 2^30          # bytes that the steps kept for the discrete adjoint may take
 end
 
 "Whether nothing but the states at the times asked for is stored."
@@ -17,53 +18,58 @@ only_saved(o::Options) = o.keep === :ends || o.keep === :saved
 "How a solve ended, in the order that Python's `Retcode` is mapped from."
 @enum Outcome success max_steps step_underflow non_finite failure
 
-"""
-A solve: the values at the times asked for, and what the pullback needs.
+"How a solve went: its outcome, the time that was reached, accepted and rejected steps."
+struct Summary{T}
+    outcome::Outcome
+    reached::T
+    accepted::Int
+    rejected::Int
+end
 
-`values` is `(state, time)`; times that were not reached are NaN.
-"""
-struct Forward{T,V<:AbstractVector{T},S,F<:TracedField{T,V}}
+"A solve that a pullback or an interpolation may follow."
+abstract type Solved{T,V} end
+
+"A solve that is kept as a solution of SciML's."
+struct Dense{T,V<:AbstractVector{T},S,F<:TracedField{T,V}} <: Solved{T,V}
     field::F
     θ::V
     ts::Vector{T}
     solution::S
     options::Options
-    outcome::Outcome
-    reached::T
+    summary::Summary{T}
 end
 
 """
-    forward!(values, field, u0, ts, θ, options) -> Forward
+    forward!(values, field, u0, ts, θ, options) -> Summary, Union{Solved,Nothing}
 
-Solve from `u0` at `ts[1]` and write the state at every entry of `ts` to the columns of `values`.
+Solve from `u0` at `ts[1]` and write the state at every entry of `ts` to the columns of `values`; times that were not
+reached are NaN.
 
 Fixed-step solvers step by `dt` from each entry of `ts` and land on the next one. Adaptive explicit solvers interpolate
 at the entries of `ts`, except those whose interpolant needs further stages, which land on them where the discrete
 adjoint is to follow.
 """
 function forward!(values, field::TracedField{T}, u0, ts::Vector{T}, θ, o::Options) where {T}
-    alg = algorithm(o.solver; dense = o.keep === :dense)
-    return Base.invokelatest(forward_with!, values, field, ode_function(field, isstiff(o.solver)), u0, ts, θ, o, alg)
-end
-
-function forward_with!(values, field::TracedField{T}, f, u0, ts::Vector{T}, θ, o::Options, alg) where {T}
     bind!(field, θ)
-    solution, outcome, reached = integrate!(values, field, f, u0, ts, o, alg)
-    return Forward(field, copy(field.θ), ts, solution, o, outcome, reached)
+    if o.keep === :dense || o.keep === :saved || isstiff(o.solver)
+        f, alg = ode_function(field, isstiff(o.solver)), algorithm(o.solver; dense = o.keep === :dense)
+        return Base.invokelatest(forward_whole!, values, field, f, u0, ts, o, alg)
+    end
+    return forward_steps!(values, field, u0, ts, o)
 end
 
-"The solution for the bound `θ`, how it ended, and where; `values` as `forward!` writes them."
-function integrate!(values, field::TracedField{T}, f, u0, ts::Vector{T}, o::Options, alg) where {T}
+function forward_whole!(values, field::TracedField{T}, f, u0, ts::Vector{T}, o::Options, alg) where {T}
     problem = ODEProblem{true}(f, u0, (first(ts), last(ts)), field.θ)
     ends = only_saved(o)
-    solution = solve(problem, alg; keywords(ts, o, ends ? ts : T[])..., save_everystep = !ends, dense = !ends)
-    outcome, reached = outcome_of(solution, ts, o)
-    fill_values!(values, solution, ts, reached, o)
-    return solution, outcome, reached
+    solution = solve(problem, alg; keywords(ts, o)..., saveat = ends ? ts : T[], save_everystep = !ends, dense = !ends)
+    outcome = outcome_of(solution.retcode, last(solution.u))
+    summary = Summary(outcome, T(last(solution.t)), solution.stats.naccept, solution.stats.nreject)
+    fill_values!(values, solution, ts, summary.reached, o)
+    return summary, o.keep === :ends ? nothing : Dense(field, copy(field.θ), ts, solution, o, summary)
 end
 
-"How `solve` is to step and where to save; the types are the same whatever the options, so that it is compiled once."
-function keywords(ts::Vector{T}, o::Options, saveat::Vector{T}) where {T}
+"How a solver is to step; the types are the same whatever the options, so that it is compiled once."
+function keywords(ts::Vector{T}, o::Options) where {T}
     span = last(ts) - first(ts)
     # A fixed-step solver is led along its grid: each step, a little too long, is cut at the next point.
     dt = !o.adaptive ? T(1.01 * o.dt) : o.dt > 0 ? T(o.dt) : nothing
@@ -73,7 +79,6 @@ function keywords(ts::Vector{T}, o::Options, saveat::Vector{T}) where {T}
         dt = dt === nothing ? nothing : copysign(dt, span),
         adaptive = o.adaptive,
         maxiters = o.max_steps,
-        saveat,
         tstops = !o.adaptive ? fixed_grid(ts, T(o.dt), o.max_steps) : lands_on_times(o) ? ts : T[],
         verbose = false,
     )
@@ -97,30 +102,16 @@ function fixed_grid(ts::Vector{T}, dt::T, limit::Int) where {T}
     return grid
 end
 
-"Solvers whose interpolant needs no stages beyond those of the step."
-const INTERPOLATED = ("Tsit5", "DP5", "BS3")
-
 "Whether the solver steps exactly to every entry of `ts`."
 lands_on_times(o::Options) = !o.adaptive || (o.keep === :stages && !(o.solver in INTERPOLATED))
 
-function outcome_of(solution, ts, o::Options)
-    reached = last(solution.t)
-    finite = all(isfinite, last(solution.u))
-    code = solution.retcode
-    outcome = if !finite
-        non_finite
-    elseif successful_retcode(code)
-        success
-    elseif code === ReturnCode.MaxIters
-        max_steps
-    elseif code === ReturnCode.DtLessThanMin
-        step_underflow
-    elseif code in (ReturnCode.Unstable, ReturnCode.DtNaN)
-        non_finite
-    else
-        failure
-    end
-    return outcome, reached
+function outcome_of(code, u)
+    all(isfinite, u) || return non_finite
+    successful_retcode(code) && return success
+    code === ReturnCode.MaxIters && return max_steps
+    code === ReturnCode.DtLessThanMin && return step_underflow
+    code in (ReturnCode.Unstable, ReturnCode.DtNaN) && return non_finite
+    return failure
 end
 
 function fill_values!(values, solution, ts::Vector{T}, reached, o::Options) where {T}

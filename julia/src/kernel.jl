@@ -1,18 +1,21 @@
 # A graph lowered for one element type, and the buffers for one batch size.
 
 """
-A vector field lowered for one element type: three programs over shared inputs.
+A vector field lowered for one element type: programs over shared inputs.
 
 Parameters, conditioning tensors and what else the graph reads lie in one vector `θ`, the state in one vector `u`
 (PyTorch's tensors one after the other). What depends on `θ` alone is computed by `prologue`, once per binding.
 """
 struct Kernel{T}
     graph::Graph
+    residuals::Vector{Int}  # nodes of the value's computation that the products read
     prologue::Program
     value::Program
-    vjp::Program          # every product
-    vjp_state::Program    # the products with the Jacobians in the state and in t only
-    vjp_theta::Program    # the products with the Jacobians in all else only
+    record::Program         # the value, and the residuals
+    vjp::Program            # every product
+    replay::Program         # every product, from the residuals
+    vjp_state::Program      # the products with the Jacobians in the state and in t only
+    vjp_theta::Program      # the products with the Jacobians in all else only
 end
 
 "The inputs whose values make up `θ`: what the gradient may be asked for comes first."
@@ -45,6 +48,34 @@ function frontier(g::Graph)
 end
 
 """
+    residuals(graph, given)
+
+What the products read of the value's computation, and what is worth keeping from one to the other: the results of all
+operations but the cheap ones, which are computed again from what they read.
+"""
+function residuals(g::Graph, given)
+    needed = live(g, filter(!iszero, g.vjp), given)
+    behind = falses(length(g.nodes))  # whether a cotangent is read
+    for i in needed
+        n = g.nodes[i]
+        behind[i] = n.op === :input ? g.inputs[n.attrs["index"] + 1].kind === :cotangent : any(j -> behind[j], operands(n))
+    end
+    isfree(i) = haskey(given, i) || g.nodes[i].op in (:const, :full) || istime(g, g.nodes[i])
+    found = Int[]
+    function visit(i)
+        (isfree(i) || i in found) && return
+        n = g.nodes[i]
+        sources = filter(!isfree, operands(n))
+        again = n.op in CHEAP || n.op in (:pow, :reshape, :permute, :slice)
+        again && length(unique(sources)) <= 1 ? foreach(visit, sources) : push!(found, i)
+    end
+    for i in needed
+        behind[i] && foreach(j -> behind[j] || visit(j), operands(g.nodes[i]))
+    end
+    return sort!(found)
+end
+
+"""
     Kernel{T}(graph)
 
 Lower a graph for an element type.
@@ -52,17 +83,16 @@ Lower a graph for an element type.
 function Kernel{T}(g::Graph) where {T}
     z, vs, θ = inputs_of(g, :z), inputs_of(g, :cotangent), theta_inputs(g)
     differ = differentiable(g)
-    # Given buffers: z, θ, cotangents, frontier, then the results: value, dz, dθ (all differentiable), dt.
+    # Given buffers: z, θ, cotangents, frontier, residuals, then the results: value, dz, dθ (all differentiable), dt.
     given, count = Dict{Int,Int}(), 0
     for i in [z; θ; vs]
         given[i] = (count += 1)
     end
-    results_of_prologue = frontier(g)
     inputs = copy(given)
-    front = [i => (count += 1) for i in results_of_prologue]
+    front = [i => (count += 1) for i in frontier(g)]
     merge!(given, Dict(front))
-    results(nodes) = [node => (count += 1) for node in nodes]
-    value = results(g.value)
+    kept = [i => (count += 1) for i in residuals(g, given)]
+    value = [node => (count += 1) for node in g.value]
     products = Dict{Symbol,Vector{Pair{Int,Int}}}()
     for kind in (:z, :arg, :parameter, :t), (k, position) in enumerate(differ)
         g.inputs[position].kind === kind || continue
@@ -70,11 +100,15 @@ function Kernel{T}(g::Graph) where {T}
         g.vjp[k] == 0 || push!(get!(products, kind, Pair{Int,Int}[]), g.vjp[k] => count)
     end
     wanted(kinds...) = reduce(vcat, (get(products, kind, Pair{Int,Int}[]) for kind in kinds))
+    every = wanted(:z, :arg, :parameter, :t)
     return Kernel{T}(
         g,
+        first.(kept),
         lower(g, T, inputs, count, front),
         lower(g, T, given, count, value),
-        lower(g, T, given, count, wanted(:z, :arg, :parameter, :t)),
+        lower(g, T, given, count, [kept; value]),
+        lower(g, T, given, count, every),
+        lower(g, T, merge(given, Dict(kept)), count, every),
         lower(g, T, given, count, wanted(:z, :t)),
         lower(g, T, given, count, wanted(:arg, :parameter)),
     )
@@ -90,13 +124,13 @@ end
 (p::Bound)(t) = p.run(p.buffers, t, p.batch)
 
 """
-The buffers of a kernel for one batch size. `u`, `θ`, `v` are read, `du`, `dz`, `dθ`, `dt` written by the programs.
-
-`products` is `:joint` where the vector-Jacobian products are always wanted together (discrete adjoint), `:split`
-where those of the state and of `θ` are wanted at different points (continuous adjoints).
+The buffers of a kernel for one batch size. `u`, `θ`, `v` are read, `du`, `dz`, `dθ`, `dt` written by the programs that
+`bind` makes.
 """
-struct Workspace{T,V<:AbstractVector{T},P,Q,R,S}
+struct Workspace{T,V<:AbstractVector{T}}
+    kernel::Kernel{T}
     batch::Int
+    like::V
     u::V
     θ::V
     v::V
@@ -104,10 +138,8 @@ struct Workspace{T,V<:AbstractVector{T},P,Q,R,S}
     dz::V
     dθ::V      # conditioning tensors, then parameters
     dt::V
-    prologue::P
-    value::Q
-    vjp::R         # every product, or that with the state's Jacobian
-    vjp_theta::S   # `nothing` where `vjp` computes every product
+    frontier::Vector{Any}
+    scratch::Dict{Program,Vector{Any}}  # the buffers of a program's own, which every binding of it shares
 end
 
 elements(shape, batch) = prod(d -> dimsize(d, batch), shape; init = 1)
@@ -125,41 +157,53 @@ function parts!(buffers, x, shapes, batch)
     return buffers
 end
 
+shapes(g::Graph, ids) = [g.inputs[i].shape for i in ids]
+differentiated(g::Graph) = [inputs_of(g, :arg); inputs_of(g, :parameter)]
+
+"An array for a node's value."
+room(like, n::Node, T, batch) = (E = eltype_of(n, T); fill!(similar(like, E, sizes(n.shape, batch)), zero(E)))
+
 """
-    Workspace(kernel, batch, like = T[]; products = :joint)
+    Workspace(kernel, batch, like = T[])
 
 Allocate the buffers of a kernel for a batch size, with arrays like `like`.
 """
-function Workspace(k::Kernel{T}, batch::Int, like = T[]; products::Symbol = :joint) where {T}
+function Workspace(k::Kernel{T}, batch::Int, like = T[]) where {T}
     g = k.graph
-    shapes(ids) = [g.inputs[i].shape for i in ids]
-    total(s) = sum(x -> elements(x, batch), s; init = 0)
-    zs, θs, vs = shapes(inputs_of(g, :z)), shapes(theta_inputs(g)), shapes(inputs_of(g, :cotangent))
-    dθs = shapes([inputs_of(g, :arg); inputs_of(g, :parameter)])
-    make(n) = fill!(similar(like, T, n), zero(T))
-    u, θ, v, du, dz, dθ, dt = make(total(zs)), make(total(θs)), make(total(vs)), make(total(zs)), make(total(zs)),
-    make(total(dθs)), make(1)
-    given = Any[]
-    parts!(given, u, zs, batch)
-    parts!(given, θ, θs, batch)
-    parts!(given, v, vs, batch)
-    for i in frontier(g)
-        push!(given, fill!(similar(like, eltype_of(g.nodes[i], T), sizes(g.nodes[i].shape, batch)), 0))
-    end
-    parts!(given, du, zs, batch)
-    parts!(given, dz, zs, batch)
-    parts!(given, dθ, dθs, batch)
-    push!(given, part_of(dt, 0, ()))
-    function bind(p::Program)
-        buffers = copy(given)
-        for s in p.specs
-            push!(buffers, s.make(like, batch, buffers))
-        end
-        return Bound(p.run, Tuple(buffers), batch)
-    end
-    joint = products === :joint
+    make(ids) = fill!(similar(like, T, sum(x -> elements(x, batch), shapes(g, ids); init = 0)), zero(T))
+    z = inputs_of(g, :z)
     return Workspace(
-        batch, u, θ, v, du, dz, dθ, dt, bind(k.prologue), bind(k.value),
-        bind(joint ? k.vjp : k.vjp_state), joint ? nothing : bind(k.vjp_theta),
+        k, batch, like, make(z), make(theta_inputs(g)), make(inputs_of(g, :cotangent)),
+        make(z), make(z), make(differentiated(g)), fill!(similar(like, T, 1), zero(T)),
+        Any[room(like, g.nodes[i], T, batch) for i in frontier(g)], Dict{Program,Vector{Any}}(),
     )
 end
+
+"""
+    bind(workspace, program; u, du, residuals)
+
+A program on a workspace's buffers, or on others for the state, the value and the residuals.
+"""
+function bind(w::Workspace, p::Program; u = w.u, du = w.du, residuals = fill(nothing, length(w.kernel.residuals)))
+    g, batch = w.kernel.graph, w.batch
+    z = shapes(g, inputs_of(g, :z))
+    buffers = Any[]
+    parts!(buffers, u, z, batch)
+    parts!(buffers, w.θ, shapes(g, theta_inputs(g)), batch)
+    parts!(buffers, w.v, shapes(g, inputs_of(g, :cotangent)), batch)
+    append!(buffers, w.frontier, residuals)
+    parts!(buffers, du, z, batch)
+    parts!(buffers, w.dz, z, batch)
+    parts!(buffers, w.dθ, shapes(g, differentiated(g)), batch)
+    push!(buffers, part_of(w.dt, 0, ()))
+    fresh = !haskey(w.scratch, p)
+    scratch = get!(() -> Any[], w.scratch, p)
+    for (i, s) in enumerate(p.specs)
+        fresh && push!(scratch, s.alias ? nothing : s.make(w.like, batch, buffers))
+        push!(buffers, s.alias ? s.make(w.like, batch, buffers) : scratch[i])
+    end
+    return Bound(p.run, Tuple(buffers), batch)
+end
+
+new_residuals(w::Workspace{T}) where {T} =
+    Any[room(w.like, w.kernel.graph.nodes[i], T, w.batch) for i in w.kernel.residuals]

@@ -4,10 +4,14 @@
 # of what they view. Everything is `similar`, broadcast, `mul!` and NNlib calls, so that the same program runs on any
 # strided array type.
 
-"How to make one buffer: `make(like, batch, buffers)`; `contiguous` when it can be reshaped in place."
+"""
+How to make one buffer: `make(like, batch, buffers)`; `contiguous` when it can be reshaped in place, `alias` when it is
+other buffers' memory.
+"""
 struct BufferSpec
     make::Any
     contiguous::Bool
+    alias::Bool
 end
 
 "A program: statements over buffers, and the recipe of the buffers behind the given ones."
@@ -39,8 +43,8 @@ ispointwise(n::Node) = haskey(POINTWISE, n.op) || n.op in (:cast, :expand, :full
 
 bufsym(i::Int) = Symbol(:b, i)
 
-function newbuffer!(l::Lowering, make; contiguous = true)
-    push!(l.specs, BufferSpec(make, contiguous))
+function newbuffer!(l::Lowering, make; contiguous = true, alias = true)
+    push!(l.specs, BufferSpec(make, contiguous, alias))
     push!(l.contiguous, contiguous)
     return l.n_given + length(l.specs)
 end
@@ -51,7 +55,7 @@ eltype_of(n::Node, T) = n.dtype === :bool ? Bool : T
 "A buffer of a node's own, zero at first."
 function own!(l::Lowering, n::Node)
     shape, E = n.shape, eltype_of(n, l.T)
-    return newbuffer!(l, (like, batch, _) -> fill!(similar(like, E, sizes(shape, batch)), zero(E)))
+    return newbuffer!(l, (like, batch, _) -> fill!(similar(like, E, sizes(shape, batch)), zero(E)); alias = false)
 end
 
 "An alias of a buffer with another shape."

@@ -45,7 +45,7 @@ function lower_op!(l::Lowering, ::Val{:const}, i, n, into)
     n.dtype === :int && return  # indices are attributes of the operations that use them
     shape, E = n.shape, eltype_of(n, l.T)
     data = E[number(x) for x in n.attrs["data"]]
-    l.buffer[i] = newbuffer!(l, (like, batch, _) -> copyto!(similar(like, E, sizes(shape, batch)), data))
+    l.buffer[i] = newbuffer!(l, (like, batch, _) -> copyto!(similar(like, E, sizes(shape, batch)), data); alias = false)
 end
 
 # ---- views and copies -----------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ function sample_run(dtype::String, solver::String, sensitivity::Symbol)
     GC.@preserve z W ts out dz dW dts g back begin
         for keep in (1, sensitivity === :discrete ? 2 : 3)
             floats = Float64[1e-3, 1e-3, adaptive ? 0 : 0.3, 0, 0, 0, 0, 0]
-            call = Int[kernel, solver_number(solver), 2, 3, keep, products, adaptive, 1000, address(ts)]
+            call = Int[kernel, solver_number(solver), 2, 3, keep, products, adaptive, 1000, 2^30, address(ts)]
             append!(call, [1, 4, address(z), address(out), 1, 4, address(W)])
             kept = GC.@preserve call floats forward(address(call), length(call), address(floats))
             kept == 0 && continue

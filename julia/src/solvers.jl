@@ -19,6 +19,9 @@ const SOLVERS = Dict{String,Any}(
 "Explicit Runge–Kutta methods: those that the discrete adjoint can transpose."
 const EXPLICIT = sort!(collect(keys(SOLVERS)))
 
+"Solvers whose interpolant needs no stages beyond those of the step."
+const INTERPOLATED = ("Tsit5", "DP5", "BS3")
+
 "Solvers for stiff fields, which the extension `PyNODEStiffExt` adds to `SOLVERS`."
 const STIFF = ("Rosenbrock23", "Rodas5P", "TRBDF2", "KenCarp4", "FBDF", "QNDF")
 

@@ -4,8 +4,8 @@ using ForwardDiff: ForwardDiff
 # each time that the solver landed on to the next, the last step cut to land there.
 function grid_of(fw, ts)
     stops = PyNODE.lands_on_times(fw.options) ? eachindex(ts) : [1, length(ts)]
-    grid = similar(ts, length(fw.solution.t))
-    for (a, b) in zip(stops[1:(end - 1)], stops[2:end]), (n, t) in enumerate(fw.solution.t)
+    grid = similar(ts, length(fw.steps.t))
+    for (a, b) in zip(stops[1:(end - 1)], stops[2:end]), (n, t) in enumerate(fw.steps.t)
         fw.ts[a] <= t < fw.ts[b] && (grid[n] = ts[a] + (t - fw.ts[a]))
         t == fw.ts[b] && (grid[n] = ts[b])
     end
@@ -13,7 +13,7 @@ function grid_of(fw, ts)
 end
 
 function replay(fw, tab, u0, θ, ts)
-    grid, old = grid_of(fw, ts), fw.solution.t
+    grid, old = grid_of(fw, ts), fw.steps.t
     u = u0 .+ zero(eltype(θ)) .+ zero(eltype(ts))
     saved = [u]
     for n in 1:(length(grid) - 1)
@@ -40,7 +40,7 @@ end
     adaptive = !(solver in ("Euler", "Midpoint", "RK4"))
     options = Options(; solver, rtol = 1e-5, atol = 1e-7, dt = adaptive ? 0.0 : 0.25, adaptive, keep = :stages)
     values = zeros(6, 4)
-    fw = forward!(values, field, u0, ts, θ, options)
+    _, fw = forward!(values, field, u0, ts, θ, options)
     tab = PyNODE.tableau(solver, Float64)
     @test replay(fw, tab, u0, θ, ts) ≈ values rtol = 1e-12
     g = reshape(sin.(1.0:24.0), 6, 4)
@@ -49,4 +49,25 @@ end
     @test c.u0 ≈ ForwardDiff.gradient(u -> loss(u, θ, ts), u0) rtol = 1e-12
     @test c.θ ≈ ForwardDiff.gradient(p -> loss(u0, p, ts), θ) rtol = 1e-12
     @test c.ts ≈ ForwardDiff.gradient(τ -> loss(u0, θ, τ), ts) rtol = 1e-10
+end
+
+@testset "bounded memory: $solver" for solver in ("Tsit5", "DP5", "Vern7", "RK4")
+    u0, θ, ts = [0.3, -0.2, 0.5, 0.1, -0.4, 0.2], [0.4, -0.7, 0.6, 0.5], [0.0, 0.31, 0.74, 1.2]
+    g = reshape(sin.(1.0:24.0), 6, 4)
+    function pull(memory)
+        field = sample_field(Float64, 3)
+        options = Options(; solver, rtol = 1e-8, atol = 1e-9, dt = solver == "RK4" ? 0.01 : 0.0, adaptive = solver != "RK4", keep = :stages, memory)
+        _, fw = forward!(zeros(6, 4), field, u0, ts, θ, options)
+        return discrete_pullback(fw, g), fw.steps
+    end
+    all, kept = pull(2^30)
+    @test kept.every == 0 && all.ts != zeros(4)
+    for memory in (1500, 5000, 20_000)
+        few, steps = pull(memory)
+        @test (steps.every > 0) == (memory < 20_000 || solver == "RK4")
+        @test length(steps.checkpoints) * sizeof(u0) <= memory
+        @test few.u0 ≈ all.u0 rtol = 1e-12
+        @test few.θ ≈ all.θ rtol = 1e-12
+        @test few.ts ≈ all.ts rtol = 1e-10
+    end
 end

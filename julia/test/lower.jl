@@ -81,23 +81,23 @@ const PERCEPTRON = graph(
     [15, 25, 24, 22, 18],
 )
 
-run_value!(w, t) = (w.value(t); nothing)
-run_vjp!(w, t) = (w.vjp(t); nothing)
+run!(program, t) = (program(t); nothing)
 
 @testset "perceptron" begin
     @testset "$T, batch $batch, $(nameof(typeof(like)))" for T in (Float64, Float32), batch in (1, 5),
         like in (T[], JLArray(T[]))
 
         w = PyNODE.Workspace(PyNODE.Kernel{T}(PERCEPTRON), batch, like)
+        prologue, value, vjp = (PyNODE.bind(w, p) for p in (w.kernel.prologue, w.kernel.value, w.kernel.vjp))
         rng = Xoshiro(1)
         z, v, W₁, b, W₂ = (randn(rng, T, s...) for s in ((2, batch), (2, batch), (2, 3), (3,), (3, 2)))
         t = T(0.7)
         copyto!(w.θ, [vec(W₁); b; vec(W₂)])
         copyto!(w.u, vec(z))
         copyto!(w.v, vec(v))
-        w.prologue(t)
-        w.value(t)
-        w.vjp(t)
+        prologue(t)
+        value(t)
+        vjp(t)
         # PyTorch's matrices are Julia's transposed.
         h = tanh.(W₁' * z .+ b)
         dh = (W₂ * (v .* t)) .* (1 .- h .^ 2)
@@ -107,9 +107,10 @@ run_vjp!(w, t) = (w.vjp(t); nothing)
         @test exact((w.dt, [sum(v .* (W₂' * h))]))
         @test exact((w.dθ, [vec(z * dh'); vec(sum(dh; dims = 2)); vec(h * (v .* t)')]))
         if like isa Array
-            run_value!(w, t), run_vjp!(w, t)
-            @test (@allocated run_value!(w, t)) == 0
-            @test (@allocated run_vjp!(w, t)) == 0
+            for program in (value, vjp)
+                run!(program, t)
+                @test (@allocated run!(program, t)) == 0
+            end
         end
     end
 end

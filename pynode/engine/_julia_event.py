@@ -46,7 +46,7 @@ def find_event(engine: JuliaEngine, problem: Problem, search: EventSearch) -> Cr
     assert solver.julia is not None
     values = [engine._kernel(trace, state.dtype), engine._kernel(of_event, state.dtype), n, signs.data_ptr()]
     values += [engine._number("solver", solver.julia), batch, len(t), 0, int(split)]
-    values += [int(solver.adaptive), problem.max_steps, t.data_ptr(), len(z0)]
+    values += [int(solver.adaptive), problem.max_steps, 0, t.data_ptr(), len(z0)]
     for z in z0:
         values += (z.numel(), z.data_ptr(), 0)
     data, address, length = integers(values + addresses(others) + addresses(others_of_event))

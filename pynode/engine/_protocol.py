@@ -206,7 +206,11 @@ class Engine(Protocol):
         """Names of the sensitivities that it has for that solver, its default first."""
 
     def solve(self, problem: Problem) -> Integration:
-        """Integrate; never raises for a failed integration (see `Retcode`)."""
+        """Integrate; never raises for a failed integration (see `Retcode`).
+
+        Raises:
+            InputError: the state, a conditioning tensor or a parameter is not finite (see `check_finite`).
+        """
 
     def find_event(self, problem: Problem, search: EventSearch) -> Crossing:
         """Integrate, without regard to `sensitivity` and `dense`, to where a value first changes its sign."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-import weakref
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pynode._inputs import check_finite
 from pynode.engine import julia_runtime
 from pynode.engine._julia_call import Entries, Floats, addresses, integers
 from pynode.engine._julia_each import solve_samples
@@ -26,7 +26,7 @@ from pynode.engine._protocol import (
     Stats,
 )
 from pynode.engine._solvers import SolverInfo
-from pynode.errors import EngineUnavailable
+from pynode.errors import EngineUnavailable, PyNODEError
 from pynode.field._trace import Trace, trace_field
 
 __all__ = ["JuliaEngine"]
@@ -35,6 +35,7 @@ _CONTINUOUS = ("gauss", "interpolating", "quadrature", "backsolve")
 _KEEP = {"ends": 1, "stages": 2, "dense": 3, "saved": 4}
 # What a sensitivity needs of the forward solve's steps; "saved" is the states at the times asked for.
 _NEEDS = {"discrete": "stages", "backsolve": "saved"}
+_MEMORY = 2**30  # what `Discrete` keeps at most unless told otherwise
 # In the order of PyNODE.jl's `Outcome`.
 _RETCODES = (
     Retcode.SUCCESS,
@@ -84,6 +85,7 @@ class JuliaEngine:
         keep = "dense" if problem.dense else "ends"
         if sensitivity is not None and not (problem.dense and sensitivity.name == "backsolve"):
             keep = _NEEDS.get(sensitivity.name, "dense")
+        memory = sensitivity.options.get("memory", _MEMORY) if sensitivity is not None else _MEMORY
         z0 = [z.contiguous() for z in problem.z0]
         t = problem.t.contiguous()
         others = [x.detach().contiguous() for x in (*problem.args, *trace.bound(problem.field))]
@@ -92,7 +94,7 @@ class JuliaEngine:
         split = sensitivity is not None and sensitivity.name != "discrete"
         assert problem.solver.julia is not None
         values = [kernel, self._number("solver", problem.solver.julia), batch, len(t), _KEEP[keep], int(split)]
-        values += [int(problem.solver.adaptive), problem.max_steps, t.data_ptr(), len(z0)]
+        values += [int(problem.solver.adaptive), problem.max_steps, memory, t.data_ptr(), len(z0)]
         for z, o in zip(z0, out, strict=True):
             values += (z.numel(), z.data_ptr(), o.data_ptr())
         data, address, length = integers(values + addresses(others))
@@ -100,6 +102,9 @@ class JuliaEngine:
         kept = julia.forward(address, length, floats.address)
         del data
         nfe, accepted, rejected, outcome, reached = floats.values[:5]
+        if outcome < 0:
+            check_finite(problem)
+            raise PyNODEError("Julia found an input that is not finite, and Python does not: please report this")
         stats = Stats(int(nfe), None, int(accepted), int(rejected), time.perf_counter() - started)
         integration = Integration(tuple(out), stats, _RETCODES[int(outcome)], reached)
         if kept:
@@ -155,8 +160,10 @@ class _Kept:
 
     def __init__(self, engine: JuliaEngine, number: int) -> None:
         self.engine, self.number = engine, number
-        # A finalizer may run anywhere; Julia is told at the next call.
-        weakref.finalize(self, engine._released.append, number)
+
+    def __del__(self) -> None:
+        # This may run anywhere; Julia is told at the next call.
+        self.engine._released.append(self.number)
 
 
 class _Pullback:
@@ -175,7 +182,7 @@ class _Pullback:
         t = _room(problem.t, problem.wants["t"][0])
         sensitivity = problem.sensitivity
         assert sensitivity is not None
-        options = sensitivity.options()
+        options = sensitivity.options
         checkpointing = options.get("checkpointing", -1)
         values = [engine._number("sensitivity", sensitivity.name), int(checkpointing), _address(t), len(z0)]  # type: ignore[call-overload]
         for x, g, room in zip(problem.z0, given, z0, strict=True):
@@ -211,7 +218,7 @@ class _Interpolant:
 
 
 def _room(x: Tensor, wanted: bool) -> Tensor | None:
-    return torch.zeros_like(x, memory_format=torch.contiguous_format) if wanted else None
+    return torch.empty_like(x, memory_format=torch.contiguous_format) if wanted else None
 
 
 def _address(x: Tensor | None) -> int:

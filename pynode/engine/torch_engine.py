@@ -17,6 +17,7 @@ import torch
 import torchdiffeq
 from torch import Tensor
 
+from pynode._inputs import check_finite
 from pynode.engine._each import solve_each
 from pynode.engine._event_watch import Crossed, EventWatch
 from pynode.engine._grid import substeps
@@ -91,6 +92,7 @@ class TorchEngine:
         if problem.t.dim() == 2:
             return solve_each(self.solve, problem)
         started = time.perf_counter()
+        check_finite(problem)
         _refuse_for_scipy(problem)
         tracked = problem if problem.sensitivity is None else _on_leaves(problem)
         rhs = right_hand_side(tracked)
@@ -197,7 +199,7 @@ def _odeint(problem: Problem, rhs: Rhs, t: Tensor, options: dict[str, Any] | Non
     odeint: Callable[..., Any] = torchdiffeq.odeint
     if how is not None and how.name == "backsolve" and torch.is_grad_enabled():
         odeint = torchdiffeq.odeint_adjoint
-        call |= {f"adjoint_{key}": value for key, value in how.options().items()}
+        call |= {f"adjoint_{key}": value for key, value in how.options.items()}
         call["adjoint_params"] = (*problem.args, *problem.parameters)
         if solver.adaptive and solver.name not in SCIPY:
             call["adjoint_options"] = {"step_t": t.detach()}

@@ -7,6 +7,8 @@ whose attributes are tensors, modules and immutable values, it is enough that th
 from __future__ import annotations
 
 import types
+from itertools import chain
+from operator import is_
 from typing import Any
 
 from torch import Tensor, nn
@@ -30,9 +32,8 @@ class Watch:
     def __init__(self, reads: Reads, attributes: set[tuple[str, str]]) -> None:
         owners = reads.owners.values()
         self.places = [d for o in owners for d in (o.__dict__, *(o.__dict__[name] for name in _HELD))]
-        # Held, so that no other object can take the place of one of these in memory.
-        self.held = [tuple(d.values()) for d in self.places]
-        self.ids = [tuple(map(id, values)) for values in self.held]
+        self.lengths = list(map(len, self.places))
+        self.held = list(chain.from_iterable(map(dict.values, self.places)))
         self.tensors = [(x, x.shape, x.dtype, x.requires_grad) for x in reads.tensors.values()]
         self.methods = [
             (type(reads.owners[prefix]), name, getattr(type(reads.owners[prefix]), name, None))
@@ -59,9 +60,10 @@ class Watch:
 
     def unchanged(self) -> bool:
         """Whether all is where it was."""
-        for place, ids in zip(self.places, self.ids, strict=True):
-            if tuple(map(id, place.values())) != ids:
-                return False
+        if list(map(len, self.places)) != self.lengths:
+            return False
+        if not all(map(is_, chain.from_iterable(map(dict.values, self.places)), self.held)):
+            return False
         for x, shape, dtype, requires_grad in self.tensors:
             if x.requires_grad is not requires_grad or x.shape != shape or x.dtype is not dtype:
                 return False

@@ -1,0 +1,153 @@
+# Explicit solvers step by step, each step's stages recorded where the discrete adjoint is to follow.
+
+"""
+The accepted steps of a solve: their times, and their stages while these fit the memory that is allowed; beyond it, the
+state at every so many steps, from which the steps in between are made again.
+"""
+mutable struct Steps{T,V<:AbstractVector{T}}
+    const t::Vector{T}                       # starts of the steps, and the end of the last
+    const stages::Vector{Stage{T,V}}         # of all steps; a stage that ends one step and begins the next comes once
+    const checkpoints::Vector{Pair{Int,V}}   # step => the state at its start
+    every::Int                               # steps from one checkpoint to the next; 0: stages are kept
+    const memory::Int                        # bytes
+end
+
+"A solve with its steps, for the discrete adjoint."
+struct Stepped{T,V<:AbstractVector{T},F<:TracedField{T,V}} <: Solved{T,V}
+    field::F
+    θ::V
+    bound::Int   # the field's count of bindings when `θ` was bound
+    ts::Vector{T}
+    steps::Steps{T,V}
+    options::Options
+    summary::Summary{T}
+    dense::Base.RefValue{Any}  # the same solve with SciML's solution, once it is asked for
+end
+
+"The same solve, to be interpolated."
+function dense(fw::Stepped{T}) where {T}
+    if fw.dense[] === nothing
+        u0 = fw.steps.every == 0 ? fw.steps.stages[1].u : last(fw.steps.checkpoints[1])
+        o = fw.options
+        options = Options(; o.solver, o.rtol, o.atol, o.dt, o.adaptive, o.max_steps, keep = :dense)
+        values = similar(u0, T, length(u0), length(fw.ts))
+        fw.dense[] = last(forward!(values, fw.field, copy(u0), fw.ts, fw.θ, options))
+    end
+    return fw.dense[]
+end
+
+dense(fw::Dense) = fw
+
+function forward_steps!(values, field::TracedField{T,V}, u0, ts::Vector{T}, o::Options) where {T,V}
+    tape = field.tape
+    tape.on = o.keep === :stages
+    tape.left = o.memory ÷ 2  # the other half is for stages without residuals
+    try
+        integrator = integrator_for(field, u0, ts, o)
+        steps = Steps{T,V}(T[], Stage{T,V}[], Pair{Int,V}[], 0, o.memory)
+        summary = Base.invokelatest(step_through!, values, field, integrator, steps, ts, o)::Summary{T}
+        tape.on || return summary, nothing
+        return summary, Stepped(field, copy(field.θ), field.counts[3], ts, steps, o, summary, Ref{Any}(nothing))
+    finally
+        tape.on = false
+        foreach(s -> recycle!(tape, s), tape.taken)
+        empty!(tape.taken)
+    end
+end
+
+"""
+An integrator, ready to start at `u0`. It is taken again for solves that differ in `u0` and `θ` alone, which spares them
+its allocation.
+"""
+function integrator_for(field::TracedField, u0, ts, o::Options)
+    lands_on_times(o) && return new_integrator(field, u0, ts, o)
+    key = (o.solver, first(ts), last(ts), o.rtol, o.atol, o.dt, o.max_steps)
+    found = get(field.integrators, key, nothing)
+    if found === nothing
+        length(field.integrators) < MAX_INTEGRATORS || empty!(field.integrators)
+        return field.integrators[key] = new_integrator(field, u0, ts, o)
+    end
+    reinit!(found, u0)
+    return found
+end
+
+const MAX_INTEGRATORS = 8
+
+function new_integrator(field, u0, ts, o::Options)
+    problem = ODEProblem{true}(ode_function(field, false), u0, (first(ts), last(ts)), field.θ)
+    # What interpolation needs is computed where there is interpolation.
+    nothing_saved = (; save_everystep = false, save_start = false, save_end = false, dense = false, calck = !lands_on_times(o))
+    return init(problem, algorithm(o.solver); keywords(ts, o)..., nothing_saved...)
+end
+
+function step_through!(values, field::TracedField{T}, integrator, steps::Steps{T}, ts::Vector{T}, o::Options) where {T}
+    tape, tab = field.tape, tableau(o.solver, T)
+    copyto!(view(values, :, 1), integrator.u)
+    start!(steps, tape, tab, first(ts))
+    span, column, accepted, rejected = last(ts) - first(ts), 2, integrator.stats.naccept, integrator.stats.nreject
+    while integrator.t != last(ts)
+        before = integrator.t
+        code = step!(integrator)
+        if !(code === ReturnCode.Default || successful_retcode(code))
+            fill!(view(values, :, column:length(ts)), T(NaN))
+            outcome = outcome_of(code, integrator.uprev)
+            return Summary(outcome, T(before), integrator.stats.naccept - accepted, integrator.stats.nreject - rejected)
+        end
+        t = T(integrator.t)
+        tape.on && accept!(steps, tape, tab, t, integrator.u)
+        while column <= length(ts) && !after(ts[column], t, span)
+            to = view(values, :, column)
+            ts[column] == t ? copyto!(to, integrator.u) : integrator(to, ts[column])
+            column += 1
+        end
+    end
+    outcome = all(isfinite, integrator.u) ? success : non_finite
+    return Summary(outcome, last(ts), integrator.stats.naccept - accepted, integrator.stats.nreject - rejected)
+end
+
+"Whether time `τ` lies behind `t` in the direction of `h`."
+after(τ, t, h) = h > 0 ? τ > t : τ < t
+
+"Begin: of the evaluations before the first step, the first stage is kept, if it is not made in the step."
+function start!(steps::Steps, tape::Tape, tab::Tableau, t)
+    tape.on || return
+    push!(steps.t, t)
+    at = tab.fsal ? findlast(s -> s.t == t, tape.taken) : nothing
+    for (i, stage) in enumerate(tape.taken)
+        i === at ? push!(steps.stages, stage) : recycle!(tape, stage)
+    end
+    empty!(tape.taken)
+    return
+end
+
+"Keep the stages of a step, or a checkpoint; the evaluations of rejected steps before it are given back."
+function accept!(steps::Steps, tape::Tape, tab::Tableau, t, u)
+    push!(steps.t, t)
+    kept = steps.every == 0 ? length(tape.taken) - tab.calls : length(tape.taken)
+    for (i, stage) in enumerate(tape.taken)
+        i > kept ? push!(steps.stages, stage) : recycle!(tape, stage)
+    end
+    empty!(tape.taken)
+    if steps.every == 0
+        tape.left < -(steps.memory ÷ 2) && thin!(steps, tape, tab)
+    elseif (length(steps.t) - 1) % steps.every == 0
+        push!(steps.checkpoints, length(steps.t) => copy(u))
+        most = max(2, steps.memory ÷ 2 ÷ sizeof(u))
+        while length(steps.checkpoints) > most
+            steps.every *= 2
+            filter!(c -> (c.first - 1) % steps.every == 0, steps.checkpoints)
+        end
+    end
+    return
+end
+
+"Go over from stages to checkpoints."
+function thin!(steps::Steps, tape::Tape, tab::Tableau)
+    steps.every = 1
+    for n in 1:(length(steps.t) - 1)
+        push!(steps.checkpoints, n => copy(steps.stages[(n - 1) * tab.calls + 1].u))
+    end
+    foreach(s -> recycle!(tape, s), steps.stages)
+    empty!(steps.stages)
+    return
+end

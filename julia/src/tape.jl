@@ -1,0 +1,84 @@
+# What a solve records of the field's evaluations, for the discrete adjoint.
+
+"""
+One evaluation of a field: `k = f(t, u)`. A heavy stage holds the residuals too, from which `product` goes on where the
+other stages compute the value again.
+"""
+mutable struct Stage{T,V<:AbstractVector{T}}
+    t::T
+    const u::V
+    const k::V
+    const heavy::Bool
+    const record::FunctionWrapper{Nothing,Tuple{T}}
+    const product::FunctionWrapper{Nothing,Tuple{T}}
+    const bytes::Int
+end
+
+"""
+The evaluations of a field while `on`, in `taken`. Stages are made as they are needed and come back to be used again; the
+heavy ones may take `left` bytes.
+"""
+mutable struct Tape{T,V<:AbstractVector{T}}
+    on::Bool
+    left::Int
+    const taken::Vector{Stage{T,V}}
+    const light::Vector{Stage{T,V}}  # to be used again
+    const heavy::Vector{Stage{T,V}}
+    const workspace::Workspace{T,V}
+    const bytes::Int                 # of a heavy stage; 0 where there are no residuals
+end
+
+function Tape(w::Workspace{T,V}) where {T,V}
+    residuals = (w.kernel.graph.nodes[i] for i in w.kernel.residuals)
+    bytes = sum(n -> elements(n.shape, w.batch) * sizeof(eltype_of(n, T)), residuals; init = 0)
+    bytes == 0 || (bytes += 2sizeof(w.u))
+    return Tape{T,V}(false, 0, Stage{T,V}[], Stage{T,V}[], Stage{T,V}[], w, bytes)
+end
+
+function take!(tape::Tape)
+    heavy = 0 < tape.bytes <= tape.left
+    spare = heavy ? tape.heavy : tape.light
+    stage = isempty(spare) ? make_stage(tape, heavy) : reuse!(spare)
+    tape.left -= stage.bytes
+    push!(tape.taken, stage)
+    return stage
+end
+
+function reuse!(spare)
+    stage = pop!(spare)
+    SPARE[] -= stage.bytes
+    return stage
+end
+
+function make_stage(tape::Tape{T,V}, heavy::Bool) where {T,V}
+    w = tape.workspace
+    u, k = similar(w.u), similar(w.u)
+    residuals = heavy ? new_residuals(w) : fill(nothing, length(w.kernel.residuals))
+    record = heavy ? bind(w, w.kernel.record; u, du = k, residuals) : identity_of
+    product = heavy ? bind(w, w.kernel.replay; u, residuals) : identity_of
+    return Stage{T,V}(zero(T), u, k, heavy, record, product, heavy ? tape.bytes : 2sizeof(u))
+end
+
+identity_of(_) = nothing
+
+"Give a stage back."
+function recycle!(tape::Tape, stage::Stage)
+    tape.left += stage.bytes
+    SPARE[] + stage.bytes > MAX_SPARE && return
+    SPARE[] += stage.bytes
+    push!(stage.heavy ? tape.heavy : tape.light, stage)
+    return
+end
+
+"Bytes of the stages, of all fields, that wait to be used again, and how many may."
+const SPARE = Ref(0)
+const MAX_SPARE = 2^29
+
+"Let go of the stages that wait to be used again."
+function discard!(tape::Tape)
+    for spare in (tape.light, tape.heavy)
+        SPARE[] -= sum(s -> s.bytes, spare; init = 0)
+        empty!(spare)
+    end
+    return
+end
