@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pynode._inputs import check_finite
 from pynode.engine._protocol import Crossing, Engine, EventSearch, Problem, Retcode
 from pynode.errors import InputError
 
@@ -47,7 +46,7 @@ class Event:
         self.user, self.problem, self.n_states, self.is_tuple = function, problem, n_states, is_tuple
         self.crossing = Crossing(None, -1, 0)
         if problem.z0[0].shape[0]:
-            check_finite(problem)
+            problem.field.check_finite(problem.z0, problem.args)
             self.crossing = engine.find_event(problem, EventSearch(self.values, function, n_states, self._signs()))
         self.stop, self.before = problem.t[-1], len(problem.t)  # the event's time, and how many entries of t lie before
         if self.crossing.t is not None:

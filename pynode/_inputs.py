@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pynode.engine._protocol import Problem
 from pynode.errors import InputError
 
-__all__ = ["check_args", "check_count", "check_finite", "check_number", "check_state", "check_times"]
+__all__ = ["check_args", "check_count", "check_number", "check_state", "check_times"]
 
 _DTYPES = (torch.float32, torch.float64)
 
@@ -149,32 +148,6 @@ def check_count(name: str, value: Any) -> int:
     if not isinstance(value, int) or value < 1:
         raise InputError(f"{name} must be a positive int, got {value!r}. Pass e.g. 10_000")
     return value
-
-
-def check_finite(problem: Problem) -> None:
-    """Refuse a state, conditioning tensors or parameters that are not finite, by name."""
-    field = problem.field
-    for i, z in enumerate(problem.z0):
-        _check_finite(f"z0[{i}]" if field.is_tuple else "z0", z)
-    for i, a in enumerate(problem.args):
-        if a.dtype.is_floating_point:
-            _check_finite(f"args[{i}]", a)
-    for i, parameter in enumerate(field.parameters):
-        name = field.names[i] if i < len(field.names) else f"{i}, which it captures without a name,"
-        check_finite(f"the field's parameter {name}", parameter)
-
-
-def check_finite(name: str, x: Tensor) -> None:
-    # One reduction and one synchronisation where all is well. The sum of finite numbers may overflow.
-    if math.isfinite(x.sum().item()):
-        return
-    finite = torch.isfinite(x)
-    if not bool(finite.all()):
-        bad = x.detach()[~finite]
-        raise InputError(
-            f"{name} must be finite, got {len(bad)} of {x.numel()} entries infinite or NaN, the first of them "
-            f"{bad[0].item()}. Look at what computed it"
-        )
 
 
 def _describe(value: Any) -> str:

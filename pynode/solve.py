@@ -12,7 +12,7 @@ from torch import Tensor
 from pynode._derived import derived_field
 from pynode._event import Event
 from pynode._independent import EventOfEach, at_last_times, check_batching, check_unmixed, per_sample_times, span
-from pynode._inputs import check_args, check_count, check_finite, check_number, check_state, check_times
+from pynode._inputs import check_args, check_count, check_number, check_state, check_times
 from pynode.engine._protocol import Engine, Gradients, Integration, Problem, Retcode, Stats
 from pynode.engine.choose import choose
 from pynode.errors import EngineUnavailable, FieldError, InputError, SolveError
@@ -305,7 +305,7 @@ def _once(gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
 
 def _solve_empty(problem: Problem) -> Integration:
     """The integration for a batch of size 0, which needs no engine."""
-    check_finite(problem)
+    problem.field.check_finite(problem.z0, problem.args)
 
     def pullback(cotangents: Sequence[Tensor | None]) -> Gradients:
         def zeros(key: str, tensors: Sequence[Tensor]) -> list[Tensor | None]:

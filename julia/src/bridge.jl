@@ -86,7 +86,7 @@ function forward_typed(field::TracedField{T}, r::Reader, x, solver, batch, times
     adaptive, max_steps, memory = next!(r) == 1, next!(r), next!(r)
     ts = copy(wrap(T, next!(r), times))
     states = [(next!(r), next!(r), next!(r)) for _ in 1:next!(r)]
-    offset = 0
+    offset, field.counts[3] = 0, field.counts[3] + 1
     for _ in 1:next!(r)
         n, address = next!(r), next!(r)
         copyto!(field.θ, offset + 1, wrap(T, address, n), 1, n)

@@ -49,9 +49,14 @@ end
 
 The exact gradient of the numerical solution. `g` is `(state, time)`: the cotangents of `forward`'s values.
 """
-function discrete_pullback(fw::Stepped{T}, g; wants_t::Bool = true) where {T}
-    field, steps = fw.field, fw.steps
-    fw.bound == field.counts[3] || bind!(field, fw.θ)
+function discrete_pullback(fw::Stepped, g; wants_t::Bool = true)
+    fw.bound == fw.field.counts[3] || bind!(fw.field, fw.θ)
+    return pull_back(fw, g; wants_t)
+end
+
+"The same for the `θ` that is bound."
+function pull_back(fw::Stepped, g; wants_t::Bool = true)
+    steps = fw.steps
     p = Pull(fw, g, wants_t)
     last = length(steps.t) - 1
     if steps.every == 0

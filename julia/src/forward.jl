@@ -51,21 +51,26 @@ adjoint is to follow.
 """
 function forward!(values, field::TracedField{T}, u0, ts::Vector{T}, θ, o::Options) where {T}
     bind!(field, θ)
-    if o.keep === :dense || o.keep === :saved || isstiff(o.solver)
-        f, alg = ode_function(field, isstiff(o.solver)), algorithm(o.solver; dense = o.keep === :dense)
-        return Base.invokelatest(forward_whole!, values, field, f, u0, ts, o, alg)
-    end
-    return forward_steps!(values, field, u0, ts, o)
+    return integrate!(values, field, u0, ts, o.keep === :ends ? field.θ : copy(field.θ), o)
 end
 
-function forward_whole!(values, field::TracedField{T}, f, u0, ts::Vector{T}, o::Options, alg) where {T}
+"Solve with the `θ` that is bound; what is kept of the solve refers to `θ`."
+function integrate!(values, field::TracedField{T}, u0, ts::Vector{T}, θ, o::Options) where {T}
+    if o.keep === :dense || o.keep === :saved || isstiff(o.solver)
+        f, alg = ode_function(field, isstiff(o.solver)), algorithm(o.solver; dense = o.keep === :dense)
+        return Base.invokelatest(forward_whole!, values, field, f, u0, ts, θ, o, alg)
+    end
+    return forward_steps!(values, field, u0, ts, θ, o)
+end
+
+function forward_whole!(values, field::TracedField{T}, f, u0, ts::Vector{T}, θ, o::Options, alg) where {T}
     problem = ODEProblem{true}(f, u0, (first(ts), last(ts)), field.θ)
     ends = only_saved(o)
     solution = solve(problem, alg; keywords(ts, o)..., saveat = ends ? ts : T[], save_everystep = !ends, dense = !ends)
     outcome = outcome_of(solution.retcode, last(solution.u))
     summary = Summary(outcome, T(last(solution.t)), solution.stats.naccept, solution.stats.nreject)
     fill_values!(values, solution, ts, summary.reached, o)
-    return summary, o.keep === :ends ? nothing : Dense(field, copy(field.θ), ts, solution, o, summary)
+    return summary, o.keep === :ends ? nothing : Dense(field, θ, ts, solution, o, summary)
 end
 
 "How a solver is to step; the types are the same whatever the options, so that it is compiled once."

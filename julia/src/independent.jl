@@ -51,30 +51,21 @@ end
 """
     forward_each!(store!, fields, u0, ts, θ, options) -> Each
 
-Solve every sample from `u0[b]` at `ts[b]`; `store!(b, values, forward, evaluations)` takes each result.
+Solve every sample from `u0[b]` at `ts[b]`; `store!(b, values, summary, evaluations)` takes each result.
 """
 function forward_each!(store!, fields::Vector{F}, u0, ts::Vector{Vector{T}}, θ::SampleTheta{T}, o::Options) where {T,F}
-    alg = algorithm(o.solver)
-    return Base.invokelatest(forward_each_with!, store!, fields, u0, ts, θ, o, alg)
-end
-
-function forward_each_with!(store!, fields::Vector{F}, u0, ts::Vector{Vector{T}}, θ, o, alg) where {T,F}
     n = length(ts)
     owner, forwards = zeros(Int, n), Vector{Any}(undef, n)
-    stiff = isstiff(o.solver)
     share_out(min(length(fields), n), n) do task, take
         field = fields[task]
-        f = ode_function(field, stiff)
         copyto!(field.θ, θ.shared)
         while (b = take()) != 0
             bind_sample!(field, θ, b)
             before = field.counts[1]
             values = Matrix{T}(undef, length(u0[b]), length(ts[b]))
-            solution, outcome, reached = integrate!(values, field, f, u0[b], ts[b], o, alg)
-            forward = Forward(field, field.θ, ts[b], solution, o, outcome, reached)
+            summary, forwards[b] = integrate!(values, field, u0[b], ts[b], field.θ, o)
             owner[b] = task
-            o.keep === :ends || (forwards[b] = forward)
-            store!(b, values, forward, field.counts[1] - before)
+            store!(b, values, summary, field.counts[1] - before)
         end
     end
     return o.keep === :ends ? nothing : Each(identity.(forwards), owner, θ)
@@ -95,7 +86,7 @@ function pullback_each(store!, each::Each, g; wants_t::Bool = true)
                 i == 1 && copyto!(forward.field.θ, each.θ.shared)
                 bind_sample!(forward.field, each.θ, b)
                 before = sum(forward.field.counts)
-                c = discrete_pullback(forward, g(b); wants_t)
+                c = pull_back(forward, g(b); wants_t)
                 store!(task, b, c, sum(forward.field.counts) - before)
             end
         end
@@ -108,7 +99,8 @@ end
 """
     forward_each(ints, n_ints, floats) -> Int
 
-Integers: kernel, solver, batch, number of times, what to keep, adaptive, max_steps, address of the times (times of each
+Integers: kernel, solver, batch, number of times, what to keep, adaptive, max_steps, bytes of memory for
+the steps of a sample, address of the times (times of each
 sample one after the other), address of how many each sample has, address of the results (evaluations, accepted and
 rejected steps, outcome, time reached of each sample, as floats); number of state tensors, then for each the size of a
 sample, its address and the address of its results; number of tensors of `θ`, then for each its size (of a sample, if it
@@ -125,7 +117,7 @@ function forward_each(ints::Int, n_ints::Int, floats::Int)
 end
 
 function forward_each_typed(fields::Vector{<:TracedField{T}}, r::Reader, x, solver, batch, times, keep) where {T}
-    adaptive, max_steps = next!(r) == 1, next!(r)
+    adaptive, max_steps, memory = next!(r) == 1, next!(r), next!(r)
     all_times, counts = reshape(wrap(T, next!(r), times * batch), times, batch), wrap(Int, next!(r), batch)
     stats = reshape(wrap(Float64, next!(r), 5 * batch), 5, batch)
     states = [(next!(r), next!(r), next!(r)) for _ in 1:next!(r)]
@@ -135,16 +127,15 @@ function forward_each_typed(fields::Vector{<:TracedField{T}}, r::Reader, x, solv
     u0 = [reduce(vcat, (view(x, :, b) for x in from)) for b in 1:batch]
     ts = [all_times[1:counts[b], b] for b in 1:batch]
     foreach(x -> fill!(x, T(NaN)), to)
-    o = Options(; solver, rtol = x[1], atol = x[2], dt = x[3], adaptive, max_steps, keep)
-    each = forward_each!(fields, u0, ts, θ, o) do b, values, forward, evaluations
+    o = Options(; solver, rtol = x[1], atol = x[2], dt = x[3], adaptive, max_steps, keep, memory)
+    each = forward_each!(fields, u0, ts, θ, o) do b, values, summary, evaluations
         offset = 0
         for x in to
             n = size(x, 1)
             copyto!(view(x, :, b, 1:size(values, 2)), view(values, (offset + 1):(offset + n), :))
             offset += n
         end
-        s = forward.solution.stats
-        stats[:, b] .= (evaluations, s.naccept, s.nreject, Int(forward.outcome), forward.reached)
+        stats[:, b] .= (evaluations, summary.accepted, summary.rejected, Int(summary.outcome), summary.reached)
     end
     each === nothing && return 0
     KEPT[NEXT[] += 1] = each
@@ -178,6 +169,8 @@ rows. Address 0: a zero cotangent, or one that is not wanted.
 """
 pullback_each(kept::Int, ints::Int, n_ints::Int) =
     pullback_each_typed(KEPT[kept], Reader(wrap(Int, ints, n_ints), 0))
+
+give_back!(each::Each) = foreach(give_back!, each.forwards)
 
 function pullback_each_typed(each::Each{F,T}, r::Reader) where {F,T}
     batch = length(each.forwards)

@@ -91,7 +91,7 @@ function Kernel{T}(g::Graph) where {T}
     inputs = copy(given)
     front = [i => (count += 1) for i in frontier(g)]
     merge!(given, Dict(front))
-    kept = [i => (count += 1) for i in residuals(g, given)]
+    kept = Pair{Int,Int}[i => (count += 1) for i in residuals(g, given)]
     value = [node => (count += 1) for node in g.value]
     products = Dict{Symbol,Vector{Pair{Int,Int}}}()
     for kind in (:z, :arg, :parameter, :t), (k, position) in enumerate(differ)

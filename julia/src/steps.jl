@@ -38,7 +38,7 @@ end
 
 dense(fw::Dense) = fw
 
-function forward_steps!(values, field::TracedField{T,V}, u0, ts::Vector{T}, o::Options) where {T,V}
+function forward_steps!(values, field::TracedField{T,V}, u0, ts::Vector{T}, θ, o::Options) where {T,V}
     tape = field.tape
     tape.on = o.keep === :stages
     tape.left = o.memory ÷ 2  # the other half is for stages without residuals
@@ -47,7 +47,7 @@ function forward_steps!(values, field::TracedField{T,V}, u0, ts::Vector{T}, o::O
         steps = Steps{T,V}(T[], Stage{T,V}[], Pair{Int,V}[], 0, o.memory)
         summary = Base.invokelatest(step_through!, values, field, integrator, steps, ts, o)::Summary{T}
         tape.on || return summary, nothing
-        return summary, Stepped(field, copy(field.θ), field.counts[3], ts, steps, o, summary, Ref{Any}(nothing))
+        return summary, Stepped(field, θ, field.counts[3], ts, steps, o, summary, Ref{Any}(nothing))
     finally
         tape.on = false
         foreach(s -> recycle!(tape, s), tape.taken)

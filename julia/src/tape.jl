@@ -46,7 +46,7 @@ end
 
 function reuse!(spare)
     stage = pop!(spare)
-    SPARE[] -= stage.bytes
+    Threads.atomic_sub!(SPARE, stage.bytes)
     return stage
 end
 
@@ -65,19 +65,19 @@ identity_of(_) = nothing
 function recycle!(tape::Tape, stage::Stage)
     tape.left += stage.bytes
     SPARE[] + stage.bytes > MAX_SPARE && return
-    SPARE[] += stage.bytes
+    Threads.atomic_add!(SPARE, stage.bytes)
     push!(stage.heavy ? tape.heavy : tape.light, stage)
     return
 end
 
 "Bytes of the stages, of all fields, that wait to be used again, and how many may."
-const SPARE = Ref(0)
+const SPARE = Threads.Atomic{Int}(0)
 const MAX_SPARE = 2^29
 
 "Let go of the stages that wait to be used again."
 function discard!(tape::Tape)
     for spare in (tape.light, tape.heavy)
-        SPARE[] -= sum(s -> s.bytes, spare; init = 0)
+        Threads.atomic_sub!(SPARE, sum(s -> s.bytes, spare; init = 0))
         empty!(spare)
     end
     return

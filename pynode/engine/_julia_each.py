@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["solve_samples"]
 
 
-def solve_samples(engine: JuliaEngine, problem: Problem, retcodes: Sequence[Retcode], kept_as: Any) -> Integration:
+def solve_samples(
+    engine: JuliaEngine, problem: Problem, retcodes: Sequence[Retcode], kept_as: Any, memory: int
+) -> Integration:
     """Solve every sample with steps of its own.
 
     The discrete adjoint and solves without a gradient are one call; continuous adjoints and interpolants are solved
@@ -31,11 +33,13 @@ def solve_samples(engine: JuliaEngine, problem: Problem, retcodes: Sequence[Retc
         problem: a problem of independent samples.
         retcodes: in the order of PyNODE.jl's `Outcome`.
         kept_as: makes the handle of what Julia keeps.
+        memory: what is kept of the steps of all samples may take this many bytes.
     """
     how = problem.sensitivity
     if problem.dense or (how is not None and how.name != "discrete"):
         return solve_each(engine.solve, problem)
     started = time.perf_counter()
+    problem.field.check_finite(problem.z0, problem.args)
     batch, times = problem.t.shape
     one = sample_of(problem, 0)
     trace = trace_field(problem.field, one.z0, one.t[0], one.args)
@@ -51,7 +55,7 @@ def solve_samples(engine: JuliaEngine, problem: Problem, retcodes: Sequence[Retc
     solver = problem.solver
     assert solver.julia is not None
     values = [engine._kernel(trace, z0[0].dtype), engine._number("solver", solver.julia), batch, times]
-    values += [1 if how is None else 2, int(solver.adaptive), problem.max_steps]
+    values += [1 if how is None else 2, int(solver.adaptive), problem.max_steps, memory // batch]
     values += [t.data_ptr(), counts.data_ptr(), results.data_ptr(), len(z0)]
     for z, o in zip(z0, out, strict=True):
         values += (z.numel() // batch, z.data_ptr(), o.data_ptr())

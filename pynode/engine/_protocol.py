@@ -209,7 +209,7 @@ class Engine(Protocol):
         """Integrate; never raises for a failed integration (see `Retcode`).
 
         Raises:
-            InputError: the state, a conditioning tensor or a parameter is not finite (see `check_finite`).
+            InputError: the state, a conditioning tensor or a parameter is not finite (see `Field.check_finite`).
         """
 
     def find_event(self, problem: Problem, search: EventSearch) -> Crossing:

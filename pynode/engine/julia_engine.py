@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pynode._inputs import check_finite
 from pynode.engine import julia_runtime
 from pynode.engine._julia_call import Entries, Floats, addresses, integers
 from pynode.engine._julia_each import solve_samples
@@ -76,7 +75,7 @@ class JuliaEngine:
         state = problem.z0[0]
         _refuse_device(problem)
         if problem.t.dim() == 2:
-            return solve_samples(self, problem, _RETCODES, _Kept)
+            return solve_samples(self, problem, _RETCODES, _Kept, _memory(problem))
         started = time.perf_counter()
         trace = trace_field(problem.field, problem.z0, problem.t[0], problem.args)
         julia = self._start()
@@ -85,7 +84,6 @@ class JuliaEngine:
         keep = "dense" if problem.dense else "ends"
         if sensitivity is not None and not (problem.dense and sensitivity.name == "backsolve"):
             keep = _NEEDS.get(sensitivity.name, "dense")
-        memory = sensitivity.options.get("memory", _MEMORY) if sensitivity is not None else _MEMORY
         z0 = [z.contiguous() for z in problem.z0]
         t = problem.t.contiguous()
         others = [x.detach().contiguous() for x in (*problem.args, *trace.bound(problem.field))]
@@ -94,7 +92,7 @@ class JuliaEngine:
         split = sensitivity is not None and sensitivity.name != "discrete"
         assert problem.solver.julia is not None
         values = [kernel, self._number("solver", problem.solver.julia), batch, len(t), _KEEP[keep], int(split)]
-        values += [int(problem.solver.adaptive), problem.max_steps, memory, t.data_ptr(), len(z0)]
+        values += [int(problem.solver.adaptive), problem.max_steps, _memory(problem), t.data_ptr(), len(z0)]
         for z, o in zip(z0, out, strict=True):
             values += (z.numel(), z.data_ptr(), o.data_ptr())
         data, address, length = integers(values + addresses(others))
@@ -103,7 +101,7 @@ class JuliaEngine:
         del data
         nfe, accepted, rejected, outcome, reached = floats.values[:5]
         if outcome < 0:
-            check_finite(problem)
+            problem.field.check_finite(problem.z0, problem.args)
             raise PyNODEError("Julia found an input that is not finite, and Python does not: please report this")
         stats = Stats(int(nfe), None, int(accepted), int(rejected), time.perf_counter() - started)
         integration = Integration(tuple(out), stats, _RETCODES[int(outcome)], reached)
@@ -144,6 +142,12 @@ class JuliaEngine:
         if name not in self._numbers:
             self._numbers[name] = getattr(self._julia, f"{kind}_number")(name)
         return self._numbers[name]
+
+
+def _memory(problem: Problem) -> int:
+    """The bytes that the steps kept for the discrete adjoint may take."""
+    how = problem.sensitivity
+    return _MEMORY if how is None else int(how.options.get("memory", _MEMORY))  # type: ignore[call-overload]
 
 
 def _refuse_device(problem: Problem) -> None:

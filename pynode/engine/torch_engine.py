@@ -17,7 +17,6 @@ import torch
 import torchdiffeq
 from torch import Tensor
 
-from pynode._inputs import check_finite
 from pynode.engine._each import solve_each
 from pynode.engine._event_watch import Crossed, EventWatch
 from pynode.engine._grid import substeps
@@ -92,7 +91,7 @@ class TorchEngine:
         if problem.t.dim() == 2:
             return solve_each(self.solve, problem)
         started = time.perf_counter()
-        check_finite(problem)
+        problem.field.check_finite(problem.z0, problem.args)
         _refuse_for_scipy(problem)
         tracked = problem if problem.sensitivity is None else _on_leaves(problem)
         rhs = right_hand_side(tracked)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pynode._finite import check_finite
 from pynode.errors import FieldError
 from pynode.field._bindings import Reads
 from pynode.field._fingerprint import attributes_read, fingerprint
@@ -71,8 +72,9 @@ class Field:
         self.memory = _memory_of(function)
         shapes = tuple((x.shape[1:], x.dtype, x.device) for x in (*z0, *args))
         self.facts: _Facts
+        self.names: tuple[str, ...] = ()
         self.captured: tuple[Tensor, ...] = ()
-        self.parameters: tuple[Tensor, ...]
+        self.parameters: tuple[Tensor, ...] = ()
         latest = self.memory.latest
         if latest is not None and latest.holds(function, is_tuple, len(z0), shapes):
             self.parametrized, self.facts = {}, latest.facts
@@ -82,6 +84,7 @@ class Field:
         key = self._key(len(z0), shapes)
         facts = self.memory.facts.get(key)
         if facts is None:
+            self.check_finite(z0, args)
             before = fingerprint(self.reads)
             with attributes_read(self.reads) as read:
                 facts = self._examine(tuple(z.detach() for z in z0), t0.detach(), tuple(a.detach() for a in args))
@@ -94,6 +97,7 @@ class Field:
         self.names = (*facts.names, *facts.captured)
         self.captured = (*(tensors[n] for n in facts.captured), *facts.nameless)
         self.parameters = (*(tensors[n] for n in facts.names), *self.captured)
+        self.check_finite((), ())
         self.memory.latest = _Latest.of(self, len(z0), shapes)
 
     @functools.cached_property
@@ -114,6 +118,21 @@ class Field:
     def named_tensors(self) -> dict[str, Tensor]:
         """The tensors that the function reads and that can be found by name, each once."""
         return {**self.reads.tensors, **self.parametrized, **self.reads.captured}
+
+    def check_finite(self, z0: Sequence[Tensor], args: Sequence[Tensor]) -> None:
+        """Refuse a state, conditioning tensors or parameters that are not finite.
+
+        Raises:
+            InputError: names the tensor.
+        """
+        for i, z in enumerate(z0):
+            check_finite(f"z0[{i}]" if self.is_tuple else "z0", z)
+        for i, a in enumerate(args):
+            if a.dtype.is_floating_point:
+                check_finite(f"args[{i}]", a)
+        for i, parameter in enumerate(self.parameters):
+            name = self.names[i] if i < len(self.names) else f"{i}, which it captures without a name,"
+            check_finite(f"the field's parameter {name}", parameter)
 
     def __call__(self, t: Tensor, z: Sequence[Tensor], args: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
         """Evaluate: `t` 0-d, `z` and the result tuples of `(batch, *features)` tensors."""

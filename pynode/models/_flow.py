@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform, constraints
 
-from pynode._inputs import check_finite
+from pynode._finite import check_finite
 from pynode.errors import InputError
 
 __all__ = ["Base", "Flow", "StandardNormal"]

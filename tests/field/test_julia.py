@@ -35,14 +35,23 @@ QUICK = {
 KERNEL = """
 function (text, batches)
     kernel = PyNODE.Kernel{Float64}(PyNODE.Graph(text))
-    value!(w, t) = (w.value(t); nothing)
-    vjp!(w, t) = (w.vjp(t); nothing)
-    bytes(f!, w, t) = (f!(w, t); @allocated f!(w, t))
+    run!(program, t) = (program(t); nothing)
+    bytes(program, t) = (run!(program, t); @allocated run!(program, t))
     return map(batches) do (batch, t, u, θ, v)
         w = PyNODE.Workspace(kernel, batch)
+        u2, du2 = copy(u), zero(w.du)
         copyto!(w.θ, θ), copyto!(w.u, u), copyto!(w.v, v)
-        w.prologue(t), value!(w, t), vjp!(w, t)  # twice, so that what is left over from a run would show
-        return (bytes(value!, w, t), bytes(vjp!, w, t), w.du, w.dz, w.dθ, w.dt)
+        residuals = PyNODE.new_residuals(w)
+        prologue, value, vjp = (PyNODE.bind(w, p) for p in (kernel.prologue, kernel.value, kernel.vjp))
+        record = PyNODE.bind(w, kernel.record; u = u2, du = du2, residuals)
+        replay = PyNODE.bind(w, kernel.replay; u = u2, residuals)
+        # Each twice, so that what is left over from a run would show.
+        prologue(t), run!(value, t), run!(vjp, t)
+        allocated = (bytes(value, t), bytes(vjp, t))
+        products = map(copy, (w.dz, w.dθ, w.dt))
+        run!(record, t), run!(replay, t)
+        recorded = (bytes(record, t), bytes(replay, t))
+        return (allocated..., recorded..., w.du, products..., du2, w.dz, w.dθ, w.dt)
     end
 end
 """
@@ -67,7 +76,7 @@ def parameters() -> list[Any]:
 
 @pytest.mark.parametrize("name", parameters())
 def test_kernel(name: str, evaluate: Callable[..., Any]) -> None:
-    """Value and products to 1e-12, without allocating."""
+    """Value and products to 1e-12, at once and by way of what is recorded, without allocating."""
     case = CASES[name]()
     samples = [sample(case, batch) for batch in case.batches]
     graph = samples[0].found.graph
@@ -78,12 +87,12 @@ def test_kernel(name: str, evaluate: Callable[..., Any]) -> None:
         for batch, s in zip(case.batches, samples, strict=True)
     ]
     found = evaluate(json.dumps(graph.to_dict()), inputs)
-    for s, (in_value, in_products, du, dz, dtheta, dt) in zip(samples, found, strict=True):
-        got = [torch.from_numpy(np.array(x)) for x in (du, dz, dtheta, dt)]
+    for s, result in zip(samples, found, strict=True):
         products = s.products[1:first], s.products[first:], s.products[:1]
         expected = [torch.from_numpy(flat(x)) for x in (s.value, *products)]
-        assert error(got, expected) <= max(case.tolerance, 1e-12)
-        assert (in_value, in_products) == (0, 0)
+        for way in (result[4:8], result[8:12]):
+            assert error([torch.from_numpy(np.array(x)) for x in way], expected) <= max(case.tolerance, 1e-12)
+        assert tuple(result[:4]) == (0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("name", ["conv_with_time", "max pooling, overlapping", "attention", "ffjord"])
