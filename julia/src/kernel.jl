@@ -65,9 +65,11 @@ function residuals(g::Graph, given)
     function visit(i)
         (isfree(i) || i in found) && return
         n = g.nodes[i]
-        sources = filter(!isfree, operands(n))
-        again = n.op in CHEAP || n.op in (:pow, :reshape, :permute, :slice)
-        again && length(unique(sources)) <= 1 ? foreach(visit, sources) : push!(found, i)
+        sources = unique(filter(!isfree, operands(n)))
+        cheap = n.op in CHEAP || n.op in (:pow, :reshape, :permute, :slice)
+        # A sum of a product and its bias is one operation.
+        spread = any(j -> haskey(given, j) && g.nodes[j].shape != n.shape, operands(n))
+        cheap && !spread && length(sources) <= 1 ? foreach(visit, sources) : push!(found, i)
     end
     for i in needed
         behind[i] && foreach(j -> behind[j] || visit(j), operands(g.nodes[i]))
@@ -182,7 +184,8 @@ end
 """
     bind(workspace, program; u, du, residuals)
 
-A program on a workspace's buffers, or on others for the state, the value and the residuals.
+A program on a workspace's buffers, or on others for the state, the value and the residuals; it does not keep the memory of
+`u` and `du` alive.
 """
 function bind(w::Workspace, p::Program; u = w.u, du = w.du, residuals = fill(nothing, length(w.kernel.residuals)))
     g, batch = w.kernel.graph, w.batch

@@ -49,8 +49,10 @@ function (text, batches)
         prologue(t), run!(value, t), run!(vjp, t)
         allocated = (bytes(value, t), bytes(vjp, t))
         products = map(copy, (w.dz, w.dθ, w.dt))
-        run!(record, t), run!(replay, t)
-        recorded = (bytes(record, t), bytes(replay, t))
+        GC.@preserve u2 du2 begin
+            run!(record, t), run!(replay, t)
+            recorded = (bytes(record, t), bytes(replay, t))
+        end
         return (allocated..., recorded..., w.du, products..., du2, w.dz, w.dθ, w.dt)
     end
 end
