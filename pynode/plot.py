@@ -199,7 +199,8 @@ def images(panels: Mapping[str, Tensor], *, columns: int = 10) -> Figure:
         panels: for each title, `(n, 1, height, width)`.
         columns: images in a line.
     """
-    figure, axes = _figure(len(panels), panel=(4.2, 4.4))
+    figure, axes = _figure(len(panels), panel=(4.4, 4.4))
+    figure.get_layout_engine().set(wspace=0.08)  # type: ignore[union-attr, call-arg]
     for axis, (title, x) in zip(axes, panels.items(), strict=True):
         lines = -(-len(x) // columns)
         height, width = x.shape[2] + 1, x.shape[3] + 1  # with a margin of one pixel

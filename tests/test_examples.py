@@ -52,3 +52,20 @@ def test_every_example_says_how_it_is_used(name):
     )
     for option in ("--out", "--engine", "--seed"):
         assert option in done.stdout
+
+
+@pytest.mark.slow
+def test_flow_densities(tmp_path):
+    results, stdout = run("flow_densities", tmp_path, "--sets", "moons", "--epochs", "60")
+    # The best normal distribution of the moons leaves 3.30 nats.
+    assert results["moons"]["nll"] < 3.22
+    assert results["moons"]["integral"] == pytest.approx(1, abs=1e-3)
+    assert "moons" in stdout
+    assert_figures(tmp_path, "densities.png")
+
+
+@pytest.mark.slow
+def test_digits_flow(tmp_path):
+    results, _ = run("digits_flow", tmp_path, "--epochs", "2")
+    assert results["FFJORD"] < 2.6 < results["uniform"] == pytest.approx(4.087, abs=1e-3)
+    assert_figures(tmp_path, "samples.png")
