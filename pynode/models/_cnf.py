@@ -131,7 +131,7 @@ class CNF(Flow):
 
         Args:
             x: `(batch, *event)`: data; with `reverse`, points of the base.
-            t: `(time,)`, strictly monotone, from the end where x lives: t₀, or t₁ with `reverse`.
+            t: `(time,)`, strictly monotone within [t₀, t₁], from the end where x lives: t₀, or t₁ with `reverse`.
             context: as in `forward`.
             reverse: whether x lives at t₁.
 
@@ -148,6 +148,9 @@ class CNF(Flow):
             raise InputError(
                 f"t must be 1-d with at least two depths, the first of them {start:g}, where x lives, got {t.tolist()}"
             )
+        low, high = sorted(t.new_tensor(self.t))
+        if not bool(((t >= low) & (t <= high)).all()):
+            raise InputError(f"t must lie within the flow's span, {self.t}, got {t.tolist()}")
         self.regularisation = {}
         trajectory: Tensor = self._solve(x, t, context).z
         return trajectory

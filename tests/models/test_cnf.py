@@ -461,6 +461,8 @@ def test_trajectories_that_start_elsewhere(t):
         CNF(Affine(), standard(2)).trajectory(points(), torch.tensor(t))
 
 
-def test_trajectory_refuses_unsorted_times():
+def test_trajectory_refuses_unsorted_times_and_times_outside_of_the_span():
+    with pytest.raises(InputError, match=r"within the flow's span, \(0\.0, 1\.0\), got \[0\.0, 1\.5\]"):
+        CNF(Affine(), standard(2)).trajectory(points(), torch.tensor([0.0, 1.5]))
     with pytest.raises(InputError, match="strictly monotone"):
         CNF(Affine(), standard(2)).trajectory(points(), torch.tensor([0.0, 0.7, 0.4]))
