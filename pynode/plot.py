@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 __all__ = [
     "HOW_TO_GET",
     "available",
+    "bands",
     "densities",
     "fit",
     "flow",
     "history",
     "images",
+    "paths",
     "phase",
     "principal_plane",
     "trajectories",
@@ -226,4 +228,75 @@ def phase(curves: Mapping[str, Tensor]) -> Figure:
         axis.plot(*z.detach().cpu().T, label=label, **style)
     axis.set_aspect("equal", adjustable="datalim")
     figure.legend(frameon=False, loc="outside upper center", ncols=len(curves))
+    return figure
+
+
+def bands(
+    panels: Mapping[str, tuple[Tensor, Tensor]],
+    points: Mapping[str, Mapping[str, tuple[Tensor, Tensor]]],
+    *,
+    since: float | None = None,
+    xlabel: str = "t",
+) -> Figure:
+    """Predictions of one variable over time: the median, and the bands that hold half and nine tenths of the draws.
+
+    Args:
+        panels: for each title, times `(time,)` and draws `(n_samples, time)`, NaN where there is none.
+        points: for each title, times and values of points under their labels; those of the first label filled.
+        since: a time that is marked, e.g. where extrapolation begins.
+        xlabel: name of the time.
+    """
+    figure, axes = _figure(len(panels), panel=(5.2, 3.4))
+    for axis, (title, (t, draws)) in zip(axes, panels.items(), strict=True):
+        levels = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], dtype=draws.dtype, device=draws.device)
+        quantiles, at = draws.detach().nanquantile(levels, dim=0).cpu().numpy(), t.cpu().numpy()
+        axis.fill_between(at, quantiles[0], quantiles[4], color="C0", alpha=0.15, linewidth=0, label="90 % of draws")
+        axis.fill_between(at, quantiles[1], quantiles[3], color="C0", alpha=0.25, linewidth=0, label="50 % of draws")
+        axis.plot(at, quantiles[2], color="C0", label="median")
+        for i, (label, (times, values)) in enumerate(points[title].items()):
+            style = {"color": "black"} if i == 0 else {"facecolor": "white", "edgecolor": "C3", "linewidths": 1.5}
+            axis.scatter(times.cpu().numpy(), values.cpu().numpy(), s=24, zorder=3, label=label, **style)
+        if since is not None:
+            axis.axvline(since, color="0.5", linestyle=":", linewidth=1)
+        axis.set_title(title)
+        axis.set_xlabel(xlabel)
+        axis.xaxis.get_major_locator().set_params(integer=bool((at[[0, -1]] % 1 == 0).all()))
+    figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=5)
+    return figure
+
+
+def paths(rows: Mapping[str, Tensor], truth: Tensor, observed: Sequence[Tensor], split: int) -> Figure:
+    """Paths in the plane as models reconstruct and extrapolate them, one row per model and one column per path.
+
+    Args:
+        rows: for each model, `(n, time, 2)`, or draws `(n_samples, n, time, 2)`.
+        truth: `(n, true_time, 2)`.
+        observed: for each path, `(n_obs, 2)`.
+        split: number of the models' times that are reconstructed; the later ones are extrapolated.
+    """
+    figure, axes = _grid(len(rows), len(observed), (3.2, 3.0))
+    for row, (name, draws) in enumerate(rows.items()):
+        for i, points in enumerate(observed):
+            axis = axes[row, i]
+            axis.plot(*truth[i].cpu().T, color="0.75", linewidth=3, label="truth")
+            lines = draws.detach().cpu().reshape(-1, *draws.shape[-3:])[:, i]
+            alpha = 1.0 if len(lines) == 1 else 0.35
+            for line in lines:
+                axis.plot(*line[:split].T, color="C0", linewidth=1.2, alpha=alpha)
+                axis.plot(*line[split - 1 :].T, color="C3", linewidth=1.2, alpha=alpha)
+            axis.scatter(*points.cpu().T, s=9, color="black", zorder=3, linewidths=0)
+            centre = (truth[i].amax(0) + truth[i].amin(0)) / 2
+            reach = 0.65 * float((truth[i].amax(0) - truth[i].amin(0)).max())
+            axis.set_xlim(float(centre[0]) - reach, float(centre[0]) + reach)
+            axis.set_ylim(float(centre[1]) - reach, float(centre[1]) + reach)
+            axis.set_aspect("equal")
+            axis.tick_params(labelsize=7)
+            if i == 0:
+                axis.set_ylabel(name)
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], color=c, linewidth=w) for c, w in (("0.75", 3), ("C0", 1.2), ("C3", 1.2))]
+    handles.append(Line2D([], [], color="black", marker="o", markersize=3, linestyle=""))
+    labels = ["truth", "reconstruction", "extrapolation", "observed"]
+    figure.legend(handles, labels, loc="outside lower center", frameon=False, ncols=4)
     return figure

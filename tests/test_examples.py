@@ -45,6 +45,26 @@ def test_spiral_fit(tmp_path):
     assert_figures(tmp_path, "training.png", "spiral.png")
 
 
+@pytest.mark.slow
+def test_latent_spirals(tmp_path):
+    results, stdout = run("latent_spirals", tmp_path, "--points", "30", "--iterations", "300")
+    rnn, latent = results["30"]["RNN"], results["30"]["latent ODE"]
+    assert latent["interpolation"] < 0.3 < rnn["interpolation"]
+    assert latent["extrapolation"] < 0.5 * rnn["extrapolation"]
+    assert "30 points" in stdout
+    assert_figures(tmp_path, "paths_30.png")
+
+
+@pytest.mark.slow
+def test_lynx_hare(tmp_path):
+    results, _ = run("lynx_hare", tmp_path, "--members", "1", "--iterations", "400")
+    between, beyond = results["interpolation"], results["extrapolation"]
+    assert between["latent ODE"] < between["linear, or the last value"]
+    assert beyond["latent ODE"] < beyond["mean of the years seen"] < beyond["linear, or the last value"]
+    assert between["share in the 90 % band"] > 0.5
+    assert_figures(tmp_path, "interpolation.png", "extrapolation.png")
+
+
 @pytest.mark.parametrize("name", [path.stem for path in sorted(EXAMPLES.glob("*.py"))])
 def test_every_example_says_how_it_is_used(name):
     done = subprocess.run(

@@ -77,6 +77,38 @@ def test_images_lays_them_out_in_lines():
     assert (sheet[3] == 1).all()
 
 
+def test_bands_hold_the_shares_of_the_draws_that_they_say():
+    t = torch.linspace(0, 1, 3)
+    draws = torch.arange(101.0).unsqueeze(1) * torch.tensor([1.0, 2.0, 3.0])
+    draws[:50, 2] = torch.nan  # draws that a time has not
+    points = {"a": {"seen": (t[:2], t[:2]), "left out": (t[2:], t[2:])}}
+    figure = plot.bands({"a": (t, draws)}, points, since=0.5, xlabel="year")
+    axis = figure.axes[0]
+    assert list(axis.lines[0].get_ydata()) == [50.0, 100.0, 225.0]
+    wide, narrow, seen, left_out = axis.collections
+    for band, low, high in ((wide, 5.0, 95.0), (narrow, 25.0, 75.0)):
+        first = band.get_paths()[0].vertices
+        first = first[first[:, 0] == 0][:, 1]
+        assert (first.min(), first.max()) == (low, high)
+    assert (len(seen.get_offsets()), len(left_out.get_offsets())) == (2, 1)
+    assert axis.get_xlabel() == "year"
+    assert [text.get_text() for text in figure.legends[0].get_texts()][2:] == ["median", "seen", "left out"]
+
+
+@pytest.mark.parametrize("shape", [(3, 10, 2), (4, 3, 10, 2)])
+def test_paths_draw_each_model_in_its_row_and_part_where_extrapolation_begins(shape):
+    truth, draws = torch.randn(3, 10, 2), torch.randn(shape)
+    figure = plot.paths({"RNN": torch.randn(3, 10, 2), "ODE": draws}, truth, [truth[i, :4] for i in range(3)], split=6)
+    assert len(figure.axes) == 6
+    axis = figure.axes[3]
+    assert axis.get_ylabel() == "ODE"
+    first = draws.reshape(-1, 3, 10, 2)[0, 0]
+    assert len(axis.lines) == 1 + 2 * draws.reshape(-1, 3, 10, 2).shape[0]
+    found = [torch.tensor(line.get_xydata(), dtype=torch.float32) for line in axis.lines[:3]]
+    for got, expected in zip(found, (truth[0], first[:6], first[5:]), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
 def test_without_matplotlib_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(plot, "available", lambda: False)
     with pytest.raises(ModuleNotFoundError, match=r'figures need matplotlib.*pip install "pynode\[plot\]"'):

@@ -18,7 +18,6 @@ class RNN(nn.Module):
     """An autoregressive GRU: each observation is Gaussian given those before it, and the time since.
 
     A step takes the observation before (zero where it is missing), what of it was observed, and the time that passed.
-    Where there are no observations it goes on from its own predictions.
 
     Args:
         obs_dim: channels of the observations.
@@ -58,6 +57,8 @@ class RNN(nn.Module):
     def predict(self, x: Tensor, t: Tensor, t_new: Tensor, mask: Tensor | None = None) -> Tensor:
         """The series at other times, each from the observations before it.
 
+        After the last observation, each prediction is the network's next input.
+
         Args:
             x: observations, as in `log_prob`.
             t: their times, as in `log_prob`.
@@ -72,18 +73,23 @@ class RNN(nn.Module):
         n_new, over = new.shape[1], torch.arange(series.t.shape[1], device=counts.device) >= counts[:, None]
         # In the order of time; what is asked for goes before an observation of the same time, padding goes last.
         order = torch.cat([new, series.t.masked_fill(over, torch.inf)], dim=1).argsort(dim=1, stable=True)
-        gaps = self._gaps(torch.cat([new, series.t], dim=1).gather(1, order))
+        times = torch.cat([new, series.t], dim=1).gather(1, order)
         values = torch.cat([series.x.new_zeros(*new.shape, self.obs_dim), series.x], dim=1)
         observed = torch.cat([series.mask.new_zeros(*new.shape, self.obs_dim), series.mask], dim=1)
-        past = values.new_zeros(len(values), 2 * self.obs_dim)
-        state, predictions = None, []
+        rows = torch.arange(len(new), device=new.device)
+        past, since = values.new_zeros(len(new), 2 * self.obs_dim), new.new_full((len(new), 1), self.t0)
+        state, predictions = values.new_zeros(1, len(new), self.gru.hidden_size), []
         for i, at in enumerate(order.unbind(1)):
-            out, state = self.gru(torch.cat([past, gaps[:, i]], dim=1).unsqueeze(1), state)
+            t_now = times[:, i : i + 1]
+            out, after = self.gru(torch.cat([past, t_now - since], dim=1).unsqueeze(1), state)
             predictions.append(self.head(out[:, 0])[:, : self.obs_dim])
-            rows = torch.arange(len(at), device=at.device)
-            seen = torch.cat([values[rows, at], observed[rows, at].to(values)], dim=1)
+            asked = (at < n_new).unsqueeze(1)
             own = torch.cat([predictions[-1], torch.ones_like(predictions[-1])], dim=1)
-            past = torch.where((at < n_new).unsqueeze(1), own, seen)
+            seen = torch.cat([values[rows, at], observed[rows, at].to(values)], dim=1)
+            goes_on = ~asked | (t_now > series.last)
+            past = torch.where(goes_on, torch.where(asked, own, seen), past)
+            since = torch.where(goes_on, t_now, since)
+            state = torch.where(goes_on, after, state)
         place = order.argsort(dim=1)[:, :n_new, None].expand(-1, -1, self.obs_dim)
         return torch.stack(predictions, dim=1).gather(1, place)
 

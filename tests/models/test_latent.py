@@ -218,7 +218,7 @@ def test_poisson_learns_a_constant_rate():
     m = LatentODE(1, 1, hidden=8, likelihood="poisson", field=lambda t, z: torch.zeros_like(z), rtol=1e-3)
     optimizer = torch.optim.Adam(m.parameters(), 5e-2)
     x = torch.ones(n, width, 1)
-    for _ in range(80):
+    for _ in range(60):
         optimizer.zero_grad()
         (-m.elbo(x, t, mask).mean()).backward()
         optimizer.step()
@@ -307,23 +307,23 @@ def test_engines_agree(encoder, likelihood, still):
 
 @on_every_engine
 def test_training_fits_damped_oscillations():
-    """Half of the points of each series are missing; the model finds them, and goes on after the last one."""
+    """Two fifths of the points of each series are missing; the model finds them, and goes on after the last one."""
     torch.manual_seed(0)
-    t = torch.linspace(0, 5, 30)
+    t = torch.linspace(0, 5, 20)
     phase = 2 * math.pi * torch.rand(64, 1)
     signal = torch.exp(-0.1 * t) * torch.cos(2 * t + phase)
-    x, mask = signal.unsqueeze(2), torch.rand(64, 30) < 0.5
-    mask[:, 0], mask[:, 20:] = True, False
+    x, mask = signal.unsqueeze(2), torch.rand(64, 20) < 0.6
+    mask[:, 0], mask[:, 14:] = True, False
     m = LatentODE(1, 2, hidden=16, noise_std=0.05)
     optimizer = torch.optim.Adam(m.parameters(), 3e-2)
-    for i in range(150):
+    for i in range(125):
         optimizer.zero_grad()
         (-m.elbo(x, t, mask, kl_weight=min(1.0, i / 100)).mean()).backward()
         optimizer.step()
     with torch.no_grad():
         error = (m.reconstruct(x, t, mask) - x)[:, :, 0]
-    assert error[:, :20][~mask[:, :20]].pow(2).mean().sqrt() < 0.15  # the signal's is about 0.6
-    assert error[:, 20:].pow(2).mean().sqrt() < 0.25
+    assert error[:, :14][~mask[:, :14]].pow(2).mean().sqrt() < 0.15  # the signal's is 0.56
+    assert error[:, 14:].pow(2).mean().sqrt() < 0.15
 
 
 # -- batches of one, of none; life of a module ---------------------------------------------------------------

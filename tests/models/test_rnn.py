@@ -52,6 +52,16 @@ def test_prediction_goes_on_from_its_own():
     torch.testing.assert_close(again, ahead[:, 1:])
 
 
+def test_what_is_asked_between_observations_changes_nothing_else():
+    m, (x, t) = rnn(), series()
+    new = (t[:, :-1] + t[:, 1:]) / 2
+    later = t[:, -1:] + 0.5
+    together = m.predict(x, t, torch.cat([new, later], dim=1))
+    for i in range(4):
+        torch.testing.assert_close(m.predict(x, t, new[:, i : i + 1])[:, 0], together[:, i])
+    torch.testing.assert_close(m.predict(x, t, later)[:, 0], together[:, -1])
+
+
 def test_padding_and_masks_leave_out():
     m, (x, t) = rnn(), series()
     mask = torch.ones(3, 5, dtype=torch.bool)

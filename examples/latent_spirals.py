@@ -1,0 +1,130 @@
+"""Spirals observed at 30, 50 and 100 irregular times: a latent ODE against a recurrent network.
+
+Both see the first half of each path, with noise, and are asked for all of it. The table is the root mean squared error
+against the paths without noise: between the first and the last observation, and beyond, at as many irregular times of
+the second half, which neither saw. The recurrent network predicts each point from those before it; the latent ODE
+reads the whole series first.
+
+    python examples/latent_spirals.py
+
+After R. T. Q. Chen et al., "Neural Ordinary Differential Equations", NeurIPS 2018, section 5.1 and table 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+from tqdm import trange
+
+from pynode import data, plot
+from pynode.models import RNN, LatentODE
+
+WINDOW, BATCH, NOISE = 100, 100, 0.3
+
+
+def train(name, loss, parameters, n, iterations):
+    """Adam with a cycle of the learning rate; `loss` takes the indices of a batch and the share of training done."""
+    parameters = list(parameters)
+    optimizer = torch.optim.Adam(parameters)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=iterations)
+    start = time.perf_counter()
+    for i in (bar := trange(iterations, desc=f"{name:<10}")):
+        optimizer.zero_grad()
+        value = loss(torch.randint(n, (BATCH,)), i / iterations)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1000.0)
+        optimizer.step()
+        schedule.step()
+        bar.set_postfix(loss=f"{value.item():.1f}", refresh=False)
+    return time.perf_counter() - start
+
+
+def questions(t, path, times):
+    """Times to predict at, and the truth there: the window of observations, then times as irregular as theirs."""
+    asked = torch.cat([times[:, :WINDOW], t + times[:, WINDOW : WINDOW + 1]], dim=1)
+    index = torch.searchsorted(times.contiguous(), asked - 1e-4).unsqueeze(2)
+    return asked, path.gather(1, index.expand(-1, -1, 2))
+
+
+def errors(predicted, truth, t, asked):
+    """RMSE between the first and the last observation, and after the window of observations."""
+    square = (predicted - truth) ** 2
+    between = (asked >= t[:, :1]) & (asked <= t[:, -1:])
+    return {
+        "interpolation": square[between].mean().sqrt().item(),
+        "extrapolation": square[:, WINDOW:].mean().sqrt().item(),
+    }
+
+
+def compare(n_obs, engine, seed, iterations):
+    """Train both models at one number of observations; results, and predictions of the test set."""
+    draw = torch.Generator().manual_seed(seed)
+    x, t, _, _ = data.spirals(1000, n_obs, NOISE, generator=draw).tensors
+    test = data.spirals(200, n_obs, NOISE, generator=draw).tensors
+    x_test, t_test, path, times = test
+    asked, truth = questions(t_test, path, times)
+    torch.manual_seed(seed)
+    rnn = RNN(2, hidden=25)
+    latent = LatentODE(2, 4, noise_std=NOISE, rtol=1e-3, atol=1e-4, engine=engine)
+
+    def rnn_loss(batch, done):
+        return -rnn.log_prob(x[batch], t[batch]).mean()
+
+    def latent_loss(batch, done):
+        return -latent.elbo(x[batch], t[batch], kl_weight=min(1.0, done / 0.3)).mean()
+
+    # An iteration of the recurrent network costs a fraction of the other's: it gets more of them.
+    seconds = {
+        "RNN": train(f"RNN {n_obs}", rnn_loss, rnn.parameters(), len(x), 2 * iterations),
+        "latent ODE": train(f"latent {n_obs}", latent_loss, latent.parameters(), len(x), iterations),
+    }
+    with torch.no_grad():
+        draws = latent.predict(x_test, t_test, asked, n_samples=10)
+        predictions = {"RNN": rnn.predict(x_test, t_test, asked), "latent ODE": draws.mean(0)}
+    results = {
+        name: {
+            **errors(prediction, truth, t_test, asked),
+            "seconds": seconds[name],
+            "parameters": sum(p.numel() for p in {"RNN": rnn, "latent ODE": latent}[name].parameters()),
+        }
+        for name, prediction in predictions.items()
+    }
+    results["latent ODE"] |= {"nfe": latent.stats.nfe, "spread": draws[:, :, WINDOW:].std(0).mean().item()}
+    return results, test, {"RNN": predictions["RNN"], "latent ODE": draws}
+
+
+def run(out, engine="auto", seed=0, iterations=800, points=(30, 50, 100)):
+    torch.set_num_threads(1)  # the networks are too small to share between threads
+    out.mkdir(parents=True, exist_ok=True)
+    results = {}
+    for n_obs in points:
+        results[str(n_obs)], (x, _, path, _), predictions = compare(n_obs, engine, seed, iterations)
+        if plot.available():
+            shown = {name: p[..., :4, :, :] for name, p in predictions.items()}
+            plot.paths(shown, path[:4], list(x[:4]), WINDOW).savefig(out / f"paths_{n_obs}.png")
+    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+
+    print("\nRMSE       " + "".join(f"{f'{n} points':>30}" for n in results))
+    print("           " + "".join(f"{'between':>15}{'beyond':>15}" for _ in results) + "    seconds")
+    for name in ("RNN", "latent ODE"):
+        cells = [f"{r[name]['interpolation']:>15.3f}{r[name]['extrapolation']:>15.3f}" for r in results.values()]
+        print(f"{name:<11}" + "".join(cells) + f"{sum(r[name]['seconds'] for r in results.values()):>11.0f}")
+    figures = "paths_*.png" if plot.available() else f"no figures, for want of matplotlib: {plot.HOW_TO_GET}"
+    print(f"Written to {out}: results.json, {figures}")
+    return results
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("out/latent_spirals"), help="folder of results and figures")
+    parser.add_argument("--engine", choices=("auto", "torch", "julia"), default="auto", help="which engine solves")
+    parser.add_argument("--seed", type=int, default=0, help="of the data and the parameters")
+    parser.add_argument("--iterations", type=int, default=800, help="steps of the optimizer, latent ODE")
+    parser.add_argument("--points", type=int, nargs="+", default=[30, 50, 100], help="observations of each path")
+    run(**vars(parser.parse_args()))
