@@ -89,3 +89,23 @@ def test_digits_flow(tmp_path):
     results, _ = run("digits_flow", tmp_path, "--epochs", "2")
     assert results["FFJORD"] < 2.6 < results["uniform"] == pytest.approx(4.087, abs=1e-3)
     assert_figures(tmp_path, "samples.png")
+
+
+@pytest.mark.slow
+def test_rnode(tmp_path):
+    results, _ = run("rnode", tmp_path, "--sets", "8gaussians", "--epochs", "30")
+    rows = results["8gaussians"]
+    assert list(rows) == ["none", "kinetic", "jacobian", "both"]
+    assert rows["both"]["kinetic"] < rows["none"]["kinetic"]
+    assert rows["both"]["jacobian"] < rows["none"]["jacobian"]
+    assert rows["both"]["nll"] < rows["none"]["nll"] + 0.1
+    assert_figures(tmp_path, "8gaussians.png")
+
+
+@pytest.mark.slow
+def test_conditional_flow(tmp_path):
+    results, _ = run("conditional_flow", tmp_path, "--epochs", "60")
+    for name in ("moons", "8gaussians"):
+        assert results[name]["nll"] < results[name]["nll_other_context"] - 0.2
+        assert results[name]["integral"] == pytest.approx(1, abs=1e-3)
+    assert_figures(tmp_path, "densities.png")
