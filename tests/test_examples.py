@@ -65,6 +65,54 @@ def test_lynx_hare(tmp_path):
     assert_figures(tmp_path, "interpolation.png", "extrapolation.png")
 
 
+@pytest.mark.slow
+def test_odenet(tmp_path):
+    results, stdout = run("odenet", tmp_path, "--epochs", "6")
+    resnet, rk, ode = (results["networks"][name] for name in ("ResNet", "RK-Net", "ODE-Net"))
+    assert ode["parameters"] == rk["parameters"] < resnet["parameters"] / 3
+    assert max(net["test_error"][-1] for net in (resnet, rk, ode)) < 0.2
+    assert ode["nfe_forward"][-1] > resnet["nfe_forward"][-1] == 6
+    assert ode["memory"] < resnet["memory"] < rk["memory"]
+    memory = results["memory_against_depth"]
+    assert max(memory["ODE-Net"]) <= 1.1 * min(memory["ODE-Net"])
+    for name in ("ResNet", "RK-Net"):
+        per_layer = [(b - a) / n for a, b, n in zip(memory[name], memory[name][1:], (1, 2, 4, 8, 16), strict=False)]
+        assert max(per_layer) == pytest.approx(min(per_layer), rel=0.1)
+    sweep = results["tolerance_sweep"]
+    assert sweep["error"][-1] < sweep["error"][0] / 10
+    assert sweep["error"][-1] < 1e-3
+    assert sweep["nfe_forward"] == sorted(sweep["nfe_forward"])
+    assert sweep["nfe_forward"][-1] > 2 * sweep["nfe_forward"][0]
+    assert "MiB kept for the backward pass" in stdout
+    assert_figures(tmp_path, "odenet.png")
+
+
+@pytest.mark.slow
+def test_image_strategies(tmp_path):
+    results, stdout = run("image_strategies", tmp_path, "--seeds", "2")
+    runs = results["runs"]
+    parameters = [r["parameters"] for seeds in runs.values() for r in seeds]
+    assert max(parameters) <= 1.1 * min(parameters)
+
+    def mean(name, key):
+        return sum(r[key][-1] for r in runs[name]) / len(runs[name])
+
+    assert min(mean(name, "accuracy") for name in runs) > 0.9
+    # 720 test images tell accuracies apart to about one percent.
+    for name in ("IL-NODE", "2nd order"):
+        assert mean(name, "accuracy") >= mean("NODE", "accuracy") - 0.01
+        assert mean(name, "nfe_forward") < 0.85 * mean("NODE", "nfe_forward")
+    assert "±" in stdout
+    assert_figures(tmp_path, "training.png")
+
+
+def test_image_strategies_without_the_files_of_a_data_set(tmp_path):
+    command = [sys.executable, EXAMPLES / "image_strategies.py", "--dataset", "mnist", "--root", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode != 0
+    assert f"MNIST is not in {tmp_path}: train-images-idx3-ubyte" in done.stderr
+
+
 @pytest.mark.parametrize("name", [path.stem for path in sorted(EXAMPLES.glob("*.py"))])
 def test_every_example_says_how_it_is_used(name):
     done = subprocess.run(
