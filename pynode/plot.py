@@ -7,7 +7,8 @@ writes it.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,13 +28,18 @@ __all__ = [
     "flow",
     "history",
     "images",
+    "lines",
+    "on_grid",
     "paths",
     "phase",
+    "points",
     "principal_plane",
+    "surface",
     "trajectories",
 ]
 
 HOW_TO_GET = 'pip install "pynode[plot]"'
+_IN_A_ROW = 4  # panels
 
 
 def available() -> bool:
@@ -42,8 +48,12 @@ def available() -> bool:
 
 
 def _figure(n_panels: int, panel: tuple[float, float] = (4.0, 3.4)) -> tuple[Figure, Sequence[Any]]:
-    figure, grid = _grid(1, n_panels, panel)
-    return figure, grid[0]
+    columns = n_panels if n_panels <= _IN_A_ROW else math.ceil(n_panels / math.ceil(n_panels / _IN_A_ROW))
+    figure, grid = _grid(math.ceil(n_panels / columns), columns, panel)
+    places = list(grid.flat)
+    for spare in places[n_panels:]:
+        spare.remove()
+    return figure, places[:n_panels]
 
 
 def _grid(n_rows: int, n_columns: int, panel: tuple[float, float]) -> tuple[Figure, Any]:
@@ -78,6 +88,31 @@ def history(panels: Mapping[str, Mapping[str, Sequence[float]]], *, xlabel: str 
         axis.set_title(quantity)
         if len(lines) > 1:
             axis.legend(frameon=False)
+    return figure
+
+
+def lines(panels: Mapping[str, Mapping[str, tuple[Any, Any]]], *, xlabel: str) -> Figure:
+    """Curves against anything: one panel per quantity, one line per label, few points marked.
+
+    Args:
+        panels: for each quantity and label, abscissae `(n,)` and ordinates `(n,)`; panels of positive ordinates
+            that span more than two decades get a logarithmic axis. A line labelled `"true"` is black.
+        xlabel: what the abscissae are.
+    """
+    figure, axes = _figure(len(panels), panel=(5.2, 4.0))
+    for axis, (quantity, curves) in zip(axes, panels.items(), strict=True):
+        flat: list[float] = []
+        for label, (x, y) in curves.items():
+            style = {"color": "black", "linewidth": 2.5, "alpha": 0.5} if label == "true" else {}
+            y = [float(value) for value in y]
+            axis.plot([float(value) for value in x], y, label=label, marker="." if len(y) < 20 else "", **style)
+            flat += y
+        if flat and min(flat) > 0 and max(flat) / min(flat) > 100:
+            axis.set_yscale("log")
+        axis.set_xlabel(xlabel)
+        axis.set_title(quantity)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc="outside right center")
     return figure
 
 
@@ -124,6 +159,65 @@ def flow(panels: Mapping[str, Tensor], labels: Tensor | None = None) -> Figure:
             for c in labels.unique()
         ]
         figure.legend(handles=handles, loc="outside right center", frameon=False)
+    return figure
+
+
+def points(panels: Mapping[str, Tensor], labels: Tensor) -> Figure:
+    """Points of the plane, or of space, coloured by class.
+
+    Args:
+        panels: for each title, `(batch, features)` with 2 or 3 features.
+        labels: `(batch,)`, classes 0, 1, ….
+    """
+    figure, axes = _figure(len(panels), panel=(3.4, 3.4))
+    colours = [f"C{int(c) % 10}" for c in labels.cpu()]
+    for axis, (title, z) in zip(axes, panels.items(), strict=True):
+        if z.shape[1] == 3:
+            place = axis.get_subplotspec()
+            axis.remove()
+            axis = figure.add_subplot(place, projection="3d")
+        axis.scatter(*z.detach().cpu().T, s=10, c=colours)
+        axis.set_title(title)
+    return figure
+
+
+def on_grid(model: Callable[[Tensor], Tensor], half: float, n: int = 121) -> tuple[Tensor, Tensor]:
+    """A function of the plane on a square grid, for `surface`.
+
+    Args:
+        model: from points `(batch, 2)` to values `(batch, 1)`.
+        half: the grid is [-half, half]².
+        n: points per side.
+
+    Returns:
+        The coordinates of a side, `(n,)`, and the values, `(n, n)`, the second coordinate first.
+    """
+    side = torch.linspace(-half, half, n)
+    second, first = torch.meshgrid(side, side, indexing="ij")
+    return side, model(torch.stack([first.flatten(), second.flatten()], dim=1)).reshape(n, n)
+
+
+def surface(panels: Mapping[str, tuple[Tensor, Tensor]], points: Tensor, labels: Tensor) -> Figure:
+    """The output of classifiers over the plane, with the contour of 0, the decision, and points of two classes.
+
+    Args:
+        panels: for each model, coordinates and values as `on_grid` gives them.
+        points: `(batch, 2)`.
+        labels: `(batch,)`, classes 0 and 1.
+    """
+    figure, axes = _figure(len(panels), panel=(4.6, 4.2))
+    colours = [f"C{int(c) % 10}" for c in labels.cpu()]
+    for axis, (title, (side, values)) in zip(axes, panels.items(), strict=True):
+        z = values.detach().cpu()
+        filled = axis.contourf(
+            side, side, z.clamp(-1.5, 1.5), levels=[-1.5 + 0.25 * i for i in range(13)], cmap="PuOr_r", alpha=0.8
+        )
+        axis.contour(side, side, z, levels=[0.0], colors="black", linewidths=1.2)
+        axis.scatter(*points.cpu().T, s=8, c=colours, edgecolors="white", linewidths=0.3)
+        axis.set_title(title)
+        axis.set_aspect("equal")
+        axis.grid(False)
+    figure.colorbar(filled, ax=list(axes), shrink=0.8, label="output")
     return figure
 
 

@@ -113,6 +113,27 @@ def test_image_strategies_without_the_files_of_a_data_set(tmp_path):
     assert f"MNIST is not in {tmp_path}: train-images-idx3-ubyte" in done.stderr
 
 
+def test_reflection(tmp_path):
+    results, _ = run("reflection", tmp_path, "--iterations", "120")
+    assert results.pop("NODE")["mse"] > 0.3
+    assert set(results) == {"ANODE", "IL-NODE", "second order", "data control", "adaptive depth"}
+    for name, found in results.items():
+        assert found["mse"] < 1e-2, name
+    assert_figures(tmp_path, "fit.png", "trajectories.png", "training.png")
+
+
+@pytest.mark.slow
+def test_depth_variance(tmp_path):
+    results, _ = run("depth_variance", tmp_path, "--iterations", "15", "--sizes", "3", "5")
+    assert min(results[f"constant, {kind}"]["error"] for kind in ("linear", "MLP")) > 0.7
+    for kind in ("stacked", "Fourier", "Chebyshev", "Legendre", "PiecewiseLinear"):
+        coarse, fine = results[f"{kind} 3"], results[f"{kind} 5"]
+        assert fine["error"] < coarse["error"] < 0.25
+        assert fine["error_of_matrix"] < coarse["error_of_matrix"]
+        assert fine["parameters"] == 20 < results["constant, MLP"]["parameters"]
+    assert_figures(tmp_path, "error.png", "matrix.png")
+
+
 @pytest.mark.parametrize("name", [path.stem for path in sorted(EXAMPLES.glob("*.py"))])
 def test_every_example_says_how_it_is_used(name):
     done = subprocess.run(

@@ -109,6 +109,44 @@ def test_paths_draw_each_model_in_its_row_and_part_where_extrapolation_begins(sh
         torch.testing.assert_close(got, expected)
 
 
+def test_lines_marks_few_points_and_takes_a_logarithm_over_decades():
+    x = torch.linspace(0, 1, 30)
+    first, second = plot.lines(
+        {"error": {"a": ((1, 2), (1.0, 1e-3)), "true": ((1, 2), (1.0, 1.0))}, "A": {"a": (x, x - 0.5)}}, xlabel="n"
+    ).axes
+    assert [list(line.get_ydata()) for line in first.lines] == [[1.0, 1e-3], [1.0, 1.0]]
+    assert [line.get_color() == "black" for line in first.lines] == [False, True]
+    assert (first.get_yscale(), second.get_yscale()) == ("log", "linear")
+    assert (first.lines[0].get_marker(), second.lines[0].get_marker()) == (".", "")
+    assert first.get_xlabel() == "n"
+
+
+def test_points_of_the_plane_and_of_space():
+    flat, solid, labels = torch.randn(4, 2), torch.randn(4, 3), torch.tensor([0, 1, 1, 0])
+    plane, space = plot.points({"plane": flat, "space": solid}, labels).axes
+    assert (plane.name, space.name) == ("rectilinear", "3d")
+    assert (plane.get_title(), space.get_title()) == ("plane", "space")
+    torch.testing.assert_close(torch.tensor(plane.collections[0].get_offsets()).float(), flat)
+    assert len({tuple(c) for c in plane.collections[0].get_facecolors()}) == 2
+
+
+def test_surface_of_a_function_on_the_plane():
+    side, values = plot.on_grid(lambda x: x[:, :1] + 10 * x[:, 1:], 2.0, 5)
+    torch.testing.assert_close(side, torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0]))
+    torch.testing.assert_close(values, side + 10 * side[:, None])
+    figure = plot.surface({"model": (side, values)}, torch.randn(4, 2), torch.tensor([0, 1, 1, 0]))
+    (line,) = figure.axes[0].collections[1].get_paths()  # the contour of 0, x + 10 y = 0
+    torch.testing.assert_close(line.vertices[:, 0], -10 * line.vertices[:, 1])
+
+
+def test_many_panels_come_in_rows():
+    line = (torch.arange(3.0), torch.randn(3, 2, 1))
+    figure = plot.trajectories({str(i): line for i in range(5)})
+    assert [axis.get_title() for axis in figure.axes] == ["0", "1", "2", "3", "4"]
+    rows = [axis.get_subplotspec().rowspan.start for axis in figure.axes]
+    assert rows == [0, 0, 0, 1, 1]
+
+
 def test_without_matplotlib_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(plot, "available", lambda: False)
     with pytest.raises(ModuleNotFoundError, match=r'figures need matplotlib.*pip install "pynode\[plot\]"'):

@@ -19,7 +19,7 @@ from pynode.solve import solve
 
 __all__ = ["check_batch_norm", "check_callables", "check_depth", "check_solver_keywords"]
 
-_NOT_FOR_MODELS = {"args", "running_cost", "dense"}  # the model's own business
+_NOT_FOR_MODELS = {"args", "running_cost", "dense", "event"}  # the model's own business
 _SOLVER_KEYWORDS = tuple(
     name
     for name, parameter in inspect.signature(solve).parameters.items()
