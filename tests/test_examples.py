@@ -123,6 +123,32 @@ def test_reflection(tmp_path):
 
 
 @pytest.mark.slow
+def test_annuli(tmp_path):
+    results, _ = run("annuli", tmp_path, "--epochs", "25")
+    node, anode = results["NODE"], results["ANODE"]
+    assert results["equal_loss"]["ratio"] >= 1.5
+    assert max(node["nfe_forward"]) > 2.5 * node["nfe_forward"][0]  # grows all through the training
+    assert anode["nfe_forward"][-1] < 1.3 * anode["nfe_forward"][12]
+    assert anode["loss"][-1] < 0.05
+    assert anode["mse_inside_slices"] < 0.2 * node["mse_inside_slices"]
+    assert_figures(tmp_path, "training.png", "flow.png", "features.png", "surface.png")
+
+
+@pytest.mark.slow
+def test_tracking(tmp_path):
+    results, _ = run("tracking", tmp_path, "--iterations", "60")
+    tracking, regularised = results["tracking"], list(results["regularisation"].values())
+    assert tracking["cost_after"] < 0.2 * tracking["cost_before"]
+    assert tracking["cost_unseen"] < 2 * tracking["cost_after"]
+    assert tracking["distance_in_the_second_half"] < 0.4
+    without, _, most = regularised
+    assert most["energy"] < 0.5 * without["energy"]
+    assert most["nfe_forward"] < without["nfe_forward"]
+    assert min(found["accuracy"] for found in regularised) > 0.95
+    assert_figures(tmp_path, "training.png", "tracking.png", "flow.png")
+
+
+@pytest.mark.slow
 def test_depth_variance(tmp_path):
     results, _ = run("depth_variance", tmp_path, "--iterations", "15", "--sizes", "3", "5")
     assert min(results[f"constant, {kind}"]["error"] for kind in ("linear", "MLP")) > 0.7
