@@ -208,11 +208,11 @@ def surface(panels: Mapping[str, tuple[Tensor, Tensor]], points: Tensor, labels:
     figure, axes = _figure(len(panels), panel=(4.6, 4.2))
     colours = [f"C{int(c) % 10}" for c in labels.cpu()]
     for axis, (title, (side, values)) in zip(axes, panels.items(), strict=True):
-        side, z = side.numpy(), values.detach().cpu()
+        ticks, z = side.numpy(), values.detach().cpu()
         filled = axis.contourf(
             side, side, z.clamp(-1.5, 1.5), levels=[-1.5 + 0.25 * i for i in range(13)], cmap="PuOr_r", alpha=0.8
         )
-        axis.contour(side, side, z.numpy(), levels=[0.0], colors="black", linewidths=1.2)
+        axis.contour(ticks, ticks, z.numpy(), levels=[0.0], colors="black", linewidths=1.2)
         axis.scatter(*points.cpu().numpy().T, s=8, c=colours, edgecolors="white", linewidths=0.3)
         axis.set_title(title)
         axis.set_aspect("equal")
