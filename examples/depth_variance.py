@@ -167,7 +167,7 @@ def run(out, engine="auto", seed=0, iterations=80, sizes=(3, 5, 9)):
     shown = ["true", *(name for name in matrices if name.endswith(f" {sizes[-1]}")), "hypernetwork"]
     entries = {
         title: {name: (fine, matrices[name][:, i, j]) for name in shown}
-        for title, i, j in (("A₁₁(s), strain", 0, 0), ("A₁₂(s), rotation and strain", 0, 1))
+        for title, i, j in (("A₁₁(s), strain", 0, 0), ("A₁₂(s), rotation", 0, 1))
     }
     plot.lines(entries, xlabel="depth s").savefig(out / "matrix.png")
     print(f"Written to {out}: results.json, error.png, matrix.png")

@@ -113,6 +113,7 @@ def test_image_strategies_without_the_files_of_a_data_set(tmp_path):
     assert f"MNIST is not in {tmp_path}: train-images-idx3-ubyte" in done.stderr
 
 
+@pytest.mark.slow
 def test_reflection(tmp_path):
     results, _ = run("reflection", tmp_path, "--iterations", "120")
     assert results.pop("NODE")["mse"] > 0.3
