@@ -98,9 +98,11 @@ def test_image_strategies(tmp_path):
         return sum(r[key][-1] for r in runs[name]) / len(runs[name])
 
     assert min(mean(name, "accuracy") for name in runs) > 0.9
-    # 720 test images tell accuracies apart to about one percent.
+    assert mean("2nd order", "accuracy") >= mean("NODE", "accuracy")
+    # IL-NODE fits better, but no better than NODE on new images: 720 tell accuracies apart to about one percent.
+    assert mean("IL-NODE", "accuracy") >= mean("NODE", "accuracy") - 0.01
     for name in ("IL-NODE", "2nd order"):
-        assert mean(name, "accuracy") >= mean("NODE", "accuracy") - 0.01
+        assert mean(name, "loss") < mean("NODE", "loss")
         assert mean(name, "nfe_forward") < 0.85 * mean("NODE", "nfe_forward")
     assert "±" in stdout
     assert_figures(tmp_path, "training.png")
