@@ -46,8 +46,8 @@ class Event:
         self.user, self.problem, self.n_states, self.is_tuple = function, problem, n_states, is_tuple
         self.crossing = Crossing(None, -1, 0)
         if problem.z0[0].shape[0]:
-            problem.field.check_finite(problem.z0, problem.args)
-            self.crossing = engine.find_event(problem, EventSearch(self.values, function, n_states, self._signs()))
+            search = EventSearch(self.values, function, n_states, is_tuple, self._signs())
+            self.crossing = engine.find_event(problem, search)
         self.stop, self.before = problem.t[-1], len(problem.t)  # the event's time, and how many entries of t lie before
         if self.crossing.t is not None:
             first, last = problem.t[0], problem.t[-1]

@@ -124,7 +124,7 @@ function forward_each_typed(fields::Vector{<:TracedField{T}}, r::Reader, x, solv
     from = [reshape(wrap(T, address, n * batch), n, batch) for (n, address, _) in states]
     to = [reshape(wrap(T, address, n * batch * times), n, batch, times) for (n, _, address) in states]
     θ = sample_theta(first(fields), r, batch)
-    u0 = [reduce(vcat, (view(x, :, b) for x in from)) for b in 1:batch]
+    u0 = [reduce(vcat, [x[:, b] for x in from]) for b in 1:batch]
     ts = [all_times[1:counts[b], b] for b in 1:batch]
     foreach(x -> fill!(x, T(NaN)), to)
     o = Options(; solver, rtol = x[1], atol = x[2], dt = x[3], adaptive, max_steps, keep, memory)

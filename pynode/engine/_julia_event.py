@@ -31,7 +31,7 @@ def find_event(engine: JuliaEngine, problem: Problem, search: EventSearch) -> Cr
     t, batch = problem.t.contiguous(), state.shape[0]
     watched = (*z0[: search.n_states], state.new_zeros(batch, n))
     try:
-        event = Field(derived_field(_rates, search.owner, search), watched, t[0], problem.args, True)
+        event = Field(derived_field(_rates, search.owner, search.is_tuple), watched, t[0], problem.args, True)
         of_event = trace_field(event, watched, t[0], problem.args)
     except (FieldError, TraceError) as error:
         raise type(error)(f"event: {error}") from error
@@ -57,7 +57,7 @@ def find_event(engine: JuliaEngine, problem: Problem, search: EventSearch) -> Cr
     return Crossing(found if index else None, index - 1, int(nfe))
 
 
-def _rates(event: Any, search: EventSearch, owner: Any, t: Tensor, z: tuple[Tensor, ...], *args: Tensor) -> Any:
+def _rates(event: Any, is_tuple: bool, owner: Any, t: Tensor, z: tuple[Tensor, ...], *args: Tensor) -> Any:
     """The values as the rates of the last state tensor, one row for each sample; all without a gradient."""
-    values = search.function(t, z[:-1], args)
-    return (*(torch.zeros_like(x) for x in z[:-1]), values.detach().expand_as(z[-1]))
+    values = event(t, z[:-1] if is_tuple else z[0], *args)
+    return (*(torch.zeros_like(x) for x in z[:-1]), values.detach().reshape(-1).expand_as(z[-1]))

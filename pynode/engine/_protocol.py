@@ -168,14 +168,16 @@ class EventSearch:
 
     Attributes:
         function: maps `t`, 0-d, the state tensors and the conditioning tensors to the values, `(n_events,)`.
-        owner: the user's callable.
-        n_states: how many of the state tensors `function` takes.
+        owner: the user's callable, which takes `t`, a state and the conditioning tensors.
+        n_states: how many of the state tensors are that state.
+        is_tuple: whether `owner` takes it as a tuple.
         signs: of each value at the start; 0 for one that takes its sign later.
     """
 
     function: Callable[..., torch.Tensor]
     owner: Callable[..., torch.Tensor]
     n_states: int
+    is_tuple: bool
     signs: tuple[float, ...]
 
 

@@ -1,0 +1,35 @@
+using PyNODE: SampleTheta, forward_each!, make_field, pull_back, pullback_each
+
+@testset "independent samples on $tasks tasks" for tasks in (1, 3)
+    kernel = sample_kernel(Float64)
+    fields = identity.([make_field(kernel, 1, :joint) for _ in 1:tasks])
+    # The parameters have a row for each sample here, as conditioning tensors do.
+    rows = reduce(hcat, [0.1b .+ [0.4, -0.7, 0.6, 0.5] for b in 1:7])
+    u0 = [[0.3b, -0.2] for b in 1:7]
+    ts = [b == 2 ? [0.0, 0.8] : [0.0, 0.4, 0.2b + 0.5] for b in 1:7]
+    g(b) = reshape(sin.(b .+ (1.0:(2 * length(ts[b])))), 2, :)
+    options = Options(; solver = "Tsit5", rtol = 1e-6, atol = 1e-8, keep = :stages)
+    found, counts = Dict{Int,Matrix{Float64}}(), zeros(Int, 7)
+    guard = ReentrantLock()
+    each = forward_each!(fields, deepcopy(u0), ts, SampleTheta(zeros(4), [0], [rows]), options) do b, values, _, n
+        lock(() -> (found[b] = copy(values); counts[b] = n), guard)
+    end
+    @test sort(unique(each.owner)) ⊆ 1:tasks
+    gradients = Dict{Int,Any}()
+    pullback_each(each, g) do _, b, c, n
+        lock(() -> gradients[b] = c, guard)
+        @test n > 0
+    end
+    alone = make_field(kernel, 1, :joint)
+    for b in 1:7
+        values = zeros(2, length(ts[b]))
+        before = alone.counts[1]
+        _, fw = forward!(values, alone, copy(u0[b]), ts[b], rows[:, b], options)
+        @test found[b] == values
+        @test counts[b] == alone.counts[1] - before
+        c = pull_back(fw, g(b))
+        @test gradients[b].u0 == c.u0
+        @test gradients[b].θ == c.θ
+        @test gradients[b].ts == c.ts
+    end
+end
