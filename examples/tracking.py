@@ -3,7 +3,7 @@
 Both are trained by `running_cost`, whose gradient is the generalised adjoint's. Tracking: the only loss is
 ∫ |z(s) - r(s)|² ds for a closed curve r, from initial values all over the plane. Regularisation: two moons are
 classified with ∫ |f(z(s))|² ds, the energy of the path, in the loss; the more it weighs, the shorter are the paths and
-the fewer evaluations of the field (NFE) a solve takes.
+the fewer evaluations of the field (NFE) a solve takes, at some cost in accuracy where it weighs too much.
 
     python examples/tracking.py
 
