@@ -73,7 +73,12 @@ function forward_whole!(values, field::TracedField{T}, f, u0, ts::Vector{T}, θ,
     return summary, o.keep === :ends ? nothing : Dense(field, θ, ts, solution, o, summary)
 end
 
-"How a solver is to step; the types are the same whatever the options, so that it is compiled once."
+"""
+How a solver is to step; the types are the same whatever the options, so that it is compiled once.
+
+The PI controllers of the explicit methods start from a remembered error of 1e-4, and with their small exponents a step
+hardly grows where rounding bounds the estimate from below, as in Float32: short smooth solves took twice the steps.
+"""
 function keywords(ts::Vector{T}, o::Options) where {T}
     span = last(ts) - first(ts)
     # A fixed-step solver is led along its grid: each step, a little too long, is cut at the next point.
@@ -83,6 +88,7 @@ function keywords(ts::Vector{T}, o::Options) where {T}
         abstol = T(o.atol),
         dt = dt === nothing ? nothing : copysign(dt, span),
         adaptive = o.adaptive,
+        controller = isstiff(o.solver) ? nothing : IController(),
         maxiters = o.max_steps,
         tstops = !o.adaptive ? fixed_grid(ts, T(o.dt), o.max_steps) : lands_on_times(o) ? ts : T[],
         verbose = false,
