@@ -4,6 +4,7 @@
 """
 
 from pynode import data as data
+from pynode import fit as fit
 from pynode import models as models
 from pynode import nn as nn
 from pynode import plot as plot
@@ -18,6 +19,7 @@ from pynode.errors import PyNODEError as PyNODEError
 from pynode.errors import PyNODEWarning as PyNODEWarning
 from pynode.errors import SolveError as SolveError
 from pynode.errors import TraceError as TraceError
+from pynode.julia_field import JuliaField as JuliaField
 from pynode.sensitivity import Backsolve as Backsolve
 from pynode.sensitivity import Discrete as Discrete
 from pynode.sensitivity import Forward as Forward
@@ -39,6 +41,7 @@ __all__ = [
     "Gauss",
     "InputError",
     "Interpolating",
+    "JuliaField",
     "PyNODEError",
     "PyNODEWarning",
     "Quadrature",
@@ -51,6 +54,7 @@ __all__ = [
     "__version__",
     "data",
     "engines",
+    "fit",
     "models",
     "nn",
     "plot",

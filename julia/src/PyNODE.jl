@@ -18,9 +18,10 @@ using OrdinaryDiffEqLowOrderRK: BS3, DP5, Euler, Heun, Midpoint, RK4
 using OrdinaryDiffEqTsit5: Tsit5
 using OrdinaryDiffEqVerner: Vern6, Vern7, Vern8, Vern9
 using PrecompileTools: @compile_workload
-using Random: AbstractRNG
+using Random: AbstractRNG, Xoshiro
 using RuntimeGeneratedFunctions: RuntimeGeneratedFunctions, @RuntimeGeneratedFunction
-using SciMLBase: FullSpecialize, ODEFunction, ODEProblem, ReturnCode, init, reinit!, solve, step!, successful_retcode
+using SciMLBase: AbstractODEFunction, AbstractODEProblem, FullSpecialize, NullParameters, ODEFunction, ODEProblem,
+    ReturnCode, init, isinplace, reinit!, solve, step!, successful_retcode, unwrapped_f
 using SpecialFunctions: digamma, erf, erfc, erfinv, logabsgamma
 
 RuntimeGeneratedFunctions.init(@__MODULE__)
@@ -43,6 +44,7 @@ include("bridge.jl")
 include("event.jl")
 include("independent.jl")
 include("layer.jl")
+include("native.jl")
 include("precompile.jl")
 
 end

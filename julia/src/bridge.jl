@@ -195,13 +195,14 @@ const LAST_ERROR = Ref("")
 "The text of the error that the last call of an entry point ended with."
 last_error() = LAST_ERROR[]
 
-# An exception must not unwind into C: it is kept as text, and the call returns -1.
+# An exception must not unwind into C: it is kept as text, and the call returns -1, or -2 where the user's code failed.
 function guarded(f::F, arguments...) where {F}
     try
         return f(arguments...)
     catch error
-        LAST_ERROR[] = sprint(showerror, error, catch_backtrace())
-        return -1
+        users = error isa FieldFailure
+        LAST_ERROR[] = users ? error.message : sprint(showerror, error, catch_backtrace())
+        return users ? -2 : -1
     end
 end
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pynode.errors import PyNODEError
+from pynode.errors import FieldError, PyNODEError
 
 __all__ = ["Entries", "Floats", "addresses", "integers"]
 
@@ -37,6 +37,8 @@ class Entries:
 
         def call(*arguments: int) -> int:
             result: int = function(*arguments)
+            if result == -2:  # the user's Julia code, with a message for the user
+                raise FieldError(str(self.module.last_error()))
             if result < 0:
                 raise PyNODEError(f"Julia failed: {self.module.last_error()}")
             return result

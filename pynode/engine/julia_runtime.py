@@ -30,10 +30,14 @@ JULIA_VERSIONS = "~1.10, 1.11"
 
 # Packages that PyNODE loads on demand, with the versions that it was run with.
 EXTRAS = {
+    "ComponentArrays": ("b0b7db55-cfe3-40fc-9ded-d10e2dbeff66", "0.15"),
+    "ForwardDiff": ("f6369f11-7733-5829-9624-2563aa707210", "0.10, 1"),
     "OrdinaryDiffEqBDF": ("6ad6398a-0878-4a85-9266-38940aa047c8", "1"),
     "OrdinaryDiffEqRosenbrock": ("43230ef6-c299-4910-a778-202eb28ce4ce", "1"),
     "OrdinaryDiffEqSDIRK": ("2d112036-d095-4a1e-ab9a-08536f3ecdbf", "1"),
+    "ReverseDiff": ("37e2e3b7-166d-5795-8a7a-e32c996b4267", "1.15"),
     "SciMLSensitivity": ("1ed8b502-d754-442c-8d5d-10ac956f44a1", "7.96"),
+    "Zygote": ("e88e6eb3-aa80-5325-afca-941959d7151f", "0.6.67, 0.7"),
 }
 
 _INSTALL = "Run `pynode julia install`, or set PYTHON_JULIACALL_EXE and PYTHON_JULIACALL_PROJECT"

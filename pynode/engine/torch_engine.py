@@ -91,6 +91,11 @@ class TorchEngine:
         if problem.t.dim() == 2:
             return solve_each(self.solve, problem)
         started = time.perf_counter()
+        if problem.field.facts.runs_on not in (None, self.name):
+            raise EngineUnavailable(
+                f"the field is, or contains, a JuliaField, which runs on the {problem.field.facts.runs_on} engine "
+                'only: use engine="julia", and a solver and sensitivity that it has'
+            )
         problem.field.check_finite(problem.z0, problem.args)
         _refuse_for_scipy(problem)
         tracked = problem if problem.sensitivity is None else _on_leaves(problem)

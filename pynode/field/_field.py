@@ -31,6 +31,7 @@ class _Facts:
     names: tuple[str, ...]  # of the parameters of modules
     captured: tuple[str, ...]  # names of other leaves that require a gradient
     nameless: tuple[Tensor, ...]  # leaves that require a gradient and cannot be found by name
+    runs_on: str | None  # the only engine that can run it; `None`: any
 
 
 class Field:
@@ -180,7 +181,8 @@ class Field:
             leaves.pop(id(tensor), None)
         captured = tuple(n for n, x in self.reads.captured.items() if leaves.pop(id(x), None) is not None)
         trained = (path for path in slots if requires_grad(slots, path))
-        return _Facts((*named, *trained), captured, tuple(leaves.values()))
+        runs_on = next(filter(None, (getattr(type(o), "runs_on", None) for o in self.reads.owners.values())), None)
+        return _Facts((*named, *trained), captured, tuple(leaves.values()), runs_on)
 
     def _check(self, out: Any, z0: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The field's result as a tuple, or a `FieldError` that names what was expected and what came."""

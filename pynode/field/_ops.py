@@ -84,4 +84,8 @@ OPS: dict[str, Callable[..., Tensor]] = {
     "conv_weight": lambda x, grad, *, shape, **window: _conv_grad(1, grad, x, x.new_empty(shape), **window),
     "mm": lambda a, b, **_: a @ b,
     "bmm": lambda a, b, **_: a @ b,
+    "julia": lambda *xs, number, kernels, **_: torch.ops.pynode.julia(xs, number, kernels),
+    "julia_product": lambda *xs, number, kernels, of, **_: torch.ops.pynode.julia_products(
+        xs[0], xs[1:], number, kernels
+    )[of],
 }

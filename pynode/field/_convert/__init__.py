@@ -1,6 +1,14 @@
 """Turns ATen operations into nodes of the graph."""
 
-from pynode.field._convert import _image, _index, _linear, _pointwise, _reduce, _shape  # noqa: F401 (they fill the table)
+from pynode.field._convert import (  # noqa: F401 (they fill the table)
+    _image,
+    _index,
+    _julia,
+    _linear,
+    _pointwise,
+    _reduce,
+    _shape,
+)
 from pynode.field._convert._call import HANDLERS as HANDLERS
 from pynode.field._convert._call import Call as Call
 from pynode.field._convert._call import Ref as Ref
