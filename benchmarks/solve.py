@@ -1,159 +1,36 @@
-"""Forward solves and gradients, side by side in one run: torchdiffeq, diffrax (where installed), and each engine.
+"""Forward solves and gradients, side by side in one run: torchdiffeq, torchdyn, diffrax, DiffEqFlux, each engine.
 
-    python benchmarks/solve.py [--repeats 100] [--cases spiral,MLP] [--out FILE]
+    python benchmarks/solve.py [--repeats 100] [--cases spiral,MLP] [--same-tolerance] [--out FILE] [--figure FILE]
 
-Every contender solves the same field from the same state at the same tolerances. A figure is the median of the
-repeats after a warm-up, in milliseconds; contenders take turns, so that a drift of the machine meets all alike.
+All solve the same field from the same state. Each takes the loosest of a row of tolerances at which its error is no
+larger than torchdiffeq's at the case's tolerance (`--same-tolerance`: that tolerance itself). A figure is the median
+of the repeats after a warm-up, in milliseconds; contenders take turns, so that a drift of the machine meets all alike.
+Who is not installed is left out. `--figure` also draws the error of each over its time.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-import torchdiffeq
-from torch import Tensor, nn
+from _cases import Case, cases
+from _contenders import DIFFEQFLUX, Runs, names, with_torchdiffeq
 
 import pynode
 
-RTOL, ATOL = 1e-3, 1e-6
-
-
-class Spiral(nn.Module):
-    """W2 tanh(W1 z³ + b1) + b2."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(2, 50), nn.Tanh(), nn.Linear(50, 2))
-
-    def forward(self, t: Tensor, z: Tensor) -> Tensor:
-        return self.net(z**3)
-
-
-class MLP(nn.Module):
-    """A tanh network of the given widths."""
-
-    def __init__(self, *widths: int) -> None:
-        super().__init__()
-        pairs = itertools.pairwise(widths)
-        layers = [layer for a, b in pairs for layer in (nn.Linear(a, b), nn.Tanh())]
-        self.net = nn.Sequential(*layers[:-1])
-
-    def forward(self, t: Tensor, z: Tensor) -> Tensor:
-        return self.net(z)
-
-
-@dataclass
-class Case:
-    """A field, a state and times."""
-
-    name: str
-    field: nn.Module
-    z0: Tensor
-    t: Tensor
-
-
-def cases() -> Iterator[Case]:
-    torch.manual_seed(0)
-    yield Case("spiral 2-50-2, 30 times", Spiral(), torch.tensor([[2.0, 0.0]]), torch.linspace(0, 1.5, 30))
-    yield Case("MLP 32-128-128-32, batch 256", MLP(32, 128, 128, 32), torch.randn(256, 32), torch.tensor([0.0, 1.0]))
-    yield Case("MLP 64-256-256-64, batch 1024", MLP(64, 256, 256, 64), torch.randn(1024, 64), torch.tensor([0.0, 1.0]))
-
+ROUNDS = 5
+TOLERANCES = [10 ** (-k / 2) for k in range(2, 21)]  # 1e-1 to 1e-10
 
 Run = Callable[[], object]
-
-
-def contenders(case: Case) -> dict[str, tuple[Run, Run]]:
-    """For each contender a forward solve and a gradient."""
-    field, z0, t = case.field, case.z0, case.t
-
-    def forward(solve: Callable[[], Tensor]) -> Run:
-        def run() -> object:
-            with torch.no_grad():
-                return solve()
-
-        return run
-
-    def gradient(solve: Callable[[], Tensor]) -> Run:
-        def run() -> object:
-            field.zero_grad(set_to_none=True)
-            loss = solve().square().mean()
-            loss.backward()
-            return loss
-
-        return run
-
-    def of(solve: Callable[[], Tensor]) -> tuple[Run, Run]:
-        return forward(solve), gradient(solve)
-
-    options = {"rtol": RTOL, "atol": ATOL}
-    found = {
-        "torchdiffeq discretise": of(lambda: torchdiffeq.odeint(field, z0, t, method="dopri5", **options)),
-        "torchdiffeq adjoint": of(lambda: torchdiffeq.odeint_adjoint(field, z0, t, method="dopri5", **options)),
-        "pynode torch discrete": of(lambda: pynode.solve(field, z0, t, engine="torch", **options).z),
-    }
-    if pynode.engines()["julia"].ok:
-        for name in ("discrete", "gauss", "interpolating"):
-            found[f"pynode julia {name}"] = of(
-                lambda name=name: pynode.solve(field, z0, t, engine="julia", sensitivity=name, **options).z
-            )
-    found.update(diffrax_contender(case))
-    return found
-
-
-def diffrax_contender(case: Case) -> dict[str, tuple[Run, Run]]:
-    """The same field in JAX, jitted, with diffrax's default adjoint."""
-    try:
-        import diffrax
-        import jax
-        import jax.numpy as jnp
-    except ModuleNotFoundError:
-        return {}
-    linear = [m for m in case.field.net if isinstance(m, nn.Linear)]
-    weights = [(jnp.asarray(m.weight.detach().numpy()), jnp.asarray(m.bias.detach().numpy())) for m in linear]
-    cubed = isinstance(case.field, Spiral)
-    z0, t = jnp.asarray(case.z0.numpy()), jnp.asarray(case.t.numpy())
-
-    def field(_, z, weights):
-        z = z**3 if cubed else z
-        for i, (w, b) in enumerate(weights):
-            z = z @ w.T + b
-            z = jnp.tanh(z) if i < len(weights) - 1 else z
-        return z
-
-    def solve(weights):
-        return diffrax.diffeqsolve(
-            diffrax.ODETerm(field),
-            diffrax.Tsit5(),
-            t[0],
-            t[-1],
-            None,
-            z0,
-            args=weights,
-            saveat=diffrax.SaveAt(ts=t),
-            stepsize_controller=diffrax.PIDController(rtol=RTOL, atol=ATOL),
-        ).ys
-
-    forward = jax.jit(solve)
-    gradient = jax.jit(jax.grad(lambda w: jnp.mean(solve(w) ** 2)))
-    return {
-        "diffrax (jit)": (
-            lambda: jax.block_until_ready(forward(weights)),
-            lambda: jax.block_until_ready(gradient(weights)),
-        )
-    }
-
-
-ROUNDS = 5
 
 
 def medians(runs: dict[str, Run], repeats: int, budget: float) -> dict[str, float]:
@@ -179,26 +56,144 @@ def medians(runs: dict[str, Run], repeats: int, budget: float) -> dict[str, floa
     return {name: 1e3 * statistics.median(each) for name, each in times.items()}
 
 
-def table(title: str, results: dict[str, float]) -> str:
-    best_torch = results.get("torchdiffeq discretise", float("nan"))
-    adjoint = results.get("torchdiffeq adjoint", float("nan"))
+def array(x: Any) -> np.ndarray:
+    """A result of any contender, in double precision."""
+    return np.asarray(x.detach().numpy() if isinstance(x, torch.Tensor) else x, dtype=np.float64)
+
+
+def error(got: Any, exact: np.ndarray) -> float:
+    """Root mean square of the difference, relative to that of the exact result."""
+    return float(np.sqrt(np.mean((array(got) - exact) ** 2) / np.mean(exact**2)))
+
+
+def gradient_error(got: Any, exact: Any) -> float:
+    """The same for gradients, all parameters as one vector."""
+    join = [np.concatenate([array(g).ravel() for g in gradient]) for gradient in (got, exact)]
+    return error(join[0], join[1])
+
+
+def reference(case: Case) -> tuple[np.ndarray, list[Any]]:
+    """The states and the gradient in double precision, at tight tolerances."""
+    field, z0, t = case.field, case.z0, case.t
+    exact = Case(case.name, field.double(), z0.double(), t.double(), stiff=case.stiff)
+    if case.stiff:
+        state = pynode.solve(field, exact.z0, exact.t, solver="radau", engine="torch", rtol=1e-10, atol=1e-13).z
+        gradient = [np.full(p.shape, np.nan) for p in field.parameters()]
+        if len(gradient) == 1:  # one number: by differences
+            (p,), values, step = list(field.parameters()), [], 1e-3 * float(next(field.parameters()))
+            for sign in (1, -1):
+                with torch.no_grad():
+                    p += sign * step
+                    z = pynode.solve(field, exact.z0, exact.t, solver="radau", engine="torch", rtol=1e-11, atol=1e-13).z
+                    values.append(z.square().mean().item())
+                    p -= sign * step
+            gradient = [np.array((values[0] - values[1]) / (2 * step))]
+        result = array(state), gradient
+    else:
+        runs = with_torchdiffeq(exact, 1e-10, False)
+        result = array(runs.forward()), [array(g) for g in runs.gradient()]
+    field.to(z0.dtype)
+    return result
+
+
+class Entry:
+    """A contender at the tolerance that it was given."""
+
+    def __init__(self, runs: Runs, tolerance: float, error: float, gradient_error: float) -> None:
+        self.runs, self.tolerance, self.error, self.gradient_error = runs, tolerance, error, gradient_error
+
+
+def enter(case: Case, make: Callable[[float], Runs], exact: Any, target: float | None) -> Entry | None:
+    """A contender at the loosest tolerance that gives at most the target's error; `None` if none does."""
+    for tolerance in [case.tolerance] if target is None else TOLERANCES:
+        runs = make(tolerance)
+        try:
+            found = error(runs.forward(), exact[0])
+        except Exception as failure:
+            print(f"  at {tolerance:.0e}: {type(failure).__name__}", file=sys.stderr)
+            continue
+        if target is None or found <= target:
+            try:
+                return Entry(runs, tolerance, found, gradient_error(runs.gradient(), exact[1]))
+            except Exception as failure:
+                print(f"  gradient: {type(failure).__name__}: {str(failure)[:200]}", file=sys.stderr)
+                runs.gradient = None
+                return Entry(runs, tolerance, found, float("nan"))
+    return None
+
+
+def measure(case: Case, arguments: argparse.Namespace) -> str:
+    """The table of one case."""
+    exact = reference(case)
+    found = names(case)
+    base = "torchdiffeq adjoint" if case.stiff else "torchdiffeq discretise"
+    target = None if arguments.same_tolerance else error(found[base](case.tolerance).forward(), exact[0]) * 1.01
+    entries: dict[str, Entry] = {}
+    for name, make in found.items():
+        if name == DIFFEQFLUX:  # at the tolerance of pynode, whose solver it shares
+            like = entries.get("pynode julia discrete")
+            tolerance = like.tolerance if like else case.tolerance
+            entries[name] = Entry(make(tolerance), tolerance, float("nan"), float("nan"))
+            continue
+        entry = enter(case, make, exact, target)
+        if entry is not None:
+            entries[name] = entry
+    columns = []
+    for kind in ("forward", "gradient"):
+        runs = {name: getattr(entry.runs, kind) for name, entry in entries.items()}
+        columns.append(medians({n: r for n, r in runs.items() if r}, arguments.repeats, arguments.budget))
+    gradient = columns[1]
     lines = [
-        f"\n### {title}\n",
-        "| contender | ms | torchdiffeq discretise / this | torchdiffeq adjoint / this |",
-        "| --- | --- | --- | --- |",
+        f"\n### {case.name}\n",
+        "| contender | rtol | error | nfe | forward ms | ratio | gradient ms | ratio | gradient's error |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    lines += [
-        f"| {name} | {ms:.3g} | {best_torch / ms:.2f} | {adjoint / ms:.2f} |"
-        for name, ms in sorted(results.items(), key=lambda item: item[1])
-    ]
+    for name in sorted(entries, key=lambda n: gradient.get(n, float("inf"))):
+        entry = entries[name]
+        nfe = entry.runs.nfe()
+        cells = [name, f"{entry.tolerance:.0e}", f"{entry.error:.1e}", "-" if nfe is None else str(nfe)]
+        for column in columns:
+            there = name in column
+            cells.append(f"{column[name]:.3g}" if there else "fails")
+            cells.append(f"{column[base] / column[name]:.2f}" if there and base in column else "-")
+        lines.append("| " + " | ".join([*cells, f"{entry.gradient_error:.1e}"]) + " |")
     return "\n".join(lines)
 
 
+def work_precision(case: Case, path: Path) -> None:
+    """Draw error over time of a gradient, for every contender at every tolerance."""
+    import matplotlib.pyplot as plt
+
+    exact = reference(case)
+    figure, axes = plt.subplots(figsize=(6, 4.5))
+    for name, make in names(case).items():
+        if name == DIFFEQFLUX:
+            continue
+        points = []
+        for tolerance in TOLERANCES[2::2]:
+            try:
+                runs = make(tolerance)
+                found = error(runs.forward(), exact[0])
+                ms = medians({name: runs.gradient}, 10, 1.0)[name]
+            except Exception as failure:
+                print(f"  {name} at {tolerance:.0e}: {type(failure).__name__}", file=sys.stderr)
+                continue
+            points.append((ms, found))
+        if points:
+            axes.loglog(*zip(*points, strict=True), "o-", label=name, markersize=3)
+    axes.set(xlabel="milliseconds for a gradient", ylabel="relative error of the states", title=case.name)
+    axes.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+
+
 def versions() -> str:
+    """The date, the machine and the versions, as a line."""
+    import torchdiffeq
+
     found = [f"{name} {package.__version__}" for name, package in (("torch", torch), ("torchdiffeq", torchdiffeq))]
     found.insert(0, f"Python {platform.python_version()}")
-    if "diffrax" in sys.modules:
-        found += [f"{name} {sys.modules[name].__version__}" for name in ("jax", "diffrax")]
+    found += [f"{n} {sys.modules[n].__version__}" for n in ("torchdyn", "jax", "diffrax") if n in sys.modules]
     if pynode.engines()["julia"].ok:
         from juliacall import Main
 
@@ -210,24 +205,21 @@ def versions() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=100)
-    parser.add_argument("--budget", type=float, default=10.0, help="seconds per contender and measurement")
+    parser.add_argument("--budget", type=float, default=5.0, help="seconds per contender and measurement")
     parser.add_argument("--cases", default="", help="only cases whose name contains one of these, comma-separated")
+    parser.add_argument("--same-tolerance", action="store_true", help="one rtol for all, rather than one error")
     parser.add_argument("--out", type=Path, help="append the tables to this file")
+    parser.add_argument("--figure", type=Path, help="draw error over time of the first case to this file")
     arguments = parser.parse_args()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     wanted = [part for part in arguments.cases.split(",") if part]
+    chosen = [case for case in cases() if not wanted or any(part in case.name for part in wanted)]
     report = []
-    for case in cases():
-        if wanted and not any(part in case.name for part in wanted):
-            continue
-        found = contenders(case)
-        for kind, which in (("forward", 0), ("gradient", 1)):
-            runs = {
-                name: both[which]
-                for name, both in found.items()
-                if which == 1 or not name.endswith(("adjoint", "gauss", "interpolating"))
-            }
-            report.append(table(f"{case.name}: {kind}", medians(runs, arguments.repeats, arguments.budget)))
-            print(report[-1], flush=True)
+    for case in chosen:
+        report.append(measure(case, arguments))
+        print(report[-1], flush=True)
+    if arguments.figure:
+        work_precision(chosen[0], arguments.figure)
     report.insert(0, versions())
     print("\n" + report[0])
     if arguments.out:

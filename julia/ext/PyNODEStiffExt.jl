@@ -4,6 +4,7 @@ using ADTypes: AutoFiniteDiff
 using OrdinaryDiffEqBDF: FBDF, QNDF
 using OrdinaryDiffEqRosenbrock: Rodas5P, Rosenbrock23
 using OrdinaryDiffEqSDIRK: KenCarp4, TRBDF2
+using OrdinaryDiffEqTsit5: AutoTsit5
 using PyNODE: SOLVERS
 
 # The field brings its Jacobian and time gradient, and its kernels take plain numbers only: no dual numbers.
@@ -18,6 +19,7 @@ function __init__()
     )
         SOLVERS[name] = () -> solver(; autodiff = AutoFiniteDiff())
     end
+    SOLVERS["AutoStiff"] = () -> AutoTsit5(Rodas5P(; autodiff = AutoFiniteDiff()))
     return
 end
 

@@ -12,7 +12,7 @@ using JSON: JSON
 using LinearAlgebra: BLAS, dot, mul!, transpose
 using LuxCore: LuxCore
 using NNlib: batched_mul!, batched_transpose, sigmoid, tanh_fast
-using OrdinaryDiffEqCore: OrdinaryDiffEqCore, IController
+using OrdinaryDiffEqCore: IController
 using OrdinaryDiffEqHighOrderRK: DP8
 using OrdinaryDiffEqLowOrderRK: BS3, DP5, Euler, Heun, Midpoint, RK4
 using OrdinaryDiffEqTsit5: Tsit5

@@ -19,6 +19,7 @@ struct TracedField{T,V<:AbstractVector{T}}
     dθ::V
     dt::V
     tape::Tape{T,V}
+    samples::Vector{Vector{Int}}  # entries of the state that belong to each sample
     counts::Vector{Int}  # evaluations of the value, of the products; how often `θ` was bound
     functions::Dict{Bool,Any}  # `ode_function` by `stiff`
     integrators::Dict{Any,Any}  # by what they are asked to do
@@ -36,7 +37,7 @@ function TracedField(w::Workspace{T,V}; products::Symbol = :joint) where {T,V}
     product = bind(w, joint ? k.vjp : k.vjp_state)
     return TracedField{T,V}(
         bind(w, k.prologue), bind(w, k.value), product, joint ? product : bind(w, k.vjp_theta),
-        w.u, w.θ, w.v, w.du, w.dz, w.dθ, w.dt, Tape(w), [0, 0, 0], Dict{Bool,Any}(), Dict{Any,Any}(),
+        w.u, w.θ, w.v, w.du, w.dz, w.dθ, w.dt, Tape(w), samples(w), [0, 0, 0], Dict{Bool,Any}(), Dict{Any,Any}(),
     )
 end
 
@@ -149,22 +150,60 @@ function (s::ThetaProduct)(out, v, u, p, t)
     return nothing
 end
 
-"The state's Jacobian, row by row from vector-Jacobian products."
-struct Jacobian{F<:TracedField,V}
-    field::F
+"""
+The state's Jacobian from vector-Jacobian products: row by row, or, where no sample depends on another, a row of every
+sample at once.
+"""
+struct Jacobian{T,V<:AbstractVector{T}}
+    field::TracedField{T,V}
     v::V
+    samples::Vector{Vector{Int}}     # entries of the state that belong to each sample
+    separate::Base.RefValue{Bool}    # whether the samples' blocks are all there is
+    known::Base.RefValue{Bool}
 end
+
+Jacobian(f::TracedField) = Jacobian(f, fill!(similar(f.dz), 0), f.samples, Ref(false), Ref(false))
 
 function (j::Jacobian)(J, u, p, t)
     rebind!(j.field, p)
+    length(j.samples) > 1 && !j.known[] && look!(j, u, t)
+    j.separate[] ? blocks!(J, j, u, t) : rows!(J, j, u, t)
+    return nothing
+end
+
+function rows!(J, j::Jacobian, u, t)
     for i in eachindex(j.v)
         fill!(j.v, 0)
         fill!(view(j.v, i:i), 1)
         vjp!(j.field, j.v, u, t)
         copyto!(view(J, i, :), j.field.dz)
     end
-    fill!(j.v, 0)
-    return nothing
+    return
+end
+
+function blocks!(J, j::Jacobian, u, t)
+    fill!(J, 0)
+    for i in eachindex(first(j.samples))
+        fill!(j.v, 0)
+        foreach(entries -> j.v[entries[i]] = 1, j.samples)
+        vjp!(j.field, j.v, u, t)
+        for entries in j.samples
+            J[entries[i], entries] .= view(j.field.dz, entries)
+        end
+    end
+    return
+end
+
+"Whether the samples' blocks are the whole Jacobian: by one product of either with an arbitrary vector."
+function look!(j::Jacobian{T}, u, t) where {T}
+    w = T[cos(0.7 * i) for i in eachindex(j.v)]
+    vjp!(j.field, w, u, t)
+    whole, J = copy(j.field.dz), zeros(T, length(w), length(w))
+    all(isfinite, whole) || return
+    blocks!(J, j, u, t)
+    j.separate[] = isapprox(transpose(J) * w, whole; rtol = sqrt(eps(T)))
+    j.known[] = true
+    return
 end
 
 "The derivative of a field in `t`, entry by entry from vector-Jacobian products."
@@ -196,5 +235,5 @@ function make_ode_function(f::TracedField, stiff::Bool)
     products = (; vjp = StateProduct(f), vjp_p = ThetaProduct(f))
     stiff || return ODEFunction{true,FullSpecialize}(f; products...)
     v = fill!(similar(f.dz), 0)
-    return ODEFunction{true,FullSpecialize}(f; products..., jac = Jacobian(f, v), tgrad = TimeGradient(f, copy(v)))
+    return ODEFunction{true,FullSpecialize}(f; products..., jac = Jacobian(f), tgrad = TimeGradient(f, v))
 end

@@ -210,3 +210,15 @@ end
 
 new_residuals(w::Workspace{T}) where {T} =
     Any[room(w.like, w.kernel.graph.nodes[i], T, w.batch) for i in w.kernel.residuals]
+
+"The entries of the state that belong to each sample."
+function samples(w::Workspace)
+    found, offset = [Int[] for _ in 1:(w.batch)], 0
+    for shape in shapes(w.kernel.graph, inputs_of(w.kernel.graph, :z))
+        n = elements(shape, w.batch)
+        size = n ÷ w.batch
+        foreach(b -> append!(found[b], (offset + (b - 1) * size) .+ (1:size)), 1:(w.batch))
+        offset += n
+    end
+    return found
+end

@@ -23,7 +23,7 @@ const EXPLICIT = sort!(collect(keys(SOLVERS)))
 const INTERPOLATED = ("Tsit5", "DP5", "BS3")
 
 "Solvers for stiff fields, which the extension `PyNODEStiffExt` adds to `SOLVERS`."
-const STIFF = ("Rosenbrock23", "Rodas5P", "TRBDF2", "KenCarp4", "FBDF", "QNDF")
+const STIFF = ("Rosenbrock23", "Rodas5P", "TRBDF2", "KenCarp4", "FBDF", "QNDF", "AutoStiff")
 
 isstiff(name) = name in STIFF
 

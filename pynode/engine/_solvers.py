@@ -62,6 +62,7 @@ _TABLE = [
     SolverInfo("kencarp4", 4, True, True, None, "KenCarp4"),
     SolverInfo("fbdf", 5, True, True, None, "FBDF"),
     SolverInfo("qndf", 5, True, True, None, "QNDF"),
+    SolverInfo("auto_stiff", 5, True, True, None, "AutoStiff"),  # Tsit5, and Rodas5P where it turns out stiff
 ]
 
 SOLVERS: dict[str, SolverInfo] = {s.name: s for s in _TABLE}

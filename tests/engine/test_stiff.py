@@ -1,0 +1,107 @@
+"""Stiff fields on the julia engine: Van der Pol, Robertson, a network; blocks of the Jacobian; switching."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pynode
+
+pytestmark = pytest.mark.julia
+STIFF = ["rosenbrock23", "rodas5p", "trbdf2", "kencarp4", "fbdf", "qndf", "auto_stiff"]
+
+
+class VanDerPol(nn.Module):
+    def __init__(self, mu: float = 1e3) -> None:
+        super().__init__()
+        self.mu = nn.Parameter(torch.tensor(mu, dtype=torch.float64))
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        x, y = z.unbind(-1)
+        return torch.stack([y, self.mu * (1 - x**2) * y - x], -1)
+
+
+class Robertson(nn.Module):
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        a, b, c = z.unbind(-1)
+        first, second, third = -0.04 * a + 1e4 * b * c, 3e7 * b**2, 0 * a
+        return torch.stack([first, -first - second, second + third], -1)
+
+
+Z0 = torch.tensor([[2.0, 0.0]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("solver", STIFF)
+def test_van_der_pol(solver: str) -> None:
+    sol = pynode.solve(VanDerPol(), Z0, [0.0, 3000.0], solver=solver, engine="julia", rtol=1e-7, atol=1e-9)
+    # By Radau of SciPy and by Rodas5P, both at 1e-11.
+    torch.testing.assert_close(sol.z[-1, 0, 0].item(), -1.5106069, rtol=2e-3, atol=0.0)
+    assert sol.stats.n_accepted is not None
+    assert sol.stats.n_accepted < 10_000  # an explicit method needs two million
+
+
+@pytest.mark.parametrize("solver", STIFF)
+def test_robertson(solver: str) -> None:
+    z0 = torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64)
+    sol = pynode.solve(Robertson(), z0, [0.0, 40.0], solver=solver, engine="julia", rtol=1e-6, atol=1e-10)
+    # Hairer & Wanner, Solving Ordinary Differential Equations II, section IV.10.
+    expected = torch.tensor([0.7158270688, 9.185534765e-06, 0.2841637457], dtype=torch.float64)
+    torch.testing.assert_close(sol.z[-1, 0], expected, rtol=1e-3, atol=0.0)
+
+
+def test_gradient_of_van_der_pol() -> None:
+    field = VanDerPol()
+    sol = pynode.solve(
+        field, Z0, [0.0, 3000.0], solver="auto_stiff", sensitivity="gauss", engine="julia", rtol=1e-10, atol=1e-10
+    )
+    sol.z[-1].sum().backward()
+    assert field.mu.grad is not None
+    assert field.mu.grad.item() == pytest.approx(-0.0035417, rel=1e-2)  # by central differences at 1e-11
+
+
+def test_stiff_network() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 2)).double()
+
+    def field(t: Tensor, z: Tensor) -> Tensor:
+        return torch.stack([-1e4 * (z[:, 0] - torch.sin(t)), z[:, 0] - z[:, 1]], -1) + network(z)
+
+    z0, grads = torch.randn(3, 2, dtype=torch.float64), []
+    for engine, solver, how in (("julia", "rodas5p", "gauss"), ("julia", "tsit5", "discrete")):
+        options = {"rtol": 1e-8, "atol": 1e-10, "max_steps": 1_000_000}
+        sol = pynode.solve(field, z0, [0.0, 0.5], engine=engine, solver=solver, sensitivity=how, **options)
+        grads.append(torch.autograd.grad(sol.z[-1].square().sum(), list(network.parameters())))
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("solver", ["rodas5p", "fbdf"])
+def test_batch_as_blocks(solver: str) -> None:
+    """The samples of a batch, whose Jacobian is made of blocks, as one by one; and a field that mixes them."""
+    z0 = torch.tensor([[2.0, 0.0], [1.5, 0.3], [-1.0, 0.2]], dtype=torch.float64)
+    options = {"solver": solver, "engine": "julia", "rtol": 1e-8, "atol": 1e-10}
+    field = VanDerPol(100.0)
+    whole = pynode.solve(field, z0, [0.0, 60.0], **options).z[-1]
+    alone = torch.cat([pynode.solve(field, z[None], [0.0, 60.0], **options).z[-1] for z in z0])
+    torch.testing.assert_close(whole, alone, rtol=1e-4, atol=1e-6)
+
+    def mixed(t: Tensor, z: Tensor) -> Tensor:
+        return 200 * (z.mean(0, keepdim=True) - z) - z
+
+    found = pynode.solve(mixed, z0, [0.0, 1.0], **options).z[-1]
+    mean, decay = z0.mean(0, keepdim=True), torch.exp(torch.tensor(-1.0, dtype=torch.float64))
+    torch.testing.assert_close(
+        found, mean * decay + (z0 - mean) * decay * torch.exp(torch.tensor(-200.0)), atol=1e-6, rtol=1e-5
+    )
+
+
+def test_switching_takes_the_explicit_method_where_it_can() -> None:
+    network = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+    options = {"engine": "julia", "rtol": 1e-6, "atol": 1e-8}
+    z0 = torch.randn(4, 2, dtype=torch.float64)
+    counts = [
+        pynode.solve(lambda t, z: network(z), z0, [0.0, 1.0], solver=s, **options).stats.nfe
+        for s in ("auto_stiff", "tsit5")
+    ]
+    assert counts[0] <= 2 * counts[1]
