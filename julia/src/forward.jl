@@ -92,7 +92,7 @@ function keywords(ts::Vector{T}, o::Options) where {T}
         maxiters = o.max_steps,
         tstops = !o.adaptive ? fixed_grid(ts, T(o.dt), o.max_steps) : lands_on_times(o) ? ts : T[],
         # A PI controller, the default, damps the growth of steps: short smooth solves take up to twice as many.
-        controller = o.adaptive && !isstiff(o.solver) ? IController() : nothing,
+        controller = o.adaptive && o.solver in INTERPOLATED ? IController() : nothing,
         verbose = false,
     )
 end

@@ -119,7 +119,7 @@ if child == 0:
     try:
         pynode.solve(lambda t, z: -z, z, [0.0, 1.0], engine="julia")
     except pynode.EngineUnavailable as error:
-        print(str(error)[:31], flush=True)
+        print(str(error)[:32], flush=True)
         os._exit(0)
     os._exit(1)
 assert os.waitpid(child, 0)[1] == 0
