@@ -88,10 +88,8 @@ function keywords(ts::Vector{T}, o::Options) where {T}
         abstol = T(o.atol),
         dt = dt === nothing ? nothing : copysign(dt, span),
         adaptive = o.adaptive,
-        controller = isstiff(o.solver) ? nothing : IController(),
         maxiters = o.max_steps,
         tstops = !o.adaptive ? fixed_grid(ts, T(o.dt), o.max_steps) : lands_on_times(o) ? ts : T[],
-        # A PI controller, the default, damps the growth of steps: short smooth solves take up to twice as many.
         controller = o.adaptive && o.solver in INTERPOLATED ? IController() : nothing,
         verbose = false,
     )
