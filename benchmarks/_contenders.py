@@ -154,7 +154,10 @@ def with_diffeqflux(case: Case, tolerance: float) -> Runs:
     """DiffEqFlux's NeuralODE as it comes, in this process; its weights are its own, so that only time is compared."""
     from pynode.engine import julia_runtime
 
-    make = julia_runtime.start().seval(_DIFFEQFLUX)
+    julia_runtime.start()
+    from juliacall import Main  # only now: it starts Julia
+
+    make = Main.seval(_DIFFEQFLUX)
     cubed = "spiral" in case.name
     forward, gradient = make(
         list(case.widths), cubed, case.z0.numpy(), case.t.numpy(), tolerance, tolerance * RTOL_TO_ATOL
@@ -173,14 +176,14 @@ def names(case: Case) -> dict[str, Callable[[float], Runs]]:
             found[f"torchdyn {how}"] = lambda tol, how=how: with_torchdyn(case, tol, how)
     if case.jax is not None and _installed("diffrax"):
         found["diffrax (jit)"] = lambda tol: with_diffrax(case, tol)
-    if case.widths and pynode.engines()["julia"].ok:
-        found[DIFFEQFLUX] = lambda tol: with_diffeqflux(case, tol)
     engines = [name for name, status in pynode.engines().items() if status.ok]
     hows = {"julia": ("discrete", "gauss", "interpolating"), "torch": ("discrete",)}
     if case.stiff:
         hows = {"julia": ("gauss", "interpolating"), "torch": ("backsolve",)}
     for engine, how in itertools.chain(*([(e, h) for h in hows[e]] for e in engines)):
         found[f"pynode {engine} {how}"] = lambda tol, engine=engine, how=how: with_pynode(case, tol, engine, how)
+    if case.widths and pynode.engines()["julia"].ok:
+        found[DIFFEQFLUX] = lambda tol: with_diffeqflux(case, tol)
     return found
 
 
