@@ -487,6 +487,7 @@ function line_of(trace)
 end
 
 "Add a cotangent, however a package gives it, to an array."
+add_cotangent!(::Nothing, ::Nothing) = nothing
 add_cotangent!(::Nothing, g) = nothing
 add_cotangent!(out, ::Nothing) = nothing
 add_cotangent!(out, g::Number) = (out .+= g; nothing)
