@@ -153,7 +153,7 @@ def test_tracking(tmp_path):
 
 @pytest.mark.slow
 def test_depth_variance(tmp_path):
-    results, _ = run("depth_variance", tmp_path, "--iterations", "15", "--sizes", "3", "5")
+    results, _ = run("depth_variance", tmp_path, "--iterations", "30", "--sizes", "3", "5")
     assert min(results[f"constant, {kind}"]["error"] for kind in ("linear", "MLP")) > 0.7
     for kind in ("stacked", "Fourier", "Chebyshev", "Legendre", "PiecewiseLinear"):
         coarse, fine = results[f"{kind} 3"], results[f"{kind} 5"]

@@ -45,6 +45,7 @@ include("event.jl")
 include("independent.jl")
 include("layer.jl")
 include("native.jl")
+include("collocation.jl")
 include("precompile.jl")
 
 end

@@ -39,6 +39,7 @@ function component_structure end
 "What stands in front of the extensions: the package that each needs."
 const PACKAGES = Dict(
     :componentarrays => Base.PkgId(Base.UUID("b0b7db55-cfe3-40fc-9ded-d10e2dbeff66"), "ComponentArrays"),
+    :diffeqflux => Base.PkgId(Base.UUID("aae7a2af-3d4f-5e19-a356-7da93b79d9d0"), "DiffEqFlux"),
     :zygote => Base.PkgId(Base.UUID("e88e6eb3-aa80-5325-afca-941959d7151f"), "Zygote"),
     :forwarddiff => Base.PkgId(Base.UUID("f6369f11-7733-5829-9624-2563aa707210"), "ForwardDiff"),
     :reversediff => Base.PkgId(Base.UUID("37e2e3b7-166d-5795-8a7a-e32c996b4267"), "ReverseDiff"),
