@@ -80,7 +80,7 @@ def reference(case: Case) -> tuple[np.ndarray, list[Any]]:
         state = pynode.solve(field, exact.z0, exact.t, solver="radau", engine="torch", rtol=1e-10, atol=1e-13).z
         gradient = [np.full(p.shape, np.nan) for p in field.parameters()]
         if len(gradient) == 1:  # one number: by differences
-            (p,), values, step = list(field.parameters()), [], 1e-3 * float(next(field.parameters()))
+            (p,), values, step = list(field.parameters()), [], 1e-5 * float(next(field.parameters()).detach())
             for sign in (1, -1):
                 with torch.no_grad():
                     p += sign * step

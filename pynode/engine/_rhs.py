@@ -48,11 +48,11 @@ class Rhs:
         """Evaluations through which the gradient of the forward solve passes."""
         return self.nfe
 
-    def diagnose(self, error: Stop | AssertionError) -> Stop:
+    def diagnose(self, error: Exception) -> Stop:
         """What ended the solve.
 
         Raises:
-            AssertionError: it was not the solver's.
+            Exception: the error itself, where it was not the solver's.
         """
         if isinstance(error, Stop):
             return error
@@ -122,9 +122,9 @@ class AdaptiveRhs(Rhs):
         """As `Rhs.nfe_differentiated`."""
         return self.nfe - self.nfe_rejected
 
-    def diagnose(self, error: Stop | AssertionError) -> Stop:
+    def diagnose(self, error: Exception) -> Stop:
         """As `Rhs.diagnose`; torchdiffeq asserts before each step that it can be taken."""
-        if isinstance(error, Stop) or self.under_way is None:
+        if not isinstance(error, AssertionError) or self.under_way is None:
             return super().diagnose(error)
         t, z, dt = self.under_way
         if not all_finite(z if isinstance(z, tuple) else (z,)) or not dt > 0:  # a step of NaN is made zero
@@ -136,6 +136,12 @@ class AdaptiveRhs(Rhs):
 
 class _ScipyRhs(Rhs):
     """Of one of SciPy's solvers, which bound neither their steps nor, in LSODA's case, mind a NaN."""
+
+    def diagnose(self, error: Exception) -> Stop:
+        """As `Rhs.diagnose`; the linear algebra of the implicit ones refuses what is not finite."""
+        if isinstance(error, ValueError) and "infs or NaNs" in str(error):
+            return Stop(Retcode.NON_FINITE, self.t_last)
+        return super().diagnose(error)
 
     def __call__(self, t: Tensor, z: Any) -> Any:
         now = t.item()

@@ -106,7 +106,7 @@ class TorchEngine:
                 with torch.set_grad_enabled(problem.sensitivity is not None):
                     z = _odeint(tracked, rhs, tracked.t)
                 stop = None if all_finite(x[-1] for x in z) else Stop(Retcode.NON_FINITE, rhs.t_last)
-            except (Stop, AssertionError) as error:
+            except (Stop, AssertionError, ValueError) as error:
                 stop = rhs.diagnose(error)
         stats = rhs.stats()
         pullback = interpolant = None
@@ -272,7 +272,7 @@ class _Pullback:
                         retain_graph=True,
                         allow_unused=True,
                     )
-            except (Stop, AssertionError) as error:
+            except (Stop, AssertionError, ValueError) as error:
                 stop = rhs.diagnose(error)
                 raise SolveError(
                     f"the backward solve stopped at t={stop.t_end:.6g}: {stop.retcode.value}", stop.retcode

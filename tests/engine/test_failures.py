@@ -71,3 +71,21 @@ def test_no_gradient_through_a_failure(engine: str) -> None:
     sol = pynode.solve(_Square(), z0, [0.0, 2.0], engine=engine, throw=False)
     with pytest.raises(pynode.SolveError, match="no gradient"):
         sol.z.sum().backward()
+
+
+def test_scipys_refusal_of_what_is_not_finite_is_a_solve_error() -> None:
+    """The backward solve of a relaxation oscillation blows up; SciPy's linear algebra then raises."""
+
+    class VanDerPol(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mu = torch.nn.Parameter(torch.tensor(1e3, dtype=torch.float64))
+
+        def forward(self, t: Tensor, z: Tensor) -> Tensor:
+            x, y = z.unbind(-1)
+            return torch.stack([y, self.mu * (1 - x**2) * y - x], -1)
+
+    z0 = torch.tensor([[2.0, 0.0]], dtype=torch.float64)
+    sol = pynode.solve(VanDerPol(), z0, [0.0, 1000.0], engine="torch", solver="radau", rtol=1e-6, atol=1e-9)
+    with pytest.raises(pynode.SolveError, match="the backward solve stopped at t="):
+        sol.z[-1].sum().backward()
