@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from solve import versions
+from solve import append
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 from torchdyn.core import NeuralODE
@@ -114,11 +114,8 @@ def main() -> None:
             cells.append(f"{test_nll(field, held_out):.3f} ({seconds:.0f} s)")
         lines.append(f"| {name} | {' | '.join(cells)} |")
         tqdm.write(lines[-1])
-    report = "\n".join([versions(), *lines])
-    print("\n" + report)
-    if arguments.out:
-        with arguments.out.open("a") as file:
-            file.write(report + "\n")
+    print("\n".join(lines))
+    append(lines, arguments.out)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 import torchdiffeq
-from solve import medians, versions
+from solve import append, medians
 from torch import Tensor, nn
 
 import pynode
@@ -124,11 +124,7 @@ def main() -> None:
     costs = ", ".join(f"{name} {steps['exact'][name] / ms:.2f}" for name, ms in steps["hutchinson"].items())
     report.append(f"\nThe exact trace's cost over Hutchinson's: {costs}.")
     print(report[-1])
-    report.insert(0, versions())
-    print("\n" + report[0])
-    if arguments.out:
-        with arguments.out.open("a") as file:
-            file.write("\n".join(report) + "\n")
+    append(report, arguments.out)
 
 
 if __name__ == "__main__":

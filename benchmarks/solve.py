@@ -202,6 +202,15 @@ def versions() -> str:
     return f"{time.strftime('%Y-%m-%d')}, {machine}: {', '.join(found)}"
 
 
+def append(report: list[str], out: Path | None) -> None:
+    """Print the versions, and append them and the report to the file, where there is one."""
+    line = versions()
+    print("\n" + line)
+    if out:
+        with out.open("a") as file:
+            file.write("\n".join([line, *report]) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=100)
@@ -220,11 +229,7 @@ def main() -> None:
         print(report[-1], flush=True)
     if arguments.figure:
         work_precision(chosen[0], arguments.figure)
-    report.insert(0, versions())
-    print("\n" + report[0])
-    if arguments.out:
-        with arguments.out.open("a") as file:
-            file.write("\n".join(report) + "\n")
+    append(report, arguments.out)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,11 @@ After E. Dupont, A. Doucet, Y. W. Teh, "Augmented Neural ODEs", NeurIPS 2019, se
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 
 import torch
+from _shared import write
 from torch import nn
 from tqdm import trange
 
@@ -122,26 +122,26 @@ def run(out, engine="auto", seed=0, epochs=60):
         )
     print(f"At an equal loss of {loss:.1e}: NFE {nfe['NODE']:.0f} against {nfe['ANODE']:.0f}, NODE / ANODE = ", end="")
     print(f"{results['equal_loss']['ratio']:.2f}")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    if not plot.available():
-        print(f"No figures: matplotlib is not installed. To get them: {plot.HOW_TO_GET}")
-        return results
-    curves = {"training loss": "loss", "NFE forward": "nfe_forward", "NFE backward": "nfe_backward"}
-    plot.history({title: {n: c[key] for n, c in courses.items()} for title, key in curves.items()}).savefig(
-        out / "training.png"
-    )
-    labels = (few[1][:, 0] > 0).long()
-    depths = torch.linspace(0, 1, 41)
-    flows = {name: features(model, few[0], depths) for name, model in models.items()}
-    flows["ANODE"] = plot.principal_plane(flows["ANODE"])
-    plot.flow(flows, labels).savefig(out / "flow.png")
-    panels = {f"{name}, epoch {k}": z for name in MODELS for k, z in snapshots[name].items()}
-    plot.points(panels, labels).savefig(out / "features.png")
-    with torch.no_grad():
-        surfaces = {name: plot.on_grid(model, 1.7) for name, model in models.items()}
-    plot.surface(surfaces, few[0], labels).savefig(out / "surface.png")
-    print(f"Written to {out}: results.json, training.png, flow.png, features.png, surface.png")
+
+    def figures():
+        curves = {"training loss": "loss", "NFE forward": "nfe_forward", "NFE backward": "nfe_backward"}
+        labels = (few[1][:, 0] > 0).long()
+        depths = torch.linspace(0, 1, 41)
+        flows = {name: features(model, few[0], depths) for name, model in models.items()}
+        flows["ANODE"] = plot.principal_plane(flows["ANODE"])
+        panels = {f"{name}, epoch {k}": z for name in MODELS for k, z in snapshots[name].items()}
+        with torch.no_grad():
+            surfaces = {name: plot.on_grid(model, 1.7) for name, model in models.items()}
+        return {
+            "training.png": plot.history(
+                {title: {n: c[key] for n, c in courses.items()} for title, key in curves.items()}
+            ),
+            "flow.png": plot.flow(flows, labels),
+            "features.png": plot.points(panels, labels),
+            "surface.png": plot.surface(surfaces, few[0], labels),
+        }
+
+    write(out, results, figures)
     return results
 
 

@@ -10,14 +10,12 @@ would have to cross those of one another if the field did not know the context.
 from __future__ import annotations
 
 import argparse
-import json
-import time
 from pathlib import Path
 
 import torch
+from _shared import train_flow, write
 from torch import nn
 from torch.distributions import Independent, Normal
-from tqdm import trange
 
 from pynode import data, plot
 from pynode.models import CNF, FFJORD
@@ -40,46 +38,28 @@ class Bases(nn.Module):
         return Independent(Normal(mean, torch.ones_like(mean)), 1)
 
 
-def train(flow, epochs):
-    """Batches half of the one, half of the other target; seconds."""
-    context = torch.eye(2).repeat_interleave(128, 0)
-    optimizer = torch.optim.Adam(flow.parameters(), lr=1e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
-    start = time.perf_counter()
-    for _ in (bar := trange(epochs, desc="both targets")):
-        optimizer.zero_grad()
-        loss = flow.loss(torch.cat([data.density(name, 128) for name in TARGETS]), context)
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        bar.set_postfix(loss=f"{loss.item():.3f}", nfe=flow.stats.nfe, refresh=False)
-    return time.perf_counter() - start
-
-
 @torch.no_grad()
-def evaluate(density, name, own, other, cells=240):
+def evaluate(density, name, own, other):
     """Numbers of one target, under its own context and under the other's, and what the figure shows."""
     x = data.density(name, 10_000)
-    side = 2 * WHOLE / cells
-    axis = torch.linspace(-WHOLE + side / 2, WHOLE - side / 2, cells)
-    grid = torch.cartesian_prod(axis, axis)
-    heat = torch.cat([density.log_prob(part, own).exp() for part in grid.split(10_000)]).reshape(cells, cells)
+    heat, integral = plot.density_on_grid(lambda z: density.log_prob(z, own), WHOLE)
     numbers = {
         "nll": -density.log_prob(x, own).mean().item(),
         "nll_other_context": -density.log_prob(x, other).mean().item(),
-        "integral": heat.double().sum().item() * side**2,
+        "integral": integral,
         "nfe": density.stats.nfe,
     }
     start = density.base(own.expand(150, 2)).sample()
     paths = density.trajectory(start, torch.linspace(1, 0, 30), own, reverse=True)
-    margin = round((WHOLE - SHOWN) / side)
-    return numbers, (x[:4000], heat[margin:-margin, margin:-margin], density.sample(4000, own), paths)
+    return numbers, (x[:4000], heat, density.sample(4000, own), paths)
 
 
 def run(out, engine="auto", seed=0, epochs=400):
     torch.manual_seed(seed)
     flow = FFJORD(2, hidden=(64, 64), base=Bases(), context=2, trace="exact", kinetic=0.01, engine=engine, **LOOSE)
-    seconds = train(flow, epochs)
+    context = torch.eye(2).repeat_interleave(128, 0)
+    batches = ((torch.cat([data.density(name, 128) for name in TARGETS]), context) for _ in range(epochs))
+    seconds = train_flow(flow, batches, epochs, "both targets")
     density = CNF(flow.blocks[0].field, flow.base, engine=engine, **TIGHT)
     contexts = torch.eye(2).unsqueeze(1)
     results, rows = {"seconds": seconds}, {}
@@ -91,13 +71,11 @@ def run(out, engine="auto", seed=0, epochs=400):
         r = results[name]
         print(f"{name:<12}  {r['nll']:>10.3f}  {r['nll_other_context']:>18.3f}  {r['integral']:>9.4f}  {r['nfe']:>3}")
     print(f"{seconds:.1f} seconds")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    if not plot.available():
-        print(f"No figures: matplotlib is not installed. To get them: {plot.HOW_TO_GET}")
-        return results
-    plot.densities(rows, extent=(-SHOWN, SHOWN, -SHOWN, SHOWN)).savefig(out / "densities.png")
-    print(f"Written to {out}: results.json, densities.png")
+
+    def figures():
+        return {"densities.png": plot.densities(rows, extent=2 * (-WHOLE, WHOLE), shown=2 * (-SHOWN, SHOWN))}
+
+    write(out, results, figures)
     return results
 
 

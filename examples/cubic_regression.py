@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import time
 from pathlib import Path
 
 import torch
+from _shared import write
 from torch import nn
 from tqdm import trange
 
@@ -68,22 +68,22 @@ def run(out, engine="auto", seed=0, iterations=1500):
             f"{name:<8} {r['parameters']:>10}  {r['mse']:>17.1e}  {r['mse_between']:>16.1e}  "
             f"{r['nfe_forward']:>11}  {r['nfe_backward']:>12}  {r['seconds']:>7.1f}"
         )
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    if not plot.available():
-        print(f"No figures: matplotlib is not installed. To get them: {plot.HOW_TO_GET}")
-        return results
-    grid, few = torch.linspace(-2.5, 2.5, 201).unsqueeze(1), torch.linspace(-2, 2, 21).unsqueeze(1)
-    depths = torch.linspace(0, 1, 51)
-    with torch.no_grad():
-        fits = {name: (grid, model(grid)) for name, model in models.items()}
-        paths = {
-            "ResNet": (torch.linspace(0, 1, models["ResNet"].depth + 1), models["ResNet"].trajectory(few)),
-            "ODE-Net": (depths, models["ODE-Net"].trajectory(few, depths)),
+
+    def figures():
+        grid, few = torch.linspace(-2.5, 2.5, 201).unsqueeze(1), torch.linspace(-2, 2, 21).unsqueeze(1)
+        depths = torch.linspace(0, 1, 51)
+        with torch.no_grad():
+            fits = {name: (grid, model(grid)) for name, model in models.items()}
+            paths = {
+                "ResNet": (torch.linspace(0, 1, models["ResNet"].depth + 1), models["ResNet"].trajectory(few)),
+                "ODE-Net": (depths, models["ODE-Net"].trajectory(few, depths)),
+            }
+        return {
+            "fit.png": plot.fit(fits, (x, y)),
+            "trajectories.png": plot.trajectories(paths),
         }
-    plot.fit(fits, (x, y)).savefig(out / "fit.png")
-    plot.trajectories(paths).savefig(out / "trajectories.png")
-    print(f"Written to {out}: results.json, fit.png, trajectories.png")
+
+    write(out, results, figures)
     return results
 
 

@@ -12,11 +12,11 @@ After S. Massaroli et al., "Dissecting Neural ODEs", NeurIPS 2020, section 3.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 
 import torch
+from _shared import write
 from torch import nn
 from tqdm import tqdm
 
@@ -154,23 +154,23 @@ def run(out, engine="auto", seed=0, iterations=80, sizes=(3, 5, 9)):
             f"{name:<17}  {r['parameters']:>10}  {r['mse']:>7.1e}  {r['error']:>20.4f}  {of_matrix:>22}  "
             f"{r['evaluations']:>11}  {r['seconds']:>7.1f}"
         )
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    if not plot.available():
-        print(f"No figures: matplotlib is not installed. To get them: {plot.HOW_TO_GET}")
-        return results
-    kinds = ["stacked", *(basis.__name__ for basis in BASES)]
-    by_size = {kind: (sizes, [results[f"{kind} {n}"]["error"] for n in sizes]) for kind in kinds}
-    for name in ("constant, linear", "constant, MLP", "TimeConcat, MLP", "hypernetwork"):
-        by_size[name] = ((sizes[0], sizes[-1]), (results[name]["error"],) * 2)
-    plot.lines({"relative error, test": by_size}, xlabel="functions or intervals").savefig(out / "error.png")
-    shown = ["true", *(name for name in matrices if name.endswith(f" {sizes[-1]}")), "hypernetwork"]
-    entries = {
-        title: {name: (fine, matrices[name][:, i, j]) for name in shown}
-        for title, i, j in (("A₁₁(s), strain", 0, 0), ("A₁₂(s), rotation", 0, 1))
-    }
-    plot.lines(entries, xlabel="depth s").savefig(out / "matrix.png")
-    print(f"Written to {out}: results.json, error.png, matrix.png")
+
+    def figures():
+        kinds = ["stacked", *(basis.__name__ for basis in BASES)]
+        by_size = {kind: (sizes, [results[f"{kind} {n}"]["error"] for n in sizes]) for kind in kinds}
+        for name in ("constant, linear", "constant, MLP", "TimeConcat, MLP", "hypernetwork"):
+            by_size[name] = ((sizes[0], sizes[-1]), (results[name]["error"],) * 2)
+        shown = ["true", *(name for name in matrices if name.endswith(f" {sizes[-1]}")), "hypernetwork"]
+        entries = {
+            title: {name: (fine, matrices[name][:, i, j]) for name in shown}
+            for title, i, j in (("A₁₁(s), strain", 0, 0), ("A₁₂(s), rotation", 0, 1))
+        }
+        return {
+            "error.png": plot.lines({"relative error, test": by_size}, xlabel="functions or intervals"),
+            "matrix.png": plot.lines(entries, xlabel="depth s"),
+        }
+
+    write(out, results, figures)
     return results
 
 

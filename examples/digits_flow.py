@@ -10,12 +10,12 @@ distribution of the logits (where the flow starts from), and with the frequencie
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from pathlib import Path
 
 import torch
+from _shared import write
 from torch import nn
 from torch.distributions import MultivariateNormal
 from tqdm import trange
@@ -83,14 +83,12 @@ def run(out, engine="auto", seed=0, epochs=40):
     for name in ("uniform", "one normal", "independent pixels", "FFJORD"):
         print(f"{name:<18}  {results[name]:>15.3f}")
     print(f"Training: {seconds:.1f} s; {results['nfe']} evaluations of the field for a density")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    if not plot.available():
-        print(f"No figures: matplotlib is not installed. To get them: {plot.HOW_TO_GET}")
-        return results
-    drawn = model.sample(100).reshape(-1, 1, 8, 8)
-    plot.images({"test images": test[:100], "samples": drawn}).savefig(out / "samples.png")
-    print(f"Written to {out}: results.json, samples.png")
+
+    def figures():
+        drawn = model.sample(100).reshape(-1, 1, 8, 8)
+        return {"samples.png": plot.images({"test images": test[:100], "samples": drawn})}
+
+    write(out, results, figures)
     return results
 
 

@@ -9,12 +9,10 @@ samples in nats, the integral of the density over a grid, the field's evaluation
 from __future__ import annotations
 
 import argparse
-import json
-import time
 from pathlib import Path
 
 import torch
-from tqdm import trange
+from _shared import train_flow, write
 
 from pynode import data, plot
 from pynode.models import CNF, FFJORD
@@ -23,57 +21,37 @@ SETS = "moons,pinwheel,8gaussians,checkerboard,swissroll,2spirals"
 WHOLE, SHOWN = 6.0, 4.5  # half the side of the square that is integrated over, and of that in the figure
 
 
-def train(name, epochs, engine):
-    """FFJORD on fresh samples at each step; the flow, and the seconds that it took."""
-    flow = FFJORD(2, hidden=(64, 64), trace="exact", kinetic=0.01, rtol=1e-3, atol=1e-3, engine=engine)
-    optimizer = torch.optim.Adam(flow.parameters(), lr=1e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
-    start = time.perf_counter()
-    for _ in (bar := trange(epochs, desc=f"{name:<12}")):
-        optimizer.zero_grad()
-        loss = flow.loss(data.density(name, 256))
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        bar.set_postfix(loss=f"{loss.item():.3f}", nfe=flow.stats.nfe, refresh=False)
-    return flow, time.perf_counter() - start
-
-
 @torch.no_grad()
-def evaluate(flow, name, cells=240):
+def evaluate(flow, name):
     """Numbers, and what the figure shows."""
     (block,) = flow.blocks  # the density alone, at a tighter tolerance than in training
     density = CNF(block.field, flow.base, rtol=1e-5, atol=1e-5, engine=block.solver_keywords["engine"])
     nll = -density.log_prob(data.density(name, 10_000)).mean().item()
     nfe = density.stats.nfe
-    side = 2 * WHOLE / cells
-    axis = torch.linspace(-WHOLE + side / 2, WHOLE - side / 2, cells)
-    heat = torch.cat([density.log_prob(part).exp() for part in torch.cartesian_prod(axis, axis).split(10_000)])
-    heat = heat.reshape(cells, cells)
-    margin = round((WHOLE - SHOWN) / side)
-    numbers = {"nll": nll, "integral": heat.double().sum().item() * side**2, "nfe": nfe}
+    heat, integral = plot.density_on_grid(density.log_prob, WHOLE)
+    numbers = {"nll": nll, "integral": integral, "nfe": nfe}
     paths = density.trajectory(torch.randn(150, 2), torch.linspace(1, 0, 30), reverse=True)
-    return numbers, (data.density(name, 4000), heat[margin:-margin, margin:-margin], density.sample(4000), paths)
+    return numbers, (data.density(name, 4000), heat, density.sample(4000), paths)
 
 
 def run(out, engine="auto", seed=0, epochs=400, sets=SETS):
     torch.manual_seed(seed)
     results, rows = {}, {}
     for name in sets.split(","):
-        flow, seconds = train(name, epochs, engine)
+        flow = FFJORD(2, hidden=(64, 64), trace="exact", kinetic=0.01, rtol=1e-3, atol=1e-3, engine=engine)
+        batches = ((data.density(name, 256),) for _ in range(epochs))
+        seconds = train_flow(flow, batches, epochs, f"{name:<12}")
         numbers, rows[name] = evaluate(flow, name)
         results[name] = {**numbers, "seconds": seconds}
 
     print("set           NLL (test)  ∫ density  NFE  seconds")
     for name, r in results.items():
         print(f"{name:<12}  {r['nll']:>10.3f}  {r['integral']:>9.4f}  {r['nfe']:>3}  {r['seconds']:>7.1f}")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    if not plot.available():
-        print(f"No figures: matplotlib is not installed. To get them: {plot.HOW_TO_GET}")
-        return results
-    plot.densities(rows, extent=(-SHOWN, SHOWN, -SHOWN, SHOWN)).savefig(out / "densities.png")
-    print(f"Written to {out}: results.json, densities.png")
+
+    def figures():
+        return {"densities.png": plot.densities(rows, extent=2 * (-WHOLE, WHOLE), shown=2 * (-SHOWN, SHOWN))}
+
+    write(out, results, figures)
     return results
 
 

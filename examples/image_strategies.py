@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import time
 from pathlib import Path
 
 import torch
+from _shared import write
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
@@ -140,20 +140,16 @@ def run(out, engine="auto", seed=0, seeds=3, epochs=5, dataset="digits", root=No
         accuracy_text = f"{100 * mean:.2f} ± {100 * deviation:.2f} %"
         rows.append((name, runs[0]["parameters"], accuracy_text, f"{nfe:.1f}", f"{back:.1f}", f"{seconds:.1f}"))
     print(table(("model", "parameters", "test accuracy", "NFE forward", "NFE backward", "seconds"), rows))
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_text(
-        json.dumps({"dataset": dataset, "engine": engine, "runs": results}, indent=2) + "\n"
-    )
-    if not plot.available():
-        print(f"No figures: matplotlib is not installed. To get them: {plot.HOW_TO_GET}")
-        return results
-    titles = {"loss": "training loss", "accuracy": "test accuracy", "nfe_forward": "NFE forward"}
-    panels = {
-        title: {name: over_seeds(runs, key)[0].tolist() for name, runs in results.items()}
-        for key, title in titles.items()
-    }
-    plot.history(panels).savefig(out / "training.png")
-    print(f"Written to {out}: results.json, training.png")
+
+    def figures():
+        titles = {"loss": "training loss", "accuracy": "test accuracy", "nfe_forward": "NFE forward"}
+        panels = {
+            title: {name: over_seeds(runs, key)[0].tolist() for name, runs in results.items()}
+            for key, title in titles.items()
+        }
+        return {"training.png": plot.history(panels)}
+
+    write(out, {"dataset": dataset, "engine": engine, "runs": results}, figures)
     return results
 
 

@@ -15,11 +15,11 @@ After R. T. Q. Chen et al., "Neural Ordinary Differential Equations", NeurIPS 20
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 
 import torch
+from _shared import write
 from tqdm import trange
 
 from pynode import data, plot
@@ -98,14 +98,11 @@ def compare(n_obs, engine, seed, iterations):
 
 def run(out, engine="auto", seed=0, iterations=800, points=(30, 50, 100)):
     torch.set_num_threads(1)  # the networks are too small to share between threads
-    out.mkdir(parents=True, exist_ok=True)
-    results = {}
+    results, shown = {}, {}
     for n_obs in points:
         results[str(n_obs)], (x, _, path, _), predictions = compare(n_obs, engine, seed, iterations)
-        if plot.available():
-            shown = {name: p[..., :4, :, :] for name, p in predictions.items()}
-            plot.paths(shown, path[:4], list(x[:4]), WINDOW).savefig(out / f"paths_{n_obs}.png")
-    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        predictions = {name: p[..., :4, :, :] for name, p in predictions.items()}
+        shown[f"paths_{n_obs}.png"] = (predictions, path[:4], list(x[:4]), WINDOW)
 
     print("\nRMSE        points  between  beyond, on the grid  beyond, irregular  seconds")
     for n_obs, both in results.items():
@@ -114,8 +111,7 @@ def run(out, engine="auto", seed=0, iterations=800, points=(30, 50, 100)):
                 f"{name:<11} {n_obs:>6}  {r['interpolation']:>7.3f}  {r['extrapolation']:>19.3f}  "
                 f"{r['extrapolation_irregular']:>17.3f}  {r['seconds']:>7.0f}"
             )
-    figures = "paths_*.png" if plot.available() else f"no figures, for want of matplotlib: {plot.HOW_TO_GET}"
-    print(f"Written to {out}: results.json, {figures}")
+    write(out, results, lambda: {name: plot.paths(*arguments) for name, arguments in shown.items()})
     return results
 
 

@@ -11,12 +11,12 @@ years' numbers that lies in the band of nine tenths.
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from _shared import write
 from tqdm import trange
 
 from pynode import data, plot
@@ -93,31 +93,33 @@ def forecast(log_pelts, seen, engine, seed, iterations, members, label):
 
 def run(out, engine="auto", seed=0, iterations=600, members=4):
     torch.set_num_threads(1)  # the networks are too small to share between threads
-    out.mkdir(parents=True, exist_ok=True)
     years, pelts = data.lynx_hare()
     fine = torch.arange(FINE * (len(years) - 1) + 1) / FINE + years[0]
     between, beyond = torch.ones(len(years), dtype=torch.bool), years <= 1914
     between[2::4] = False
-    results = {}
+    results, shown = {}, {}
     for task, seen in {"interpolation": between, "extrapolation": beyond}.items():
         draws, results[task] = forecast(pelts.log(), seen, engine, seed, iterations, members, task)
-        if plot.available():
-            titles = ("hare, thousands of pelts", "lynx, thousands of pelts")
-            panels = {title: (fine, draws[:, :, c].exp()) for c, title in enumerate(titles)}
-            points = {
-                title: {"seen": (years[seen], pelts[seen, c]), "left out": (years[~seen], pelts[~seen, c])}
-                for c, title in enumerate(titles)
-            }
-            since = 1914.0 if task == "extrapolation" else None
-            plot.bands(panels, points, since=since, xlabel="year").savefig(out / f"{task}.png")
-    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        titles = ("hare, thousands of pelts", "lynx, thousands of pelts")
+        panels = {title: (fine, draws[:, :, c].exp()) for c, title in enumerate(titles)}
+        points = {
+            title: {"seen": (years[seen], pelts[seen, c]), "left out": (years[~seen], pelts[~seen, c])}
+            for c, title in enumerate(titles)
+        }
+        shown[f"{task}.png"] = (panels, points, 1914.0 if task == "extrapolation" else None)
 
     print(f"\n{'RMSE of the logarithm at the years left out':<45}{'1902, 06, …, 18':>17}{'1915 to 1920':>15}")
     for name in results["interpolation"]:
         cells = [r[name] for r in results.values()]
         print(f"{name:<45}" + f"{cells[0]:>17.2f}{cells[1]:>15.2f}")
-    figures = "interpolation.png, extrapolation.png"
-    print(f"Written to {out}: results.json, {figures if plot.available() else plot.HOW_TO_GET + ' for figures'}")
+
+    def figures():
+        return {
+            name: plot.bands(panels, points, since=since, xlabel="year")
+            for name, (panels, points, since) in shown.items()
+        }
+
+    write(out, results, figures)
     return results
 
 

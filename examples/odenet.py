@@ -13,16 +13,16 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import time
 from pathlib import Path
 
 import torch
+from _shared import write
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from pynode import data, plot
+from pynode import data
 from pynode._text import table
 from pynode.models import NODE, ODENet, ResNet, RKNet
 
@@ -213,13 +213,7 @@ def run(out, engine="auto", seed=0, epochs=12, channels=16):
     ]
     header = ("tolerance", "error", "NFE forward", "NFE backward", "ms forward", "ms forward and backward")
     print(table(header, sweep_rows))
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    if not plot.available():
-        print(f"No figures: matplotlib is not installed. To get them: {plot.HOW_TO_GET}")
-        return results
-    figure(results).savefig(out / "odenet.png")
-    print(f"Written to {out}: results.json, odenet.png")
+    write(out, results, lambda: {"odenet.png": figure(results)})
     return results
 
 

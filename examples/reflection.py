@@ -12,11 +12,11 @@ After S. Massaroli et al., "Dissecting Neural ODEs", NeurIPS 2020, sections 4 an
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 
 import torch
+from _shared import write
 from torch import nn
 from tqdm import trange
 
@@ -101,21 +101,21 @@ def run(out, engine="auto", seed=0, iterations=300):
             f"{name:<14}  {r['parameters']:>10}  {r['mse']:>7.1e}  {r['nfe_forward']:>11}  {r['nfe_backward']:>12}  "
             f"{r['seconds']:>7.1f}"
         )
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    if not plot.available():
-        print(f"No figures: matplotlib is not installed. To get them: {plot.HOW_TO_GET}")
-        return results
-    grid, few = torch.linspace(-1, 1, 101).unsqueeze(1), torch.linspace(-1, 1, 15).unsqueeze(1)
-    depths = torch.linspace(0, 1, 51)
-    with torch.no_grad():
-        fits = {name: (grid, model(grid)) for name, model in models.items()}
-        paths = {name: (depths, model.trajectory(few, depths)) for name, model in models.items()}
-    losses = {"mean squared error": {name: r["losses"] for name, r in results.items()}}
-    plot.fit(fits, (x[::5], y[::5])).savefig(out / "fit.png")
-    plot.trajectories(paths).savefig(out / "trajectories.png")
-    plot.history(losses, xlabel="iteration").savefig(out / "training.png")
-    print(f"Written to {out}: results.json, fit.png, trajectories.png, training.png")
+
+    def figures():
+        grid, few = torch.linspace(-1, 1, 101).unsqueeze(1), torch.linspace(-1, 1, 15).unsqueeze(1)
+        depths = torch.linspace(0, 1, 51)
+        with torch.no_grad():
+            fits = {name: (grid, model(grid)) for name, model in models.items()}
+            paths = {name: (depths, model.trajectory(few, depths)) for name, model in models.items()}
+        losses = {"mean squared error": {name: r["losses"] for name, r in results.items()}}
+        return {
+            "fit.png": plot.fit(fits, (x[::5], y[::5])),
+            "trajectories.png": plot.trajectories(paths),
+            "training.png": plot.history(losses, xlabel="iteration"),
+        }
+
+    write(out, results, figures)
     return results
 
 

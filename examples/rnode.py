@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import time
 from pathlib import Path
 
 import torch
-from tqdm import trange
+from _shared import train_flow, write
 
 from pynode import data, plot
 from pynode.models import CNF, FFJORD
@@ -30,22 +28,6 @@ ABLATION = {
     "both": {"kinetic": WEIGHT, "jacobian": WEIGHT},
 }
 LOOSE, TIGHT = {"rtol": 1e-3, "atol": 1e-3}, {"rtol": 1e-5, "atol": 1e-5}  # in training, in evaluation
-
-
-def train(flow, name, label, epochs, seed):
-    """Seconds of training, in place."""
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(flow.parameters(), lr=1e-2)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
-    start = time.perf_counter()
-    for _ in (bar := trange(epochs, desc=f"{name:<12} {label:<8}")):
-        optimizer.zero_grad()
-        loss = flow.loss(data.density(name, 256, generator=generator))
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        bar.set_postfix(loss=f"{loss.item():.3f}", nfe=flow.stats.nfe, refresh=False)
-    return time.perf_counter() - start
 
 
 @torch.no_grad()
@@ -65,16 +47,18 @@ def evaluate(flow, name, seed, engine):
 def run(out, engine="auto", seed=0, epochs=300, sets=SETS):
     results, paths = {}, {}
     for name in sets.split(","):
+        results[name], paths[name] = {}, {}
         torch.manual_seed(seed)
         first = FFJORD(2, hidden=(64, 64)).state_dict()
         for label, weights in ABLATION.items():
             flow = FFJORD(2, hidden=(64, 64), engine=engine, **weights, **LOOSE)
             flow.load_state_dict(copy.deepcopy(first))
             torch.manual_seed(seed)  # the same noise
-            seconds = train(flow, name, label, epochs, seed)
-            numbers, way = evaluate(flow, name, seed, engine)
-            results.setdefault(name, {})[label] = {**numbers, "seconds": seconds}
-            paths[f"{name}, {label}"] = way
+            fresh = torch.Generator().manual_seed(seed)
+            batches = ((data.density(name, 256, generator=fresh),) for _ in range(epochs))
+            seconds = train_flow(flow, batches, epochs, f"{name:<12} {label:<8}")
+            numbers, paths[name][label] = evaluate(flow, name, seed, engine)
+            results[name][label] = {**numbers, "seconds": seconds}
 
     print("set           regulariser  NLL (test)   vs none  NFE  vs none   ∫|f|²  ∫|∂f/∂z|²  seconds")
     for name, rows in results.items():
@@ -85,15 +69,14 @@ def run(out, engine="auto", seed=0, epochs=300, sets=SETS):
                 f"{r['nfe'] / none['nfe'] - 1:>+7.0%}  {r['kinetic']:>6.2f}  {r['jacobian']:>10.2f}  "
                 f"{r['seconds']:>7.1f}"
             )
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    if not plot.available():
-        print(f"No figures: matplotlib is not installed. To get them: {plot.HOW_TO_GET}")
-        return results
-    shown = [f"{name}, {label}" for name in results for label in ("none", "both")]
-    for name in results:
-        plot.flow({title: paths[title] for title in shown if title.startswith(name)}).savefig(out / f"{name}.png")
-    print(f"Written to {out}: results.json, {', '.join(f'{name}.png' for name in results)}")
+
+    def figures():
+        return {
+            f"{name}.png": plot.flow({f"{name}, {label}": paths[name][label] for label in ("none", "both")})
+            for name in results
+        }
+
+    write(out, results, figures)
     return results
 
 

@@ -11,11 +11,11 @@ After R. T. Q. Chen et al., "Neural Ordinary Differential Equations", NeurIPS 20
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 
 import torch
+from _shared import write
 from torch import nn
 from tqdm import trange
 
@@ -77,14 +77,14 @@ def run(out, engine="auto", seed=0, iterations=1500):
     }
     for name, value in results.items():
         print(f"{name:<13} {value:.3g}" if isinstance(value, float) else f"{name:<13} {value}")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    if not plot.available():
-        print(f"No figures: matplotlib is not installed. To get them: {plot.HOW_TO_GET}")
-        return results
-    plot.history({"loss of the pieces": {"NODE": losses}}, xlabel="iteration").savefig(out / "training.png")
-    plot.phase({"data": y[:, 0], "fitted, from the first point": fitted[:, 0]}).savefig(out / "spiral.png")
-    print(f"Written to {out}: results.json, training.png, spiral.png")
+
+    def figures():
+        return {
+            "training.png": plot.history({"loss of the pieces": {"NODE": losses}}, xlabel="iteration"),
+            "spiral.png": plot.phase({"data": y[:, 0], "fitted, from the first point": fitted[:, 0]}),
+        }
+
+    write(out, results, figures)
     return results
 
 

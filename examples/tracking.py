@@ -14,12 +14,12 @@ After S. Massaroli et al., "Dissecting Neural ODEs", NeurIPS 2020, section 2 (ge
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from pathlib import Path
 
 import torch
+from _shared import write
 from sklearn.datasets import make_moons
 from torch import nn
 from tqdm import trange
@@ -152,30 +152,30 @@ def run(out, engine="auto", seed=0, iterations=300):
             f"{name:<14}  {r['accuracy']:>14.3f}  {r['cross_entropy']:>19.4f}  {r['energy']:>19.2f}  "
             f"{r['nfe_forward']:>11}  {r['seconds']:>7.1f}"
         )
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    if not plot.available():
-        print(f"No figures: matplotlib is not installed. To get them: {plot.HOW_TO_GET}")
-        return results
-    s = torch.linspace(0, 1, 101)
-    with torch.no_grad():
-        paths = tracker.trajectory(start[:12], s)
-        flows = {}
-        for name, model in models.items():
-            model.output_network = None
-            flows[name] = model.trajectory(x[:120], s)
-    curves = {"true": (s, reference(s))}
-    curves |= {f"path {i + 1}": (s, paths[:, i]) for i in range(12)}
-    plot.lines(
-        {
-            f"{axis} coordinate": {k: (a, b[:, i]) for k, (a, b) in curves.items()}
-            for i, axis in enumerate(("first", "second"))
-        },
-        xlabel="depth s",
-    ).savefig(out / "tracking.png")
-    plot.history({"∫ |z - r|² ds": {"tracking": losses}}, xlabel="iteration").savefig(out / "training.png")
-    plot.flow(flows, y[:120]).savefig(out / "flow.png")
-    print(f"Written to {out}: results.json, training.png, tracking.png, flow.png")
+
+    def figures():
+        s = torch.linspace(0, 1, 101)
+        with torch.no_grad():
+            paths = tracker.trajectory(start[:12], s)
+            flows = {}
+            for name, model in models.items():
+                model.output_network = None
+                flows[name] = model.trajectory(x[:120], s)
+        curves = {"true": (s, reference(s))}
+        curves |= {f"path {i + 1}": (s, paths[:, i]) for i in range(12)}
+        return {
+            "tracking.png": plot.lines(
+                {
+                    f"{axis} coordinate": {k: (a, b[:, i]) for k, (a, b) in curves.items()}
+                    for i, axis in enumerate(("first", "second"))
+                },
+                xlabel="depth s",
+            ),
+            "training.png": plot.history({"∫ |z - r|² ds": {"tracking": losses}}, xlabel="iteration"),
+            "flow.png": plot.flow(flows, y[:120]),
+        }
+
+    write(out, results, figures)
     return results
 
 

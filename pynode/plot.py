@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from pynode.errors import InputError
+from pynode._plane import density_on_grid, on_grid, principal_plane
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,6 +24,7 @@ __all__ = [
     "available",
     "bands",
     "densities",
+    "density_on_grid",
     "fit",
     "flow",
     "history",
@@ -116,23 +117,6 @@ def lines(panels: Mapping[str, Mapping[str, tuple[Any, Any]]], *, xlabel: str) -
     return figure
 
 
-def principal_plane(z: Tensor) -> Tensor:
-    """Project trajectories on the two principal directions of all their states together.
-
-    Args:
-        z: `(time, batch, features)`, with at least two features.
-
-    Returns:
-        `(time, batch, 2)`, centred.
-    """
-    if z.ndim != 3 or z.shape[2] < 2:
-        raise InputError(f"z must be (time, batch, features) with 2 features or more, got {tuple(z.shape)}")
-    points = z.reshape(-1, z.shape[2]).double()
-    points = points - points.mean(0)
-    directions = torch.linalg.svd(points, full_matrices=False).Vh[:2]
-    return (points @ directions.T).reshape(*z.shape[:2], 2).to(z)
-
-
 def flow(panels: Mapping[str, Tensor], labels: Tensor | None = None) -> Figure:
     """Trajectories of features in the plane, from z(0) (small) to z(T) (large), coloured by class.
 
@@ -179,22 +163,6 @@ def points(panels: Mapping[str, Tensor], labels: Tensor) -> Figure:
         axis.scatter(*z.detach().cpu().numpy().T, s=10, c=colours)
         axis.set_title(title)
     return figure
-
-
-def on_grid(model: Callable[[Tensor], Tensor], half: float, n: int = 121) -> tuple[Tensor, Tensor]:
-    """A function of the plane on a square grid, for `surface`.
-
-    Args:
-        model: from points `(batch, 2)` to values `(batch, 1)`.
-        half: the grid is [-half, half]².
-        n: points per side.
-
-    Returns:
-        The coordinates of a side, `(n,)`, and the values, `(n, n)`, the second coordinate first.
-    """
-    side = torch.linspace(-half, half, n)
-    second, first = torch.meshgrid(side, side, indexing="ij")
-    return side, model(torch.stack([first.flatten(), second.flatten()], dim=1)).reshape(n, n)
 
 
 def surface(panels: Mapping[str, tuple[Tensor, Tensor]], points: Tensor, labels: Tensor) -> Figure:
@@ -256,15 +224,20 @@ def trajectories(panels: Mapping[str, tuple[Tensor, Tensor]], *, ylabel: str = "
 
 
 def densities(
-    rows: Mapping[str, tuple[Tensor, Tensor, Tensor, Tensor]], *, extent: tuple[float, float, float, float]
+    rows: Mapping[str, tuple[Tensor, Tensor, Tensor, Tensor]],
+    *,
+    extent: tuple[float, float, float, float],
+    shown: tuple[float, float, float, float] | None = None,
 ) -> Figure:
     """Densities in the plane: a row for each, with its data, its heat map, samples, and paths from base to data.
 
     Args:
-        rows: for each title: data `(n, 2)`, the density on a grid `(x, y)` that fills the extent, samples `(n, 2)`, and
-            paths `(time, batch, 2)`, from the base to the data.
+        rows: for each title: data `(n, 2)`, the density on a grid `(x, y)` that fills the extent (see
+            `density_on_grid`), samples `(n, 2)`, and paths `(time, batch, 2)`, from the base to the data.
         extent: the first and the last x, then those of y.
+        shown: the part of the extent that is drawn; all of it where `None`.
     """
+    left, right, bottom, top = extent if shown is None else shown
     figure, grid = _grid(len(rows), 4, panel=(2.6, 2.6))
     for line, (title, (data, density, samples, paths)) in zip(grid, rows.items(), strict=True):
         for axis, points in ((line[0], data), (line[2], samples)):
@@ -276,8 +249,8 @@ def densities(
         line[3].scatter(*way[-1].T, s=4, color="C0", linewidths=0, label="data", zorder=3)
         line[0].set_ylabel(title)
         for axis in line:
-            axis.set_xlim(extent[:2])
-            axis.set_ylim(extent[2:])
+            axis.set_xlim(left, right)
+            axis.set_ylim(bottom, top)
             axis.set_xticks([])
             axis.set_yticks([])
             axis.spines[:].set_visible(True)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pynode import plot
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -15,6 +17,16 @@ def run(name, out, *options):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads((out / "results.json").read_text()), done.stdout
+
+
+def test_results_without_matplotlib(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    from _shared import write
+
+    monkeypatch.setattr(plot, "available", lambda: False)
+    write(tmp_path / "new", {"mse": 0.5}, pytest.fail)
+    assert json.loads((tmp_path / "new" / "results.json").read_text()) == {"mse": 0.5}
+    assert "No figures: matplotlib is not installed" in capsys.readouterr().out
 
 
 def assert_figures(out, *names):
@@ -163,7 +175,7 @@ def test_depth_variance(tmp_path):
     assert_figures(tmp_path, "error.png", "matrix.png")
 
 
-@pytest.mark.parametrize("name", [path.stem for path in sorted(EXAMPLES.glob("*.py"))])
+@pytest.mark.parametrize("name", [path.stem for path in sorted(EXAMPLES.glob("[!_]*.py"))])
 def test_every_example_says_how_it_is_used(name):
     done = subprocess.run(
         [sys.executable, EXAMPLES / f"{name}.py", "--help"], capture_output=True, text=True, timeout=300, check=True

@@ -53,6 +53,21 @@ def test_fit_trajectories_and_phase_draw_what_they_are_given():
     torch.testing.assert_close(torch.tensor(axis.lines[1].get_xydata(), dtype=torch.float32), 2 * curve)
 
 
+def test_density_on_grid_is_the_density_in_the_middle_of_the_cells():
+    """Of a normal distribution with its centre off the grid's: the values, the axes, and the share on the grid."""
+    mean, std = torch.tensor([0.5, -1.0]), torch.tensor([0.4, 0.7])
+    normal = torch.distributions.Independent(torch.distributions.Normal(mean, std), 1)
+    density, integral = plot.density_on_grid(normal.log_prob, 2.0, n=160)  # in more than one part
+    assert density.shape == (160, 160)
+    side = 4 / 160
+    at = torch.tensor([-2 + 2.5 * side, -2 + 70.5 * side])
+    torch.testing.assert_close(density[2, 70], normal.log_prob(at).exp())
+    marginals = torch.distributions.Normal(mean, std)
+    share = (marginals.cdf(torch.tensor(2.0)) - marginals.cdf(torch.tensor(-2.0))).prod().item()
+    assert share < 0.93
+    assert integral == pytest.approx(share, abs=1e-4)
+
+
 def test_densities_draws_a_row_for_each():
     torch.manual_seed(0)
     data, heat, paths = torch.randn(50, 2), torch.rand(20, 10), torch.randn(7, 5, 2)
@@ -65,6 +80,9 @@ def test_densities_draws_a_row_for_each():
     assert image.images[0].get_extent() == [-2, 2, -1, 1]
     assert len(way.lines) == 5
     torch.testing.assert_close(torch.tensor(way.lines[2].get_xydata(), dtype=torch.float32), paths[:, 2])
+    part = plot.densities({"a": (data, heat, data, paths)}, extent=(-2, 2, -1, 1), shown=(-1, 1, 0, 1)).axes[1]
+    assert (part.get_xlim(), part.get_ylim()) == ((-1, 1), (0, 1))
+    assert part.images[0].get_extent() == [-2, 2, -1, 1]
 
 
 def test_images_lays_them_out_in_lines():

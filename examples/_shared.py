@@ -1,0 +1,60 @@
+"""What the examples have in common: the training of flows, and how results are written."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from pynode import plot
+
+
+def train_flow(flow, batches: Iterable[tuple], steps: int, label: str) -> float:
+    """Train a flow with Adam, from a learning rate of 0.01 down a cosine.
+
+    Args:
+        flow: what is trained, in place.
+        batches: the arguments of `flow.loss` for each step.
+        steps: of the optimizer, as many as batches.
+        label: of the progress bar.
+
+    Returns:
+        The seconds that it took.
+    """
+    optimizer = torch.optim.Adam(flow.parameters(), lr=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    start = time.perf_counter()
+    for batch in (bar := tqdm(batches, total=steps, desc=label)):
+        optimizer.zero_grad()
+        loss = flow.loss(*batch)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        bar.set_postfix(loss=f"{loss.item():.3f}", nfe=flow.stats.nfe, refresh=False)
+    return time.perf_counter() - start
+
+
+def write(out: Path, results: Any, draw: Callable[[], Mapping[str, Any]]) -> None:
+    """Write results.json and, where matplotlib is installed, the figures.
+
+    Args:
+        out: the folder, made where there is none.
+        results: numbers, lists and dicts of them.
+        draw: makes the figures, by the names of their files.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    if not plot.available():
+        print(
+            f"Written to {out}: results.json. No figures: matplotlib is not installed. To get them: {plot.HOW_TO_GET}"
+        )
+        return
+    figures = draw()
+    for name, figure in figures.items():
+        figure.savefig(out / name)
+    print(f"Written to {out}: {', '.join(['results.json', *figures])}")
