@@ -51,24 +51,24 @@ class Discrete(Sensitivity):
     memory: int | str | None = None
 
     def __post_init__(self) -> None:
-        if self.memory is not None:
-            object.__setattr__(self, "memory", _bytes(self.memory))
+        _read_memory(self)
 
 
 _UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
-def _bytes(size: int | str) -> int:
-    """A number of bytes, from a number or from a text with its unit."""
-    if isinstance(size, int) and not isinstance(size, bool) and size > 0:
-        return size
+def _read_memory(how: Discrete | Forward) -> None:
+    """Replace the option `memory` by a number of bytes, where it is a text with a unit."""
+    size = how.memory
+    if size is None or (isinstance(size, int) and not isinstance(size, bool) and size > 0):
+        return
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMG]?i?B)\s*", size) if isinstance(size, str) else None
     if found is None or found[2] not in _UNITS or float(found[1]) == 0:
         raise InputError(
-            f"Discrete(memory=…) must be a positive number of bytes or a text with a unit "
+            f"{type(how).__name__}(memory=…) must be a positive number of bytes or a text with a unit "
             f"({', '.join(_UNITS)}), got {size!r}. Pass e.g. '64MiB'"
         )
-    return int(float(found[1]) * _UNITS[found[2]])
+    object.__setattr__(how, "memory", int(float(found[1]) * _UNITS[found[2]]))
 
 
 @dataclass(frozen=True)
@@ -146,9 +146,24 @@ class Gauss(_Continuous):
 
 @dataclass(frozen=True)
 class Forward(Sensitivity):
-    """Forward sensitivities: the Jacobian of the solution integrated along with it. For few parameters."""
+    """Forward sensitivities: the derivatives of the state, solved for along with it (the variational equation).
+
+    One tangent of the state for each number that a gradient is wanted for: entries of the parameters, of the state and
+    of `args` (one sample's, where no sample depends on another), and the first time. Time and memory grow with their
+    count, and memory with the number of reported times too, not with the number of steps. The error control covers the
+    tangents, so that the gradient is as accurate as the solution, also of stiff fields; the backward pass evaluates the
+    field only where the gradient of `t` is wanted. For few parameters; not for a `JuliaField`.
+
+    Args:
+        memory: what the tangents may take, in bytes or as a text such as `"64MiB"`; a solve that needs more is refused.
+            Default 256 MiB.
+    """
 
     name: ClassVar[str] = "forward"
+    memory: int | str | None = None
+
+    def __post_init__(self) -> None:
+        _read_memory(self)
 
 
 _BY_NAME: dict[str, type[Sensitivity]] = {

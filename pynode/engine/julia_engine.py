@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pynode.engine import julia_runtime
+from pynode.engine._forward import solve_forward
 from pynode.engine._julia_call import Entries, Floats, addresses, integers
 from pynode.engine._julia_each import solve_samples
 from pynode.engine._julia_event import find_event
@@ -27,6 +28,7 @@ from pynode.engine._protocol import (
 from pynode.engine._solvers import SolverInfo
 from pynode.errors import EngineUnavailable, PyNODEError
 from pynode.field._trace import Trace, trace_field
+from pynode.sensitivity import Forward
 
 __all__ = ["JuliaEngine"]
 
@@ -62,8 +64,8 @@ class JuliaEngine:
         return julia_runtime.available()
 
     def sensitivities(self, solver: SolverInfo) -> tuple[str, ...]:
-        """The discrete adjoint for explicit Runge–Kutta methods, and SciMLSensitivity's continuous adjoints."""
-        return _CONTINUOUS if solver.stiff else ("discrete", *_CONTINUOUS)
+        """The discrete adjoint for explicit Runge–Kutta methods, SciMLSensitivity's continuous adjoints, `forward`."""
+        return (*_CONTINUOUS, "forward") if solver.stiff else ("discrete", *_CONTINUOUS, "forward")
 
     def solve(self, problem: Problem) -> Integration:
         """Integrate; see `Engine.solve`.
@@ -76,6 +78,8 @@ class JuliaEngine:
         _refuse_device(problem)
         if problem.t.dim() == 2:
             return solve_samples(self, problem, _RETCODES, _Kept, _memory(problem))
+        if isinstance(problem.sensitivity, Forward):
+            return solve_forward(self.solve, problem, norm_over_all=True)
         started = time.perf_counter()
         trace = trace_field(problem.field, problem.z0, problem.t[0], problem.args)
         julia = self._start()

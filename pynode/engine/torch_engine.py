@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pynode.engine._each import solve_each
 from pynode.engine._event_watch import Crossed, EventWatch
+from pynode.engine._forward import solve_forward
 from pynode.engine._grid import substeps
 from pynode.engine._protocol import (
     Availability,
@@ -33,6 +34,7 @@ from pynode.engine._protocol import (
 from pynode.engine._rhs import SCIPY, AdaptiveRhs, Rhs, Stop, all_finite, right_hand_side
 from pynode.engine._solvers import SolverInfo
 from pynode.errors import EngineUnavailable, SolveError
+from pynode.sensitivity import Forward
 
 __all__ = ["TorchEngine"]
 
@@ -49,8 +51,8 @@ class TorchEngine:
         return Availability(True)
 
     def sensitivities(self, solver: SolverInfo) -> tuple[str, ...]:
-        """`discrete` and `backsolve`; autograd does not see through SciPy's solvers, which leaves `backsolve`."""
-        return ("backsolve",) if solver.name in SCIPY else ("discrete", "backsolve")
+        """`discrete`, `backsolve` and `forward`; autograd does not see through SciPy's solvers: no `discrete`."""
+        return ("backsolve", "forward") if solver.name in SCIPY else ("discrete", "backsolve", "forward")
 
     def find_event(self, problem: Problem, search: EventSearch) -> Crossing:
         """Step until a value has changed its sign, then find the time within that step's interpolant.
@@ -90,6 +92,8 @@ class TorchEngine:
         """
         if problem.t.dim() == 2:
             return solve_each(self.solve, problem)
+        if isinstance(problem.sensitivity, Forward):
+            return solve_forward(self.solve, problem, norm_over_all=problem.solver.name in SCIPY)
         started = time.perf_counter()
         if problem.field.facts.runs_on not in (None, self.name):
             raise EngineUnavailable(

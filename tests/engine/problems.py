@@ -98,8 +98,14 @@ def solver_cases() -> list[Any]:
 
 def gradient_cases() -> list[Any]:
     """Every `(engine, solver, sensitivity)` that the engine claims to support."""
+
+    def marks(case: Any, how: str) -> list[Any]:
+        # Each evaluation of this pair is in Python, and SciPy's method makes very many of them.
+        slow = (case.id, how) == ("torch-radau", "forward")
+        return [*case.marks, pytest.mark.slow] if slow else list(case.marks)
+
     return [
-        pytest.param(*case.values, how, marks=case.marks, id=f"{case.id}-{how}")
+        pytest.param(*case.values, how, marks=marks(case, how), id=f"{case.id}-{how}")
         for case in solver_cases()
         for how in get_engine(case.values[0]).sensitivities(case.values[1])
     ]
