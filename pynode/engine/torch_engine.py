@@ -33,11 +33,13 @@ from pynode.engine._protocol import (
 )
 from pynode.engine._rhs import SCIPY, AdaptiveRhs, Rhs, Stop, all_finite, right_hand_side
 from pynode.engine._solvers import SolverInfo
+from pynode.engine._stacked import STACKED_DOPRI5
 from pynode.errors import EngineUnavailable, SolveError
 from pynode.sensitivity import Forward
 
 __all__ = ["TorchEngine"]
 
+_BLOCK = 64  # reported times for which a fixed-step solve is one call of torchdiffeq's
 _QUARTIC = 4  # torchdiffeq interpolates each step by a polynomial of this degree
 
 
@@ -198,14 +200,26 @@ def _odeint(problem: Problem, rhs: Rhs, t: Tensor, options: dict[str, Any] | Non
             problem = replace(problem, z0=states[-1], dt=rhs.dt_last if i else problem.dt)
             states.append(tuple(x[1] for x in _odeint(problem, rhs, t[i : i + 2])))
         return tuple(torch.stack(x) for x in zip(*states, strict=True))
+    tracked = how is not None and torch.is_grad_enabled()
+    discrete = how is not None and tracked and how.name == "discrete"
+    if discrete and not solver.adaptive and solver.name != "adams" and len(t) > _BLOCK + 1:
+        # torchdiffeq's backward pass copies what it returns once for each reported time. These solvers keep nothing
+        # from one time to the next.
+        parts: list[tuple[Tensor, ...]] = []
+        for i in range(0, len(t) - 1, _BLOCK):
+            start = tuple(x[-1] for x in parts[-1]) if parts else problem.z0
+            part = _odeint(replace(problem, z0=start), rhs, t[i : i + _BLOCK + 1])
+            parts.append(part if i == 0 else tuple(x[1:] for x in part))
+        return tuple(torch.cat(x) for x in zip(*parts, strict=True))
+    method = STACKED_DOPRI5 if discrete and solver.name == "dopri5" else solver.torch
     call: dict[str, Any] = {
         "rtol": problem.rtol,
         "atol": problem.atol,
-        "method": "scipy_solver" if solver.name in SCIPY else solver.torch,
+        "method": "scipy_solver" if solver.name in SCIPY else method,
         "options": options or _options(problem, t),
     }
     odeint: Callable[..., Any] = torchdiffeq.odeint
-    if how is not None and how.name == "backsolve" and torch.is_grad_enabled():
+    if tracked and how is not None and how.name == "backsolve":
         odeint = torchdiffeq.odeint_adjoint
         call |= {f"adjoint_{key}": value for key, value in how.options.items()}
         call["adjoint_params"] = (*problem.args, *problem.parameters)

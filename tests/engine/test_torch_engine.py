@@ -1,0 +1,62 @@
+"""The torch engine: gradients at many reported times."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torchdiffeq
+from problems import MLP
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import pynode
+
+DOUBLE = torch.float64
+
+
+class Work(TorchDispatchMode):
+    """How many numbers the operations within the context write."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            self.numbers += sum(x.numel() for x in (out if isinstance(out, tuple | list) else [out]) if x is not None)
+        return out
+
+
+CASES = [("dopri5", None), ("euler", 1.0), ("rk4", 1.0)]
+
+
+@pytest.mark.parametrize(("solver", "dt"), CASES)
+def test_work_of_the_backward_pass_grows_with_the_number_of_times(solver: str, dt: float | None) -> None:
+    field, z0 = MLP(), torch.randn(100, 2, dtype=DOUBLE)
+    work = []
+    for count in (300, 1200):
+        t = torch.linspace(0, 1, count, dtype=DOUBLE)
+        sol = pynode.solve(field, z0, t, solver=solver, dt=dt, sensitivity="discrete", engine="torch")
+        loss = sol.z.square().sum()
+        with Work() as counted:
+            loss.backward()
+        work.append(counted.numbers)
+    assert work[1] < 5 * work[0]
+
+
+@pytest.mark.parametrize(("solver", "dt"), CASES)
+@pytest.mark.parametrize("direction", [1.0, -1.0])
+def test_gradients_are_those_of_torchdiffeq(solver: str, dt: float | None, direction: float) -> None:
+    field, z0 = MLP(), torch.randn(5, 2, dtype=DOUBLE, requires_grad=True)
+    t = (direction * torch.linspace(0, 1, 200, dtype=DOUBLE) ** 2).requires_grad_()
+    options = {"step_t": t[-1:]} if solver == "dopri5" else {}
+    exact = torchdiffeq.odeint(field, z0, t, method=solver, rtol=1e-6, atol=1e-8, options=options)
+    how: dict[str, Any] = {"solver": solver, "dt": dt, "sensitivity": "discrete", "engine": "torch"}
+    z = pynode.solve(field, z0, t, rtol=1e-6, atol=1e-8, **how).z
+    torch.testing.assert_close(z, exact, rtol=1e-12, atol=1e-12)
+    weight = torch.randn(*z.shape, dtype=DOUBLE)
+    inputs: list[Tensor] = [z0, t, *field.parameters()]
+    expected = torch.autograd.grad((weight * exact).sum(), inputs)
+    for g, e in zip(torch.autograd.grad((weight * z).sum(), inputs), expected, strict=True):
+        torch.testing.assert_close(g, e, rtol=1e-10, atol=1e-11)
