@@ -22,7 +22,7 @@ from pathlib import Path
 LENGTHS = (1, 2, 4, 8)
 SENSITIVITIES = {
     "torch": ("discrete", "backsolve"),
-    "julia": ("discrete", "backsolve", "interpolating", "gauss", "quadrature"),
+    "julia": ("discrete", "discrete 32MiB", "backsolve", "interpolating", "gauss", "quadrature"),
 }
 STEP, BATCH, FEATURES = 0.1, 4096, 32  # a state of 1 MB in float64
 
@@ -48,8 +48,11 @@ def measure(engine: str, sensitivity: str, unit: float) -> list[float]:
     field = TimeSequential(nn.Linear(FEATURES, FEATURES), nn.Tanh(), nn.Linear(FEATURES, FEATURES)).double()
     z0 = torch.randn(BATCH, FEATURES, dtype=torch.float64)
 
+    name, _, memory = sensitivity.partition(" ")
+    how = pynode.Discrete(memory=memory) if memory else name
+
     def gradient(z0: torch.Tensor, end: float) -> None:
-        keywords = {"solver": "rk4", "dt": STEP, "sensitivity": sensitivity, "engine": engine}
+        keywords = {"solver": "rk4", "dt": STEP, "sensitivity": how, "engine": engine}
         pynode.solve(field, z0, [0.0, end], **keywords).z[-1].sum().backward()
 
     def collect() -> None:

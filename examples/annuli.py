@@ -3,7 +3,8 @@
 The disc's points have the target -1, those of the annulus 1. A flow of the plane cannot lift the disc out of the
 annulus, so that a NODE has to squeeze one through the other: its vector field, and with it the number of its
 evaluations (NFE), grows all through training. One dimension more leaves a way out. The same two models trained
-without some slices of the plane show what each makes of points that it has not seen.
+without some slices of the plane show what each makes of points that it has not seen. How many evaluations each needs
+for the same loss is found for several seeds, all else for the first.
 
     python examples/annuli.py
 
@@ -22,6 +23,7 @@ from torch import nn
 from tqdm import trange
 
 from pynode import data, plot
+from pynode._text import table
 from pynode.models import ANODE, NODE
 from pynode.nn import TimeSequential
 
@@ -75,10 +77,11 @@ def train(name, model, x, y, epochs, seed, few):
 
 
 def at_equal_loss(courses):
-    """The lowest loss that all have reached, and each one's NFE in its first epoch there."""
+    """The lowest loss that both have reached, each one's NFE in its first epoch there, and NODE's over ANODE's."""
     loss = max(min(course["loss"]) for course in courses.values())
     first = {name: next(i for i, v in enumerate(c["loss"]) if v <= loss) for name, c in courses.items()}
-    return loss, {name: courses[name]["nfe_forward"][i] for name, i in first.items()}
+    nfe = {name: courses[name]["nfe_forward"][i] for name, i in first.items()}
+    return {"loss": loss, "nfe_forward": nfe, "ratio": nfe["NODE"] / nfe["ANODE"]}
 
 
 def error(model, x, y):
@@ -86,8 +89,19 @@ def error(model, x, y):
         return ((model(x) - y) ** 2).mean().item()
 
 
-def run(out, engine="auto", seed=0, epochs=60):
+def compared(seed, epochs, solver):
+    """Both models trained from another seed: NFE at an equal loss."""
+    x, y = data.annuli(1000, generator=torch.Generator().manual_seed(seed)).tensors
+    courses = {}
+    for name, make in MODELS.items():
+        torch.manual_seed(seed)
+        courses[name], _ = train(f"{name}, seed {seed}", make(**solver), x, y, epochs, seed, x[:2])
+    return at_equal_loss(courses)
+
+
+def run(out, engine="auto", seed=0, seeds=3, epochs=60):
     torch.set_num_threads(1)  # batches of some hundred points are too small to share between threads
+    solver = {"rtol": 1e-6, "atol": 1e-6, "engine": engine}
     generator = torch.Generator().manual_seed(seed)
     train_set, few = data.annuli(1000, generator=generator).tensors, data.annuli(150, generator=generator).tensors
     with_gaps = data.annuli(1000, slices=SLICES, generator=generator).tensors
@@ -97,8 +111,7 @@ def run(out, engine="auto", seed=0, epochs=60):
     models, courses, snapshots, results = {}, {}, {}, {}
     for name, make in MODELS.items():
         torch.manual_seed(seed)
-        models[name] = make(rtol=1e-6, atol=1e-6, engine=engine)
-        twin = make(rtol=1e-6, atol=1e-6, engine=engine)
+        models[name], twin = make(**solver), make(**solver)
         courses[name], snapshots[name] = train(name, models[name], *train_set, epochs, seed, few[0])
         train(f"{name} without slices", twin, *with_gaps, epochs, seed, few[0])
         results[name] = {
@@ -108,8 +121,8 @@ def run(out, engine="auto", seed=0, epochs=60):
             "mse_inside_slices": error(twin, unseen[0][gap], unseen[1][gap]),
             **courses[name],
         }
-    loss, nfe = at_equal_loss(courses)
-    results["equal_loss"] = {"loss": loss, "nfe_forward": nfe, "ratio": nfe["NODE"] / nfe["ANODE"]}
+    others = {k: compared(k, epochs, solver) for k in range(seed + 1, seed + seeds)}
+    results["equal_loss"] = {seed: at_equal_loss(courses), **others}
 
     print("                                                NFE, by epoch         trained without slices, MSE")
     print("model  parameters  MSE, training  MSE, unseen   first    last   max   seen angles  unseen angles  seconds")
@@ -120,8 +133,12 @@ def run(out, engine="auto", seed=0, epochs=60):
             f"{forward[-1]:>6.0f}  {max(forward):>4.0f}  {r['mse_outside_of_slices']:>11.1e}  "
             f"{r['mse_inside_slices']:>13.1e}  {r['seconds']:>7.1f}"
         )
-    print(f"At an equal loss of {loss:.1e}: NFE {nfe['NODE']:.0f} against {nfe['ANODE']:.0f}, NODE / ANODE = ", end="")
-    print(f"{results['equal_loss']['ratio']:.2f}")
+    print("\nAt an equal loss:")
+    rows = [
+        (k, f"{at['loss']:.1e}", *(f"{at['nfe_forward'][name]:.0f}" for name in MODELS), f"{at['ratio']:.2f}")
+        for k, at in results["equal_loss"].items()
+    ]
+    print(table(("seed", "loss", *(f"NFE of {name}" for name in MODELS), "NODE / ANODE"), rows))
 
     def figures():
         curves = {"training loss": "loss", "NFE forward": "nfe_forward", "NFE backward": "nfe_backward"}
@@ -151,6 +168,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("--out", type=Path, default=Path("out/annuli"), help="folder of results and figures")
     parser.add_argument("--engine", choices=("auto", "torch", "julia"), default="auto", help="which engine solves")
-    parser.add_argument("--seed", type=int, default=0, help="of the parameters, the points and their order")
+    parser.add_argument("--seed", type=int, default=0, help="the first seed: of the parameters, points and their order")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds for the evaluations at an equal loss")
     parser.add_argument("--epochs", type=int, default=60, help="passes over the 1000 points")
     run(**vars(parser.parse_args()))

@@ -1,11 +1,20 @@
 """Augmentation strategies on images: NODE, ANODE, IL-NODE and second order, with equally many parameters.
 
-Each model is a flow of 3 × 3 convolutions on the image itself, then a linear layer: NODE flows in the image's own
-channels, ANODE adds channels of zeros, IL-NODE and the second-order model begin from a convolution of the image. What
-differs is how hard the flow has to work, which the evaluations of the field (NFE) show, and how well it generalises.
+Each model is a flow of convolutions on the image itself, then a 1 × 1 convolution back to the image's channels and a
+linear layer, so that all are read out alike. NODE flows in the image's own channels, with a wider field instead; ANODE
+adds channels of zeros; IL-NODE and the second-order model begin from a convolution of the image, the latter with a
+velocity of zero. What differs is how hard the flow has to work, which the evaluations of the field (NFE) show, and how
+well it generalises.
 
     python examples/image_strategies.py
     python examples/image_strategies.py --dataset mnist --root ~/data
+
+With its defaults on the torch engine (digits, seeds 0 to 2, 8 epochs; 3417 to 3555 parameters), mean ± deviation:
+
+    NODE       96.56 ± 0.85 %  NFE 30
+    ANODE      96.94 ± 0.48 %  NFE 24
+    IL-NODE    97.40 ± 0.43 %  NFE 20
+    2nd order  97.40 ± 0.32 %  NFE 26
 
 After S. Massaroli et al., "Dissecting Neural ODEs", NeurIPS 2020, the table of augmentation strategies.
 """
@@ -13,7 +22,6 @@ After S. Massaroli et al., "Dissecting Neural ODEs", NeurIPS 2020, the table of 
 from __future__ import annotations
 
 import argparse
-import itertools
 import time
 from pathlib import Path
 
@@ -42,35 +50,31 @@ def load(dataset, root, images, seed):
 def models(shape, parameters, **solver):
     """The models for images `(channels, h, w)`, each as wide as `parameters` allow."""
     c, h, w = shape
-    p = 2 * c  # channels more
 
     def field(channels, hidden, out):
-        sizes = [channels, hidden, hidden, out]
-        convolutions = [nn.Conv2d(a, b, 3, padding=1) for a, b in itertools.pairwise(sizes)]
-        return TimeSequential(convolutions[0], nn.Softplus(), convolutions[1], nn.Softplus(), convolutions[2])
+        convolutions = nn.Conv2d(channels, hidden, 3, padding=1), nn.Conv2d(hidden, hidden, 3, padding=1)
+        return TimeSequential(convolutions[0], nn.Softplus(), convolutions[1], nn.Softplus(), nn.Conv2d(hidden, out, 1))
 
     def head(channels):
-        return nn.Sequential(nn.Flatten(), nn.Linear(channels * h * w, 10))
+        return nn.Sequential(nn.Conv2d(channels, c, 1), nn.Flatten(), nn.Linear(c * h * w, 10))
 
-    def lifting(channels):
-        return nn.Conv2d(c, channels, 3, padding=1)
+    def anode(n, lifted=False, order=1):
+        d = n // order  # channels of the position
+        parts = {"input_network": nn.Conv2d(c, d, 3, padding=1) if lifted else None, "output_network": head(d * order)}
+        return ANODE(field(d * order, n, d), d - c, order=order, **parts, **solver)
 
-    m = 2 * c  # channels of the position, and of the velocity
     parts = {
         "NODE": lambda n: NODE(field(c, n, c), output_network=head(c), **solver),
-        "ANODE": lambda n: ANODE(field(c + p, n, c + p), p, output_network=head(c + p), **solver),
-        "IL-NODE": lambda n: ANODE(
-            field(c + p, n, c + p), p, input_network=lifting(c + p), output_network=head(c + p), **solver
-        ),
-        "2nd order": lambda n: NODE(
-            field(2 * m, n, m), order=2, input_network=lifting(2 * m), output_network=head(2 * m), **solver
-        ),
+        "ANODE": anode,
+        "IL-NODE": lambda n: anode(n, lifted=True),
+        "2nd order": lambda n: anode(n, lifted=True, order=2),
     }
-    return {name: lambda make=make: make(width(make, parameters)) for name, make in parts.items()}
+    return {name: lambda make=make: make(width(make, parameters, 2 * c + 2)) for name, make in parts.items()}
 
 
-def width(make, parameters):
-    n = 1
+def width(make, parameters, least):
+    """The greatest width, from `least` on, at which a model has no more than so many parameters."""
+    n = least
     while count(make(n + 1)) <= parameters:
         n += 1
     return n
@@ -118,14 +122,14 @@ def over_seeds(runs, key):
     return values.mean(0), values.std(0) if len(runs) > 1 else torch.zeros_like(values[0])
 
 
-def run(out, engine="auto", seed=0, seeds=3, epochs=5, dataset="digits", root=None, images=10_000, parameters=None):
+def run(out, engine="auto", seed=0, seeds=3, epochs=8, dataset="digits", root=None, images=10_000, parameters=None):
     torch.set_num_threads(1)
-    solver = {"rtol": 1e-3, "atol": 1e-3, "sensitivity": "discrete", "engine": engine}
+    solver = {"rtol": 1e-4, "atol": 1e-4, "sensitivity": "discrete", "engine": engine}
     results = {}
     for k in range(seed, seed + seeds):
         parts = load(dataset, root, images, k)
         shape = parts[0].tensors[0].shape[1:]
-        budget = parameters or 40 * shape.numel() + 1100
+        budget = parameters or 10 * shape.numel() + 3000
         for name, make in models(shape, budget, **solver).items():
             torch.manual_seed(k)
             results.setdefault(name, []).append(train(name, make(), parts, epochs, k))
@@ -142,12 +146,15 @@ def run(out, engine="auto", seed=0, seeds=3, epochs=5, dataset="digits", root=No
     print(table(("model", "parameters", "test accuracy", "NFE forward", "NFE backward", "seconds"), rows))
 
     def figures():
-        titles = {"loss": "training loss", "accuracy": "test accuracy", "nfe_forward": "NFE forward"}
-        panels = {
-            title: {name: over_seeds(runs, key)[0].tolist() for name, runs in results.items()}
-            for key, title in titles.items()
-        }
-        return {"training.png": plot.history(panels)}
+        panels = {"training loss": {}, "test error": {}, "NFE forward": {}}
+        for name, runs in results.items():
+            panels["training loss"][name] = over_seeds(runs, "loss")[0].tolist()
+            panels["test error"][name] = (1 - over_seeds(runs, "accuracy")[0]).tolist()
+            panels["NFE forward"][name] = over_seeds(runs, "nfe_forward")[0].tolist()
+        figure = plot.history(panels)
+        for axis in figure.axes[:2]:
+            axis.set_yscale("log")
+        return {"training.png": figure}
 
     write(out, {"dataset": dataset, "engine": engine, "runs": results}, figures)
     return results
@@ -161,7 +168,7 @@ if __name__ == "__main__":
     parser.add_argument("--engine", choices=("auto", "torch", "julia"), default="auto", help="which engine solves")
     parser.add_argument("--seed", type=int, default=0, help="the first seed: of the split, parameters and batches")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
-    parser.add_argument("--epochs", type=int, default=5, help="passes over the training images")
+    parser.add_argument("--epochs", type=int, default=8, help="passes over the training images")
     parser.add_argument("--dataset", choices=("digits", "mnist", "cifar10"), default="digits", help="the images")
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder with the files of mnist or cifar10")
     parser.add_argument("--images", type=int, default=10_000, help="most images of mnist or cifar10 for each part")

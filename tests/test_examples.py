@@ -12,9 +12,9 @@ from pynode import plot
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def run(name, out, *options):
+def run(name, out, *options, timeout=300):
     command = [sys.executable, EXAMPLES / f"{name}.py", "--engine", "torch", "--out", out, *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads((out / "results.json").read_text()), done.stdout
 
@@ -100,8 +100,9 @@ def test_odenet(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1000)  # fewer epochs or seeds do not tell the accuracies apart
 def test_image_strategies(tmp_path):
-    results, stdout = run("image_strategies", tmp_path, "--seeds", "2")
+    results, stdout = run("image_strategies", tmp_path, "--seeds", "2", timeout=900)
     runs = results["runs"]
     parameters = [r["parameters"] for seeds in runs.values() for r in seeds]
     assert max(parameters) <= 1.1 * min(parameters)
@@ -110,12 +111,10 @@ def test_image_strategies(tmp_path):
         return sum(r[key][-1] for r in runs[name]) / len(runs[name])
 
     assert min(mean(name, "accuracy") for name in runs) > 0.9
-    assert mean("2nd order", "accuracy") >= mean("NODE", "accuracy")
-    # IL-NODE fits better, but no better than NODE on new images: 720 tell accuracies apart to about one percent.
-    assert mean("IL-NODE", "accuracy") >= mean("NODE", "accuracy") - 0.01
     for name in ("IL-NODE", "2nd order"):
+        assert mean(name, "accuracy") >= mean("NODE", "accuracy")
         assert mean(name, "loss") < mean("NODE", "loss")
-        assert mean(name, "nfe_forward") < 0.85 * mean("NODE", "nfe_forward")
+        assert mean(name, "nfe_forward") < mean("NODE", "nfe_forward")
     assert "±" in stdout
     assert_figures(tmp_path, "training.png")
 
@@ -139,9 +138,11 @@ def test_reflection(tmp_path):
 
 @pytest.mark.slow
 def test_annuli(tmp_path):
-    results, _ = run("annuli", tmp_path, "--epochs", "25")
+    results, _ = run("annuli", tmp_path, "--epochs", "30", "--seeds", "2")
     node, anode = results["NODE"], results["ANODE"]
-    assert results["equal_loss"]["ratio"] >= 1.5
+    assert list(results["equal_loss"]) == ["0", "1"]
+    for at in results["equal_loss"].values():
+        assert at["ratio"] >= 1.5
     assert max(node["nfe_forward"]) > 2.5 * node["nfe_forward"][0]  # grows all through the training
     assert anode["nfe_forward"][-1] < 1.3 * anode["nfe_forward"][12]
     assert anode["loss"][-1] < 0.05

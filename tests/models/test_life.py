@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from pynode.errors import InputError
-from pynode.models import ANODE, NODE, AdaptiveDepthNODE, StackedNODE
+from pynode.models import ANODE, NODE, AdaptiveDepthNODE, ODENet, StackedNODE
 from pynode.nn import (
+    ConvField,
     DataControl,
     Fourier,
     GalerkinConv2d,
@@ -47,7 +48,13 @@ MODELS = {
     "StackedNODE": (lambda **k: StackedNODE([mlp(), galerkin()], knots=[0.3], **k), (3, 2)),
     "control": (lambda **k: NODE(TimeSequential(DataControl(nn.Linear(4, 2)), nn.Tanh()), control=True, **k), (3, 2)),
     "AdaptiveDepthNODE": (lambda **k: AdaptiveDepthNODE(galerkin(), nn.Linear(2, 1), **k), (3, 2)),
+    "ODENet": (lambda **k: classifier(**k), (2, 1, 6, 6)),
 }
+
+
+def classifier(sensitivity="discrete", **keywords):
+    smooth = ConvField(2, activation=nn.Softplus)
+    return ODENet(1, 3, channels=2, downsamplings=1, field=smooth, sensitivity=sensitivity, **keywords)
 
 
 def mlp_of_state():
