@@ -12,8 +12,8 @@ from pynode import plot
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def run(name, out, *options, timeout=300):
-    command = [sys.executable, EXAMPLES / f"{name}.py", "--engine", "torch", "--out", out, *options]
+def run(name, out, *options, engine="torch", timeout=300):
+    command = [sys.executable, EXAMPLES / f"{name}.py", "--engine", engine, "--out", out, *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads((out / "results.json").read_text()), done.stdout
@@ -174,6 +174,25 @@ def test_depth_variance(tmp_path):
         assert fine["error_of_matrix"] < coarse["error_of_matrix"]
         assert fine["parameters"] == 20 < results["constant, MLP"]["parameters"]
     assert_figures(tmp_path, "error.png", "matrix.png")
+
+
+@pytest.mark.julia
+@pytest.mark.slow
+def test_universal_lotka_volterra(tmp_path):
+    results, _ = run("universal_lotka_volterra", tmp_path, "--iterations", "100", engine="julia", timeout=600)
+    universal, neural = results["universal"]["trajectory"], results["neural"]["trajectory"]
+    assert universal["rmse_beyond"] < 0.2
+    assert universal["rmse_beyond"] < 0.6 * neural["rmse_beyond"]
+    assert universal["interaction"] < 0.6 * neural["interaction"]
+    assert universal["rmse_within"] < results["universal"]["untrained"]["rmse_within"] / 10
+    assert_figures(tmp_path, "trajectory.png")
+
+
+def test_universal_lotka_volterra_says_why_it_is_skipped(tmp_path):
+    command = [sys.executable, EXAMPLES / "universal_lotka_volterra.py", "--engine", "torch", "--out", tmp_path / "out"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert "Skipped: the field is written in Julia and runs on the julia engine only" in done.stdout
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", [path.stem for path in sorted(EXAMPLES.glob("[!_]*.py"))])

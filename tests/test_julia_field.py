@@ -549,3 +549,24 @@ def test_without_julia() -> None:
     )
     assert "EngineUnavailable: the julia engine is not available here: PYTHON_JULIACALL_EXE is" in done.stderr
     assert "Set it to Julia's executable" in done.stderr
+
+
+@julia
+@pytest.mark.parametrize("vjp", ["zygote", "reversediff", "forwarddiff"])
+@pytest.mark.parametrize("how", ["discrete", "gauss"])
+def test_frozen_parameters(vjp: str, how: str) -> None:
+    """What is not trained stays as it is, and the rest has the gradient that it has beside trained parameters."""
+    network = vjp == "zygote"
+    code = "(u, p, t, net) -> p.a .* u .+ net(u)" if network else "(u, p, t) -> p.a .* u .- p.b .* u .^ 2"
+    p = {"a": 0.7} if network else {"a": 0.7, "b": 0.4}
+    found = []
+    for frozen in (True, False):
+        torch.manual_seed(1)
+        networks = {"net": nn.Linear(2, 2).double()} if network else {}
+        field = JuliaField(code, p, networks=networks, vjp=vjp, dtype=torch.float64)
+        field.p.a.requires_grad_(not frozen)
+        sol = pynode.solve(field, states(), TIMES, engine="julia", sensitivity=how, rtol=1e-8, atol=1e-8)
+        sol.z[-1].square().sum().backward()
+        assert (field.p.a.grad is None) == frozen
+        found.append([q.grad for name, q in field.named_parameters() if name != "p.a"])
+    assert_same(found[0], found[1], 1e-7)

@@ -488,11 +488,10 @@ function line_of(trace)
 end
 
 "Add a cotangent, however a package gives it, to an array."
-add_cotangent!(::Nothing, ::Nothing) = nothing
-add_cotangent!(::Nothing, g) = nothing
-add_cotangent!(out, ::Nothing) = nothing
-add_cotangent!(out, g::Number) = (out .+= g; nothing)
-add_cotangent!(out, g::AbstractArray) = (out .+= reshape(g, size(out)); nothing)
+add_cotangent!(::Nothing, ::Union{Nothing,Number,AbstractArray}) = nothing
+add_cotangent!(out::AbstractArray, ::Nothing) = nothing
+add_cotangent!(out::AbstractArray, g::Number) = (out .+= g; nothing)
+add_cotangent!(out::AbstractArray, g::AbstractArray) = (out .+= reshape(g, size(out)); nothing)
 
 # ---- in a graph -------------------------------------------------------------------------------------------------------
 
