@@ -66,9 +66,10 @@ function residuals(g::Graph, given)
         (isfree(i) || i in found) && return
         n = g.nodes[i]
         sources = unique(filter(!isfree, operands(n)))
-        cheap = n.op in CHEAP || n.op in (:pow, :reshape, :permute, :slice)
+        view = n.op in (:reshape, :permute, :slice)
+        cheap = view || n.op in CHEAP || n.op === :pow
         # A sum of a product and its bias is one operation.
-        spread = any(j -> haskey(given, j) && g.nodes[j].shape != n.shape, operands(n))
+        spread = !view && any(j -> haskey(given, j) && g.nodes[j].shape != n.shape, operands(n))
         cheap && !spread && length(sources) <= 1 ? foreach(visit, sources) : push!(found, i)
     end
     for i in needed

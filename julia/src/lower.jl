@@ -21,6 +21,16 @@ struct Program
     outputs::Vector{Int}  # buffer of each output
 end
 
+"Part of a buffer: `start:step:stop` (Python's meaning) along Julia's dimension `d` of its shape."
+struct Part
+    whole::Int
+    shape::Vector{Dim}
+    d::Int
+    start::Dim
+    stop::Dim
+    step::Int
+end
+
 "State of one lowering. Buffers are numbered from 1; the given ones come first."
 mutable struct Lowering
     graph::Graph
@@ -30,7 +40,8 @@ mutable struct Lowering
     n_given::Int
     buffer::Dict{Int,Int}            # node => buffer
     contiguous::Vector{Bool}         # by buffer
-    flat::Dict{Int,Int}              # buffer => its alias as a vector
+    parts::Dict{Int,Part}            # what the buffers are that are parts of contiguous ones
+    aliases::Dict{Tuple{Int,Vector{Dim}},Int}  # buffer with another shape => its alias
     virtual::Set{Int}                # pointwise nodes that are computed where they are used
     statements::Vector{Expr}
     users::Dict{Int,Vector{Int}}     # node => the nodes that read it
@@ -60,22 +71,21 @@ end
 
 "An alias of a buffer with another shape."
 function reshaped!(l::Lowering, b::Int, shape)
-    return newbuffer!(l, (_, batch, buffers) -> reshape(buffers[b], sizes(shape, batch)))
-end
-
-"The alias of a buffer as a vector."
-function flat!(l::Lowering, b::Int)
-    return get!(() -> newbuffer!(l, (_, _, buffers) -> vec(buffers[b])), l.flat, b)
-end
-
-"An alias of part of a buffer: `start:step:stop` (Python's meaning) along Julia's dimension `d`."
-function part!(l::Lowering, b::Int, d::Int, start::Dim, stop::Dim, step::Int)
-    make = function (_, batch, buffers)
-        whole = buffers[b]
-        range = (dimsize(start, batch) + 1):step:dimsize(stop, batch)
-        return view(whole, ntuple(i -> i == d ? range : Colon(), ndims(whole))...)
+    return get!(l.aliases, (b, collect(Dim, shape))) do
+        newbuffer!(l, (_, batch, buffers) -> reshape(buffers[b], sizes(shape, batch)))
     end
-    return newbuffer!(l, make; contiguous = false)
+end
+
+"An alias of part of a buffer."
+function part!(l::Lowering, p::Part)
+    make = function (_, batch, buffers)
+        whole = buffers[p.whole]
+        range = (dimsize(p.start, batch) + 1):p.step:dimsize(p.stop, batch)
+        return view(whole, ntuple(i -> i == p.d ? range : Colon(), ndims(whole))...)
+    end
+    b = newbuffer!(l, make; contiguous = false)
+    l.contiguous[p.whole] && (l.parts[b] = p)
+    return b
 end
 
 juliadim(n::Node, torchdim) = length(n.shape) - Int(torchdim)
@@ -120,13 +130,14 @@ function plan!(l::Lowering, order)
 end
 
 """
-Whether a node adds a bias to a matrix product that nothing else reads; the product then starts from the bias. A chain
-of operations on the sum is then one over vectors, where a broadcast of the bias would keep it from being vectorised.
+Whether a node adds a bias to a matrix product that nothing else reads; the product, made where the sum stands, then
+starts from the bias. A chain of operations on the sum is then one over vectors, where a broadcast of the bias would
+keep it from being vectorised.
 """
 function affine!(l::Lowering, i::Int, n::Node)
     n.op === :add && length(n.shape) == 2 || return false
     for (product, bias) in (n.inputs, reverse(n.inputs))
-        product isa Int && bias isa Int && haskey(l.given, bias) || continue
+        product isa Int && bias isa Int || continue
         p = l.graph.nodes[product]
         p.op === :mm && p.shape == n.shape && l.graph.nodes[bias].shape == n.shape[1:1] || continue
         (haskey(l.given, product) || product in l.outputs || l.users[product] != [i]) && continue
@@ -171,16 +182,6 @@ function sources(l::Lowering, i, found = Int[])
     return found
 end
 
-"Compute a node's expression into a buffer, as vectors where all that it reads has the same shape."
-function assign!(l::Lowering, b::Int, shape, i::Int)
-    flat = l.contiguous[b] && length(shape) > 1 && all(sources(l, i)) do j
-        l.graph.nodes[j].shape == shape && l.contiguous[l.buffer[j]]
-    end
-    leaf = flat ? c -> bufsym(flat!(l, c)) : bufsym
-    push!(l.statements, :($(leaf(b)) .= $(expression(l, i, leaf))))
-    return b
-end
-
 """
     lower(graph, T, given, n_given, outputs) -> Program
 
@@ -195,14 +196,11 @@ Lower what `outputs` need to a program.
 function lower(graph::Graph, T::DataType, given::Dict{Int,Int}, n_given::Int, outputs)
     wanted = [first(o) for o in outputs]
     order = live(graph, wanted, given)
-    l = Lowering(graph, T, given, BufferSpec[], n_given, copy(given), trues(n_given), Dict(), Set(), Expr[], Dict(), Set(wanted), Dict(), Dict())
+    l = Lowering(graph, T, given, BufferSpec[], n_given, copy(given), trues(n_given), Dict(), Dict(), Set(), Expr[], Dict(), Set(wanted), Dict(), Dict())
     plan!(l, order)
     place = Dict{Int,Int}()
     for (i, b) in outputs
         b === nothing || haskey(given, i) || get!(place, i, b)
-    end
-    for (i, product) in l.sums
-        haskey(place, i) && (place[product] = place[i])
     end
     for i in order
         (haskey(given, i) || i in l.virtual || istime(graph, graph.nodes[i])) && continue
@@ -211,7 +209,7 @@ function lower(graph::Graph, T::DataType, given::Dict{Int,Int}, n_given::Int, ou
     for (i, b) in outputs
         if b !== nothing
             istime(graph, graph.nodes[i]) || materialise!(l, i)
-            get(l.buffer, i, 0) == b || push!(l.statements, :($(bufsym(b)) .= $(expression(l, i, bufsym))))
+            get(l.buffer, i, 0) == b || assign!(l, b, graph.nodes[i].shape, i)
         else
             materialise!(l, i; contiguous = true)
         end

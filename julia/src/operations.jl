@@ -10,7 +10,7 @@ function materialise!(l::Lowering, i::Int; contiguous = false)
         l.buffer[i] = b
     elseif contiguous && !l.contiguous[l.buffer[i]]
         b = own!(l, n)
-        emit!(l, :($(bufsym(b)) .= $(bufsym(l.buffer[i]))))
+        assign!(l, b, n.shape, i)
         l.buffer[i] = b
     end
     return l.buffer[i]
@@ -24,7 +24,13 @@ destination!(l::Lowering, n::Node, into) = into === nothing ? own!(l, n) : into
 "Lower one node; `into` is a buffer that the result should be in, or `nothing`. Sets `l.buffer[i]`."
 function lower!(l::Lowering, i::Int, into)
     n = l.graph.nodes[i]
-    haskey(l.sums, i) && (l.buffer[i] = l.buffer[l.sums[i]]; return)
+    haskey(l.bias, i) && return  # made with its sum
+    if haskey(l.sums, i)
+        product = l.sums[i]
+        lower_op!(l, Val(:mm), product, l.graph.nodes[product], into)
+        l.buffer[i] = l.buffer[product]
+        return
+    end
     ispointwise(n) ? lower_pointwise!(l, i, n, into) : lower_op!(l, Val(n.op), i, n, into)
     return
 end
@@ -69,13 +75,14 @@ end
 bounds(n::Node) = (todim(n.attrs["start"]), todim(n.attrs["stop"]), Int(n.attrs["step"]))
 
 function lower_op!(l::Lowering, ::Val{:slice}, i, n, into)
-    l.buffer[i] = part!(l, materialise!(l, n.inputs[1]), juliadim(n, n.attrs["dim"]), bounds(n)...)
+    whole = materialise!(l, n.inputs[1])
+    l.buffer[i] = part!(l, Part(whole, l.graph.nodes[n.inputs[1]].shape, juliadim(n, n.attrs["dim"]), bounds(n)...))
 end
 
 function lower_op!(l::Lowering, ::Val{:embed}, i, n, into)
     b = own!(l, n)  # zero where nothing is written
-    p = part!(l, b, juliadim(n, n.attrs["dim"]), bounds(n)...)
-    emit!(l, :($(bufsym(p)) .= $(expression(l, n.inputs[1], bufsym))))
+    p = part!(l, Part(b, n.shape, juliadim(n, n.attrs["dim"]), bounds(n)...))
+    assign!(l, p, l.graph.nodes[n.inputs[1]].shape, n.inputs[1])
     l.buffer[i] = b
 end
 
@@ -85,8 +92,8 @@ function lower_op!(l::Lowering, ::Val{:cat}, i, n, into)
     for j in n.inputs
         size = l.graph.nodes[j].shape[d]
         upto = size isa Int && from isa Int ? from + size : (sizeparts(size) .+ sizeparts(from))
-        p = part!(l, b, d, from, upto, 1)
-        emit!(l, :($(bufsym(p)) .= $(expression(l, j, bufsym))))
+        p = part!(l, Part(b, n.shape, d, from, upto, 1))
+        assign!(l, p, l.graph.nodes[j].shape, j)
         from = upto
     end
     l.buffer[i] = b
@@ -115,8 +122,10 @@ function lower_op!(l::Lowering, ::Union{Val{:sum},Val{:amax},Val{:amin},Val{:pro
     kept = Dim[d in over ? 1 : whole.shape[d] for d in eachindex(whole.shape)]
     source = materialise!(l, n.inputs[1])
     b = destination!(l, n, into)
-    k = kept == n.shape ? b : reshaped!(l, b, kept)
-    emit!(l, :($(REDUCTIONS[n.op])($(bufsym(k)), $(bufsym(source)))))
+    groups = l.contiguous[source] ? neighbours([whole.shape, kept]) : [[d] for d in eachindex(kept)]
+    to = reshaped!(l, b, grouped(kept, groups))
+    from = l.contiguous[source] ? reshaped!(l, source, grouped(whole.shape, groups)) : source
+    emit!(l, :($(REDUCTIONS[n.op])($(bufsym(to)), $(bufsym(from)))))
     l.buffer[i] = b
 end
 
@@ -190,10 +199,13 @@ end
 "A factor of a matrix product: a transposition is left to the product."
 function factor!(l::Lowering, i::Int, transposed)
     n = l.graph.nodes[i]
-    if isswap(n) && !haskey(l.given, i)
-        return :($transposed($(bufsym(materialise!(l, n.inputs[1]; contiguous = true)))))
-    end
-    return bufsym(materialise!(l, i; contiguous = true))
+    swapped = isswap(n) && !haskey(l.given, i)
+    source = swapped ? n.inputs[1] : i
+    # Columns of a matrix that are some apart are as good as contiguous ones.
+    s = l.graph.nodes[source]
+    strided = s.op === :slice && length(s.shape) == 2 && s.attrs["step"] == 1
+    b = bufsym(materialise!(l, source; contiguous = !strided))
+    return swapped ? :($transposed($b)) : b
 end
 
 function lower_op!(l::Lowering, ::Val{:mm}, i, n, into)
@@ -201,7 +213,8 @@ function lower_op!(l::Lowering, ::Val{:mm}, i, n, into)
     x, y = factor!(l, n.inputs[1], :transpose), factor!(l, n.inputs[2], :transpose)
     b = destination!(l, n, into)
     if haskey(l.bias, i)
-        emit!(l, :($(bufsym(b)) .= $(bufsym(l.buffer[l.bias[i]]))))
+        materialise!(l, l.bias[i])
+        assign!(l, b, n.shape, l.bias[i])
         emit!(l, :(mul!($(bufsym(b)), $y, $x, true, true)))
     else
         emit!(l, :(mul!($(bufsym(b)), $y, $x)))

@@ -15,6 +15,7 @@ from pynode.errors import TraceError
 from pynode.field._builder import Builder
 from pynode.field._capture import BATCH_HINT, Captured, data_dependent, user_line
 from pynode.field._convert import HANDLERS, Call, Ref, Unsupported, target_name
+from pynode.field._distribute import distribute
 from pynode.field._graph import Dim, FieldGraph, Input, Node, Number
 
 __all__ = ["Conversion", "Source"]
@@ -76,9 +77,8 @@ class Conversion:
         if got.batch is None:
             z = next(s.tensor for s in sources if s.kind == "z")
             batch = z.shape[0] if z.dim() else 1
-        self.graph = _compact(
-            FieldGraph(tuple(self.inputs), tuple(self.b.nodes), value, tuple(results[n_states:]), batch)
-        )
+        graph = FieldGraph(tuple(self.inputs), tuple(self.b.nodes), value, tuple(results[n_states:]), batch)
+        self.graph = _compact(distribute(_compact(graph)))
         self.buffers = tuple(i.name for i in self.inputs if i.kind == "buffer")
 
     def _add_inputs(

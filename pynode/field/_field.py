@@ -153,18 +153,31 @@ class Field:
             self.parametrized = own
 
     def _examine(self, z0: tuple[Tensor, ...], t0: Tensor, args: tuple[Tensor, ...]) -> _Facts:
-        """Evaluate once, check the result, and find every leaf that the gradient has to reach."""
+        """Evaluate, check the result, and find every leaf that the gradient has to reach."""
         slots = self.reads.parametrized
         named = {n: p for n, p in self.reads.tensors.items() if p.requires_grad and p.is_leaf}
+        leaves = self._leaves(z0, t0, args)
+        for tensor in named.values():
+            leaves.pop(id(tensor), None)
+        captured = tuple(n for n, x in self.reads.captured.items() if leaves.pop(id(x), None) is not None)
+        if leaves:  # those that the field makes itself, to differentiate on its way, are others each time
+            again = self._leaves(z0, t0, args)
+            leaves = {key: x for key, x in leaves.items() if key in again}
+        trained = (path for path in slots if requires_grad(slots, path))
+        runs_on = next(filter(None, (getattr(type(o), "runs_on", None) for o in self.reads.owners.values())), None)
+        return _Facts((*named, *trained), captured, tuple(leaves.values()), runs_on)
+
+    def _leaves(self, z0: tuple[Tensor, ...], t0: Tensor, args: tuple[Tensor, ...]) -> dict[int, Tensor]:
+        """The leaves that one evaluation's result, which is checked, depends on, by identity."""
+        slots = self.reads.parametrized
         with torch.inference_mode(False), torch.enable_grad():
             z0, t0, args = tuple(z.clone() for z in z0), t0.clone(), tuple(a.clone() for a in args)
             computed = values_of(slots)
             before = torch.zeros((), requires_grad=True).clone().grad_fn._sequence_nr()  # type: ignore[union-attr]
             with given(slots, computed), NoRandomness(__file__):
                 out = self.function(t0, tuple(z0) if self.is_tuple else z0[0], *args)
-        outputs = self._check(out, z0)
+        stack = [o.grad_fn for o in self._check(out, z0) if o.grad_fn is not None]
         leaves: dict[int, Tensor] = {}
-        stack = [o.grad_fn for o in outputs if o.grad_fn is not None]
         seen = {x.grad_fn for x in computed.values()}
         while stack:
             node = stack.pop()
@@ -177,12 +190,7 @@ class Field:
             if node._sequence_nr() <= before:
                 raise FieldError(_NOT_A_LEAF)
             stack.extend(parent for parent, _ in node.next_functions if parent is not None)
-        for tensor in named.values():
-            leaves.pop(id(tensor), None)
-        captured = tuple(n for n, x in self.reads.captured.items() if leaves.pop(id(x), None) is not None)
-        trained = (path for path in slots if requires_grad(slots, path))
-        runs_on = next(filter(None, (getattr(type(o), "runs_on", None) for o in self.reads.owners.values())), None)
-        return _Facts((*named, *trained), captured, tuple(leaves.values()), runs_on)
+        return leaves
 
     def _check(self, out: Any, z0: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The field's result as a tuple, or a `FieldError` that names what was expected and what came."""

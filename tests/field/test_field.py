@@ -294,6 +294,21 @@ def test_masks_and_indices_are_read_anew() -> None:
     assert torch.equal(value(f), 2 * Z)
 
 
+def test_a_leaf_that_the_field_makes_itself_is_no_parameter() -> None:
+    """As where a field differentiates on its way; each call makes another."""
+    net = linear(2, 2)
+
+    def field(t: Tensor, z: Tensor) -> Tensor:
+        with torch.enable_grad():
+            z = z if z.requires_grad else z.detach().requires_grad_()
+            value = net(z).tanh()
+            (slope,) = torch.autograd.grad(value.sum(), z, create_graph=True)
+        return value + slope
+
+    found = Field(field, (Z,), T)
+    assert found.parameters == (net.weight, net.bias)
+
+
 def test_numbers_and_functions_that_a_function_captures(recordings: list[int]) -> None:
     factor = 2.0
     count = 0

@@ -1,0 +1,257 @@
+"""Products of matrices that are put together or cut: the products of their parts instead.
+
+`[x, t] Wᵀ`, as a layer that takes the time writes it, is `x W₁ᵀ + t w₂ᵀ`: a smaller product and a bias. Putting the
+columns together, and cutting them apart in the derivative, would cost more than the product, since they are strided;
+and the product of a part that does not depend on the state is computed once for a whole solve.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pynode.field._builder import Builder
+from pynode.field._graph import Dim, FieldGraph, Node
+
+__all__ = ["distribute"]
+
+_MOST = 4  # parts; more of them are cheaper together
+
+
+def distribute(graph: FieldGraph) -> FieldGraph:
+    """The same graph with products of parts, and with one bias where there were several."""
+    b = _Products(graph)
+    users = Counter(i for n in graph.nodes for i in set(n.inputs) if isinstance(i, int))
+    users.update(i for i in (*graph.value, *graph.vjp) if i is not None)
+    slices = Counter(n.inputs[0] for n in graph.nodes if n.op == "slice")
+    place: list[int] = []
+    for node in graph.nodes:
+        inputs = tuple(place[i] if isinstance(i, int) else i for i in node.inputs)
+        new = dataclasses.replace(node, inputs=inputs)
+        source = next((i for i in node.inputs if isinstance(i, int)), 0)
+        once = users[source] == 1
+        if node.op == "mm":
+            place.append(b.mm(inputs[0], inputs[1]))  # type: ignore[arg-type]
+        elif node.op == "add" and all(isinstance(i, int) for i in inputs):
+            place.append(b.total(new))
+        elif node.op == "permute" and node.attr("dims") == (1, 0):
+            place.append(b.transpose(place[source], once))
+        elif node.op == "slice" and slices[source] == users[source] <= _MOST:
+            place.append(b.part(place[source], _Part.of(new)))
+        elif node.op == "sum" and once:
+            place.append(b.sum_of_product(new))
+        else:
+            place.append(b.copy(new))
+    return dataclasses.replace(
+        graph,
+        nodes=tuple(b.nodes),
+        value=tuple(place[i] for i in graph.value),
+        vjp=tuple(None if i is None else place[i] for i in graph.vjp),
+    )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What lies in `start:stop:step` along a dimension."""
+
+    dim: int
+    start: Dim
+    stop: Dim
+    step: int
+    size: Dim
+
+    @staticmethod
+    def of(node: Node) -> _Part:
+        """What a slice reads."""
+        dim = node.attr("dim")
+        return _Part(dim, node.attr("start"), node.attr("stop"), node.attr("step"), node.shape[dim])
+
+
+class _Products(Builder):
+    """Builds products of matrices from those of their parts."""
+
+    def __init__(self, graph: FieldGraph) -> None:
+        super().__init__()
+        self.kinds = [i.kind for i in graph.inputs]
+        self.moves: list[bool] = []  # whether a node depends on the state or on a cotangent
+
+    def copy(self, node: Node) -> int:
+        """A node as it is."""
+        return self.add(node.op, node.inputs, node.shape, node.dtype, **dict(node.attrs))
+
+    def moving(self, i: int) -> bool:
+        """Whether a node depends on the state or on a cotangent."""
+        for node in self.nodes[len(self.moves) :]:
+            self.moves.append(
+                self.kinds[node.attr("index")] in ("z", "cotangent")
+                if node.op == "input"
+                else any(self.moves[j] for j in node.inputs if isinstance(j, int))
+            )
+        return self.moves[i]
+
+    # ---- products -----------------------------------------------------------------------------------
+
+    def mm(self, x: int, y: int) -> int:
+        """The product of `x`, `(M, K)`, and `y`, `(K, N)`."""
+        found = self._by_parts(x, y)
+        if found is None:
+            swapped = self._by_parts(self.transpose(y), self.transpose(x))
+            found = None if swapped is None else self.transpose(swapped, once=True)
+        return self.add("mm", [x, y], [self.shape(x)[0], self.shape(y)[1]]) if found is None else found
+
+    def _by_parts(self, x: int, y: int) -> int | None:
+        """The product from parts of `x`; `None` where it has none."""
+        node, shape = self.nodes[x], (self.shape(x)[0], self.shape(y)[1])
+        if node.op == "embed":
+            (source,), part = node.inputs, _Part.of(node)
+            assert isinstance(source, int)
+            part = dataclasses.replace(part, size=self.shape(source)[part.dim])
+            if part.dim == 1:
+                return self.mm(source, self.part(y, dataclasses.replace(part, dim=0)))
+            return self.embed(self.mm(source, y), 0, part.start, part.stop, part.step, shape)
+        if node.op == "cat" and self._divisible(node):
+            sources = [i for i in node.inputs if isinstance(i, int)]
+            if node.attr("dim") == 0:
+                return self.add("cat", [self.mm(i, y) for i in sources], shape, dim=0)
+            products, start = [], 0
+            for i in sources:
+                size = self.shape(i)[1]
+                assert isinstance(size, int)
+                products.append(self.mm(i, self.part(y, _Part(0, start, start + size, 1, size))))
+                start += size
+            return self._add_up(products, shape)
+        row = self._repeated(x, 0)
+        if row is not None:
+            return self.expand(self.mm(row, y), shape)
+        column = self._repeated(x, 1)
+        if column is not None:
+            return self.pointwise("mul", [column, self._sum_of_rows(y)], shape)
+        if self.shape(x)[1] == 1 and 1 in shape:
+            return self.pointwise("mul", [x, y], shape)
+        return None
+
+    def _divisible(self, node: Node) -> bool:
+        """Whether the parts of a matrix are few, and all but one of them do not depend on the state."""
+        sources = [i for i in node.inputs if isinstance(i, int)]
+        sized = all(isinstance(self.shape(i)[node.attr("dim")], int) for i in sources)
+        return sized and len(sources) <= _MOST and sum(map(self.moving, sources)) <= 1
+
+    def _repeated(self, x: int, dim: int) -> int | None:
+        """The only line of a matrix whose lines along a dimension are all the same."""
+        node, shape = self.nodes[x], self.shape(x)
+        if node.op != "expand" or shape[dim] == 1:
+            return None
+        source = node.inputs[0]
+        assert isinstance(source, int)
+        inner = (1,) * (2 - len(self.shape(source))) + self.shape(source)
+        line = [1 if d == dim else n for d, n in enumerate(shape)]
+        return self.expand(self.reshape(source, inner), line) if inner[dim] == 1 else None
+
+    def _sum_of_rows(self, x: int) -> int:
+        """The sum over the first dimension, which is kept."""
+        node, width = self.nodes[x], self.shape(x)[1]
+        if node.op == "permute":
+            source = node.inputs[0]
+            assert isinstance(source, int)
+            return self.reshape(self.reduce("sum", source, [1], True, (width, 1)), (1, width))
+        return self.reduce("sum", x, [0], True, (1, width))
+
+    def sum_of_product(self, node: Node) -> int:
+        """A sum over the rows of a product: the product with the sum of the first factor's rows."""
+        (source,) = (i for i in node.inputs if isinstance(i, int))
+        dims, inner = node.attr("dims"), self.nodes[source]
+        if inner.op != "mm" or 0 not in dims or inner.shape[0] == 1:
+            return self.copy(node)
+        x, y = (i for i in inner.inputs if isinstance(i, int))
+        row = self.mm(self._sum_of_rows(x), y)
+        whole = 1 in dims and inner.shape[1] != 1
+        return self.reshape(self.reduce("sum", row, [1], True, (1, 1)) if whole else row, node.shape)
+
+    # ---- parts and transposes -------------------------------------------------------------------------
+
+    def part(self, x: int, part: _Part) -> int:
+        """Part of a node; of a product of matrices, the product with part of a factor."""
+        node = self.nodes[x]
+        shape = tuple(part.size if d == part.dim else n for d, n in enumerate(node.shape))
+        if shape == node.shape:
+            return x
+        if node.op == "mm":
+            a, b = (i for i in node.inputs if isinstance(i, int))
+            return self.mm(self.part(a, part), b) if part.dim == 0 else self.mm(a, self.part(b, part))
+        if node.op == "permute" and node.attr("dims") == (1, 0):
+            (source,) = (i for i in node.inputs if isinstance(i, int))
+            return self.transpose(self.part(source, dataclasses.replace(part, dim=1 - part.dim)))
+        if node.op == "expand" and len(self.shape(x)) == 2:
+            row = self._repeated(x, part.dim)
+            if row is not None:
+                return self.expand(row, shape)
+        return self.slice(x, part.dim, part.start, part.stop, part.step, shape)
+
+    def transpose(self, x: int, once: bool = False) -> int:
+        """A matrix transposed; `once`: it is not needed otherwise."""
+        node, shape = self.nodes[x], self.shape(x)[::-1]
+        inputs = [i for i in node.inputs if isinstance(i, int)]
+        if 1 in shape and node.op != "expand":
+            return self.reshape(x, shape)
+        if node.op == "cat":
+            return self.add("cat", [self.transpose(i, once) for i in inputs], shape, dim=1 - node.attr("dim"))
+        if node.op == "embed":
+            part = _Part.of(node)
+            return self.embed(self.transpose(inputs[0], once), 1 - part.dim, part.start, part.stop, part.step, shape)
+        if node.op == "expand":
+            inner = (1,) * (2 - len(self.shape(inputs[0]))) + self.shape(inputs[0])
+            return self.expand(self.transpose(self.reshape(inputs[0], inner)), shape)
+        if once and node.op == "mm":
+            return self.mm(self.transpose(inputs[1]), self.transpose(inputs[0]))
+        if once and node.op == "add" and all(self.shape(i) == node.shape for i in node.inputs if isinstance(i, int)):
+            turned = [self.transpose(i, once) for i in inputs]
+            if len(inputs) == 2 and all(self.nodes[i].op != "permute" for i in turned):
+                return self.add("add", turned, shape)
+        return self.permute(x, (1, 0))
+
+    # ---- sums -----------------------------------------------------------------------------------------
+
+    def total(self, node: Node) -> int:
+        """A sum of matrices, or of one and of rows: what does not depend on the state is added up on its own."""
+        terms = self._terms(node)
+        fixed = [i for i in terms if not self.moving(i)]
+        usable = all(len(self.shape(i)) < 2 or self.shape(i) == node.shape for i in terms)
+        if len(node.shape) != 2 or len(fixed) < 2 or len(terms) != len(fixed) + 1 or not usable:
+            return self.copy(node)
+        return self._add_up(terms, node.shape)
+
+    def _terms(self, node: Node) -> list[int]:
+        """The terms of a sum; those of a sum within it that has a fixed one too."""
+        terms: list[int] = []
+        for i in (i for i in node.inputs if isinstance(i, int)):
+            inner = self.nodes[i]
+            both = inner.op == "add" and all(isinstance(j, int) for j in inner.inputs)
+            divided = both and {self.moving(j) for j in inner.inputs if isinstance(j, int)} == {True, False}
+            terms += self._terms(inner) if divided else [i]
+        return terms
+
+    def _add_up(self, terms: Sequence[int], shape: tuple[Dim, ...]) -> int:
+        """The sum of matrices and rows: of those that depend on the state, then the rows, then the other fixed ones.
+
+        In this order a product of matrices can start from the row.
+        """
+        moving = [i for i in terms if self.moving(i)]
+        fixed = [self._row(i) for i in terms if not self.moving(i)]
+        rows = [i for i in fixed if len(self.shape(i)) < 2]
+        total: int | None = None
+        for group in (moving, rows, [i for i in fixed if i not in rows]):
+            part: int | None = None
+            for i in group:
+                widest = max(self.shape(i), () if part is None else self.shape(part), key=len)
+                part = i if part is None else self.pointwise("add", [part, i], widest)
+            if part is not None:
+                total = part if total is None else self.pointwise("add", [total, part], shape)
+        assert total is not None
+        return self.expand(total, shape)
+
+    def _row(self, i: int) -> int:
+        """The row, `(N,)`, of a matrix whose rows are all the same; else the matrix."""
+        row = self._repeated(i, 0) if len(self.shape(i)) == 2 else None
+        return i if row is None else self.reshape(row, self.shape(i)[1:])
