@@ -53,6 +53,25 @@ class Conv(nn.Module):
         return self.net(t, z)
 
 
+class Density(nn.Module):
+    """FFJORD's dynamics of a point in the plane and of its log-density, with Hutchinson's trace: a state (batch, 3)."""
+
+    def __init__(self, width: int, batch: int) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(3, width), nn.Linear(width + 1, width), nn.Linear(width + 1, 2)
+        self.register_buffer("noise", torch.randn(batch, 2).sign())
+
+    def forward(self, t: Tensor, y: Tensor) -> Tensor:
+        with torch.enable_grad():
+            z = y[:, :2] if y.requires_grad else y[:, :2].detach().requires_grad_()
+            time = t.expand(z.shape[0], 1)
+            hidden = torch.tanh(self.first(torch.cat([z, time], 1)))
+            hidden = torch.tanh(self.second(torch.cat([hidden, time], 1)))
+            dz = self.last(torch.cat([hidden, time], 1))
+            (row,) = torch.autograd.grad(dz, z, self.noise, create_graph=True)
+        return torch.cat([dz, (row * self.noise).sum(1, keepdim=True)], 1)
+
+
 class Lorenz(nn.Module):
     """Lorenz's equations, with σ, ρ, β as parameters."""
 
@@ -91,14 +110,37 @@ class VanDerPol(nn.Module):
 
 def network_in_jax(parameters: list[Any], cubed: bool) -> Callable[..., Any]:
     """`Spiral` and `MLP`; parameters in the order of `nn.Module.parameters`."""
-    import jax.numpy as jnp
 
     def field(t: Any, z: Any, p: list[Any]) -> Any:
+        import jax.numpy as jnp
+
         z = z**3 if cubed else z
         for i in range(0, len(p), 2):
             z = z @ p[i].T + p[i + 1]
             z = jnp.tanh(z) if i < len(p) - 2 else z
         return z
+
+    return field
+
+
+def density_in_jax(noise: Tensor) -> Callable[..., Any]:
+    """`Density` with this noise."""
+
+    def field(t: Any, y: Any, p: list[Any]) -> Any:
+        import jax
+        import jax.numpy as jnp
+
+        epsilon = jnp.asarray(noise.numpy())
+
+        def dynamics(z: Any) -> Any:
+            time, out = jnp.full((len(z), 1), t, z.dtype), z
+            for i in range(0, 6, 2):
+                out = jnp.concatenate([out, time], 1) @ p[i].T + p[i + 1]
+                out = jnp.tanh(out) if i < 4 else out
+            return out
+
+        dz, pull = jax.vjp(dynamics, y[:, :2])
+        return jnp.concatenate([dz, (pull(epsilon)[0] * epsilon).sum(1, keepdims=True)], 1)
 
     return field
 
@@ -160,6 +202,10 @@ def cases() -> Iterator[Case]:
         name = f"MLP {'-'.join(map(str, widths))}, batch {batch}"
         jax = network_in_jax(list(field.parameters()), False)
         yield Case(name, field, torch.randn(batch, widths[0]), torch.tensor([0.0, 1.0]), jax=jax, widths=widths)
+    density = Density(64, 512)
+    state = torch.cat([torch.randn(512, 2), torch.zeros(512, 1)], 1)
+    jax = density_in_jax(density.noise)
+    yield Case("FFJORD 2-64-64-2, batch 512", density, state, torch.tensor([0.0, 1.0]), jax=jax)
     yield Case("convolutions 8×8×16, batch 128", Conv(16), torch.randn(128, 16, 8, 8), torch.tensor([0.0, 1.0]))
     yield Case(
         "Lorenz, t to 2",
