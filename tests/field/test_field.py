@@ -19,7 +19,7 @@ from torch.nn.utils import parametrizations, parametrize
 import pynode
 from pynode import FieldError
 from pynode._derived import derived_field
-from pynode.field import Field, _capture, interpret
+from pynode.field import Field, interpret
 from pynode.field import _field as fields
 from pynode.field import _trace as tracing
 
@@ -33,20 +33,6 @@ def value(function: Any, z: Tensor = Z) -> Tensor:
     found = tracing.trace_field(field, (z,), T, ())
     (dz,), _ = interpret(found.graph, [T, z, *found.bound(field)])
     return dz
-
-
-@pytest.fixture
-def recordings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """One entry for each recording that a test causes."""
-    found: list[int] = []
-    capture = _capture.capture
-
-    def counted(*args: Any) -> Any:
-        found.append(1)
-        return capture(*args)
-
-    monkeypatch.setattr(_capture, "capture", counted)
-    return found
 
 
 @pytest.fixture

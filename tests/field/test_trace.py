@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -12,24 +11,10 @@ from modules import CASES, Case, Of, linear
 from reference import check, error, sample
 from torch import Tensor, nn
 
-from pynode.field import Field, FieldGraph, _capture, interpret, supported_ops, trace
+from pynode.field import Field, FieldGraph, interpret, supported_ops, trace
 from pynode.field import _trace as tracing
 
 Z = torch.randn(3, 2, dtype=torch.float64)
-
-
-@pytest.fixture
-def recordings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """One entry for each recording that a test causes."""
-    found: list[int] = []
-    capture = _capture.capture
-
-    def counted(*args: Any) -> Any:
-        found.append(1)
-        return capture(*args)
-
-    monkeypatch.setattr(_capture, "capture", counted)
-    return found
 
 
 @pytest.mark.parametrize("name", CASES)
