@@ -1,5 +1,21 @@
 # A vector field as the solvers see it.
 
+"A program that is compiled when it is run for the first time: many a solve has no use for all of them."
+mutable struct Late{T}
+    const make::Any  # () -> the bound program
+    program::Union{Nothing,FunctionWrapper{Nothing,Tuple{T}}}
+end
+
+Late{T}(make) where {T} = Late{T}(make, nothing)
+
+function (p::Late{T})(t::T) where {T}
+    if p.program === nothing
+        p.program = FunctionWrapper{Nothing,Tuple{T}}(Base.invokelatest(p.make))
+    end
+    p.program(t)
+    return nothing
+end
+
 """
 A field whose kernel is hidden behind function pointers, so that solvers are compiled once for all fields.
 
@@ -7,10 +23,10 @@ Callable as `field(du, u, p, t)`. `p` is the vector `θ` of the binding: conditi
 else the field reads. The programs read `u` and `v` and write `du`, and `dz`, `dθ`, `dt`.
 """
 struct TracedField{T,V<:AbstractVector{T}}
-    prologue::FunctionWrapper{Nothing,Tuple{T}}
-    value::FunctionWrapper{Nothing,Tuple{T}}
-    product::FunctionWrapper{Nothing,Tuple{T}}
-    theta_product::FunctionWrapper{Nothing,Tuple{T}}
+    prologue::Late{T}
+    value::Late{T}
+    product::Late{T}
+    theta_product::Late{T}
     u::V
     θ::V
     v::V
@@ -33,10 +49,11 @@ those of the state and of `θ` are wanted at different points (continuous adjoin
 """
 function TracedField(w::Workspace{T,V}; products::Symbol = :joint) where {T,V}
     k = w.kernel
+    late(program) = Late{T}(() -> bind(w, program))
     joint = products === :joint
-    product = bind(w, joint ? k.vjp : k.vjp_state)
+    product = late(joint ? k.vjp : k.vjp_state)
     return TracedField{T,V}(
-        bind(w, k.prologue), bind(w, k.value), product, joint ? product : bind(w, k.vjp_theta),
+        late(k.prologue), late(k.value), product, joint ? product : late(k.vjp_theta),
         w.u, w.θ, w.v, w.du, w.dz, w.dθ, w.dt, Tape(w), samples(w), [0, 0, 0], Dict{Bool,Any}(), Dict{Any,Any}(),
     )
 end
