@@ -159,7 +159,7 @@ function pull_step!(p::Pull{T}, steps::Steps, n::Int, stages::Vector{<:Stage}, o
         if p.active[s]
             product!(p, s, stages[offset + s])
             λ .+= field.dz
-            p.wants_t && (dt += field.dt[1]; dh += field.dt[1])
+            p.wants_t && (dt += slope(field); dh += slope(field))
         end
         last_stage -= 1
     end
@@ -173,15 +173,15 @@ function pull_step!(p::Pull{T}, steps::Steps, n::Int, stages::Vector{<:Stage}, o
         row = view(tab.A, j, :)
         spread!(p.kbar, p.active, h, row, field.dz, j - 1)
         if p.wants_t
-            dt += field.dt[1]
-            dh += tab.c[j] * field.dt[1] + dot(field.dz, combine!(p.sum, nothing, one(T), row, p.k, j - 1))
+            dt += slope(field)
+            dh += tab.c[j] * slope(field) + dot(field.dz, combine!(p.sum, nothing, one(T), row, p.k, j - 1))
         end
     end
     p.pending = tab.fsal && n > 1 && p.active[1]
     if p.active[1] && !p.pending
         product!(p, 1, stages[offset + 1])
         ubar .+= field.dz
-        tab.fsal ? (p.out.ts[1] += field.dt[1]) : (dt += field.dt[1])
+        tab.fsal ? (p.out.ts[1] += slope(field)) : (dt += slope(field))
     end
     λ .= ubar
     p.wants_t && move_times!(p, n, t, ends, dt, dh)

@@ -135,6 +135,9 @@ function product!(f::TracedField{T}, program, v, u, t) where {T}
     return nothing
 end
 
+"The last product with the derivative of `f` in `t`."
+slope(f::TracedField) = f.dt isa Array ? f.dt[1] : only(Array(f.dt))
+
 function (f::TracedField)(du, u, p, t)
     rebind!(f, p)
     value!(du, f, u, t)
