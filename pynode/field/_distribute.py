@@ -216,9 +216,9 @@ class _Products(Builder):
     def total(self, node: Node) -> int:
         """A sum of matrices, or of one and of rows: what does not depend on the state is added up on its own."""
         terms = self._terms(node)
-        fixed = [i for i in terms if not self.moving(i)]
-        usable = all(len(self.shape(i)) < 2 or self.shape(i) == node.shape for i in terms)
-        if len(node.shape) != 2 or len(fixed) < 2 or len(terms) != len(fixed) + 1 or not usable:
+        moving = [i for i in terms if self.moving(i)]
+        usable = all(self.shape(i) == node.shape or (i not in moving and len(self.shape(i)) < 2) for i in terms)
+        if len(node.shape) != 2 or len(moving) != 1 or len(terms) < 3 or not usable:
             return self.copy(node)
         return self._add_up(terms, node.shape)
 

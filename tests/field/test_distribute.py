@@ -73,11 +73,25 @@ class Padded(nn.Module):
         return self.other(self.layer(nn.functional.pad(z, (1, 1)))[:, ::2]) + self.other(z)[:1]
 
 
+class Shared(nn.Module):
+    """Sums of what all samples share and of what each has, in several orders."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.randn(3, dtype=torch.float64))
+        self.b = nn.Parameter(torch.randn(3, dtype=torch.float64))
+
+    def forward(self, t: Tensor, z: Tensor, x: Tensor) -> Tensor:
+        shared = z.mean(0) + self.a
+        return (shared + x + self.b) + (self.a + (x + z) + t) + (z.sum(1, keepdim=True) + self.a + x)
+
+
 FIELDS: dict[str, Callable[[], Case]] = {
     "timed": lambda: Case(Timed(), (3,)),
     "conditioned": lambda: Case(Conditioned(), (3,), args=[(2,)]),
     "halves": lambda: Case(Halves(), (3,)),
     "rows": lambda: Case(Rows(), (3,)),
+    "shared": lambda: Case(Shared(), (3,), args=[(3,)]),
     "padded": lambda: Case(Padded(), (3,)),
 }
 
