@@ -1,6 +1,7 @@
 module PyNODEStiffExt
 
 using ADTypes: AutoFiniteDiff
+using LinearSolve: KrylovJL_GMRES
 using OrdinaryDiffEqBDF: FBDF, QNDF
 using OrdinaryDiffEqRosenbrock: Rodas5P, Rosenbrock23
 using OrdinaryDiffEqSDIRK: KenCarp4, TRBDF2
@@ -18,6 +19,9 @@ function __init__()
         "QNDF" => QNDF,
     )
         SOLVERS[name] = () -> solver(; autodiff = AutoFiniteDiff())
+    end
+    for (name, solver) in ("KenCarp4Krylov" => KenCarp4, "FBDFKrylov" => FBDF)
+        SOLVERS[name] = () -> solver(; autodiff = AutoFiniteDiff(), linsolve = KrylovJL_GMRES())
     end
     SOLVERS["AutoStiff"] = () -> AutoTsit5(Rodas5P(; autodiff = AutoFiniteDiff()))
     return

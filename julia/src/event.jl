@@ -43,7 +43,7 @@ first sign that the value takes. Nothing is kept of the steps.
 """
 function find_event(field::TracedField{T}, event::EventValues{T}, u0, ts::Vector{T}, θ, signs, o::Options) where {T}
     alg = algorithm(o.solver)
-    f = ode_function(field, isstiff(o.solver))
+    f = ode_function(field, o.solver)
     return Base.invokelatest(find_event_with, field, event, f, u0, ts, θ, signs, o, alg)
 end
 

@@ -37,7 +37,7 @@ struct TracedField{T,V<:AbstractVector{T}}
     tape::Tape{T,V}
     samples::Vector{Vector{Int}}  # entries of the state that belong to each sample
     counts::Vector{Int}  # evaluations of the value, of the products; how often `θ` was bound
-    functions::Dict{Bool,Any}  # `ode_function` by `stiff`
+    functions::Dict{Symbol,Any}  # `ode_function` by its kind
     integrators::Dict{Any,Any}  # by what they are asked to do
 end
 
@@ -54,7 +54,7 @@ function TracedField(w::Workspace{T,V}; products::Symbol = :joint) where {T,V}
     product = late(joint ? k.vjp : k.vjp_state)
     return TracedField{T,V}(
         late(k.prologue), late(k.value), product, joint ? product : late(k.vjp_theta),
-        w.u, w.θ, w.v, w.du, w.dz, w.dθ, w.dt, Tape(w), samples(w), [0, 0, 0], Dict{Bool,Any}(), Dict{Any,Any}(),
+        w.u, w.θ, w.v, w.du, w.dz, w.dθ, w.dt, Tape(w), samples(w), [0, 0, 0], Dict{Symbol,Any}(), Dict{Any,Any}(),
     )
 end
 
@@ -245,15 +245,61 @@ function (g::TimeGradient)(dT, u, p, t)
 end
 
 """
-    ode_function(field, stiff)
+    ode_function(field, solver)
 
-A field as an in-place `ODEFunction` that carries its vector-Jacobian products, and for stiff solvers its Jacobian.
+A field as an in-place `ODEFunction` that carries its vector-Jacobian products, and for a solver of stiff fields its
+Jacobian or, where that is not wanted, its products with a vector.
 """
-ode_function(f::TracedField, stiff::Bool) = get!(() -> make_ode_function(f, stiff), f.functions, stiff)
+function ode_function(f::TracedField, solver::AbstractString)
+    kind = !isstiff(solver) ? :explicit : !ismatrixfree(solver) ? :stiff : tangent_of(f) === nothing ? :plain : :free
+    return get!(() -> make_ode_function(f, Val(kind)), f.functions, kind)
+end
 
-function make_ode_function(f::TracedField, stiff::Bool)
-    products = (; vjp = StateProduct(f), vjp_p = ThetaProduct(f))
-    stiff || return ODEFunction{true,FullSpecialize}(f; products...)
-    v = fill!(similar(f.dz), 0)
-    return ODEFunction{true,FullSpecialize}(f; products..., jac = Jacobian(f), tgrad = TimeGradient(f, v))
+make_ode_function(f::TracedField, ::Val; further...) =
+    ODEFunction{true,FullSpecialize}(f; vjp = StateProduct(f), vjp_p = ThetaProduct(f), further...)
+
+make_ode_function(f::TracedField, ::Val{:stiff}) =
+    make_ode_function(f, Val(:explicit); jac = Jacobian(f), tgrad = TimeGradient(f, fill!(similar(f.dz), 0)))
+
+# A field of kind `:plain` has no traced tangent: the solver takes differences.
+make_ode_function(f::TracedField, ::Val{:free}) = make_ode_function(f, Val(:explicit); jvp = TangentProduct(f))
+
+# ---- products of the Jacobian with a vector -----------------------------------------------------------------------
+
+"The kernel of a field together with its derivative in one direction, by the kernel of the field and the batch size."
+const TANGENTS = Dict{Tuple{UInt,Int},Any}()
+
+"""
+    link_tangent(kernel, batch, tangent)
+
+Kernel number `tangent` is that of the field of kernel number `kernel` with its derivative in one direction: its state is
+the field's and the direction, its other inputs are the same.
+"""
+link_tangent(kernel::Int, batch::Int, tangent::Int) =
+    (TANGENTS[objectid(KERNELS[kernel]), batch] = KERNELS[tangent]; nothing)
+
+tangent_of(f::TracedField) = get(TANGENTS, (objectid(f.tape.workspace.kernel), f.tape.workspace.batch), nothing)
+
+"The product of the state's Jacobian with a vector, as `ODEFunction(jvp = …)` has it."
+struct TangentProduct{F<:TracedField}
+    field::F
+    tangent::F
+    bound::Base.RefValue{Int}  # the field's count of bindings when `tangent` was bound
+end
+
+TangentProduct(f::F) where {F<:TracedField} =
+    TangentProduct{F}(f, Base.invokelatest(make_field, tangent_of(f), f.tape.workspace.batch, :joint), Ref(-1))
+
+function (p::TangentProduct)(out, v, u, θ, t)
+    f, g, n = rebind!(p.field, θ), p.tangent, length(p.field.u)
+    if p.bound[] != f.counts[3]
+        bind!(g, f.θ)
+        p.bound[] = f.counts[3]
+    end
+    f.counts[1] += 1
+    copyto!(g.u, 1, u, 1, n)
+    copyto!(g.u, n + 1, v, 1, n)
+    g.value(eltype(g.u)(t))
+    copyto!(out, 1, g.du, n + 1, n)
+    return nothing
 end

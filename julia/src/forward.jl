@@ -57,7 +57,7 @@ end
 "Solve with the `θ` that is bound; what is kept of the solve refers to `θ`."
 function integrate!(values, field::TracedField{T}, u0, ts::Vector{T}, θ, o::Options) where {T}
     if o.keep === :dense || o.keep === :saved || isstiff(o.solver)
-        f, alg = ode_function(field, isstiff(o.solver)), algorithm(o.solver; dense = o.keep === :dense)
+        f, alg = ode_function(field, o.solver), algorithm(o.solver; dense = o.keep === :dense)
         return Base.invokelatest(forward_whole!, values, field, f, u0, ts, θ, o, alg)
     end
     return forward_steps!(values, field, u0, ts, θ, o)

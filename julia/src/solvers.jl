@@ -22,10 +22,14 @@ const EXPLICIT = sort!(collect(keys(SOLVERS)))
 "Solvers whose interpolant needs no stages beyond those of the step."
 const INTERPOLATED = ("Tsit5", "DP5", "BS3")
 
+"Solvers for stiff fields that solve their linear systems by GMRES, from products with the Jacobian alone."
+const MATRIX_FREE = ("KenCarp4Krylov", "FBDFKrylov")
+
 "Solvers for stiff fields, which the extension `PyNODEStiffExt` adds to `SOLVERS`."
-const STIFF = ("Rosenbrock23", "Rodas5P", "TRBDF2", "KenCarp4", "FBDF", "QNDF", "AutoStiff")
+const STIFF = ("Rosenbrock23", "Rodas5P", "TRBDF2", "KenCarp4", "FBDF", "QNDF", "AutoStiff", MATRIX_FREE...)
 
 isstiff(name) = name in STIFF
+ismatrixfree(name) = name in MATRIX_FREE
 
 const STIFF_PACKAGES = (
     Base.PkgId(Base.UUID("43230ef6-c299-4910-a778-202eb28ce4ce"), "OrdinaryDiffEqRosenbrock"),

@@ -74,7 +74,7 @@ end
 const MAX_INTEGRATORS = 8
 
 function new_integrator(field, u0, ts, o::Options)
-    problem = ODEProblem{true}(ode_function(field, false), u0, (first(ts), last(ts)), field.θ)
+    problem = ODEProblem{true}(ode_function(field, o.solver), u0, (first(ts), last(ts)), field.θ)
     # What interpolation needs is computed where there is interpolation.
     nothing_saved = (; save_everystep = false, save_start = false, save_end = false, dense = false, calck = !lands_on_times(o))
     return init(problem, algorithm(o.solver); keywords(ts, o)..., nothing_saved...)

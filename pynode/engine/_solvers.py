@@ -18,6 +18,8 @@ class SolverInfo:
         order: order of convergence (for variable-order methods, the highest).
         adaptive: whether it chooses its own step; fixed-step solvers need `dt`.
         stiff: whether it is meant for stiff fields.
+        matrix_free: whether it solves its linear systems by GMRES, from products with the Jacobian, and never makes
+            that: for large states.
         torch: torchdiffeq's name, or `None` where the torch engine lacks it.
         julia: the OrdinaryDiffEq algorithm, or `None` where the julia engine lacks it.
     """
@@ -28,6 +30,7 @@ class SolverInfo:
     stiff: bool
     torch: str | None = None
     julia: str | None = None
+    matrix_free: bool = False
 
     @property
     def engines(self) -> tuple[str, ...]:
@@ -62,6 +65,8 @@ _TABLE = [
     SolverInfo("kencarp4", 4, True, True, None, "KenCarp4"),
     SolverInfo("fbdf", 5, True, True, None, "FBDF"),
     SolverInfo("qndf", 5, True, True, None, "QNDF"),
+    SolverInfo("kencarp4_krylov", 4, True, True, None, "KenCarp4Krylov", True),
+    SolverInfo("fbdf_krylov", 5, True, True, None, "FBDFKrylov", True),
     SolverInfo("auto_stiff", 5, True, True, None, "AutoStiff"),  # Tsit5, and Rodas5P where it turns out stiff
 ]
 

@@ -15,6 +15,7 @@ from pynode.engine._forward import solve_forward
 from pynode.engine._julia_call import Entries, Floats, addresses, integers
 from pynode.engine._julia_each import solve_samples
 from pynode.engine._julia_event import find_event
+from pynode.engine._julia_tangent import link_tangent
 from pynode.engine._protocol import (
     Availability,
     Crossing,
@@ -56,6 +57,7 @@ class JuliaEngine:
         self._kernels: dict[tuple[str, torch.dtype], int] = {}
         self._numbers: dict[str, int] = {}
         self._released: list[int] = []
+        self._tangents: dict[tuple[int, int], bool] = {}  # by kernel and batch size, whether it has one
         self._julia: Any = None
         self._entries: Entries | None = None
 
@@ -65,6 +67,8 @@ class JuliaEngine:
 
     def sensitivities(self, solver: SolverInfo) -> tuple[str, ...]:
         """The discrete adjoint for explicit Runge–Kutta methods, SciMLSensitivity's continuous adjoints, `forward`."""
+        if solver.matrix_free:  # the tangents have no derivative of their own in a trace
+            return _CONTINUOUS
         return (*_CONTINUOUS, "forward") if solver.stiff else ("discrete", *_CONTINUOUS, "forward")
 
     def solve(self, problem: Problem) -> Integration:
@@ -84,6 +88,8 @@ class JuliaEngine:
         trace = trace_field(problem.field, problem.z0, problem.t[0], problem.args)
         julia = self._start()
         kernel = self._kernel(trace, state.dtype)
+        if problem.solver.matrix_free:
+            link_tangent(self, problem, trace, kernel)
         sensitivity = problem.sensitivity
         keep = "dense" if problem.dense else "ends"
         if sensitivity is not None and not (problem.dense and sensitivity.name == "backsolve"):

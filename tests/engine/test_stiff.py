@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 import pynode
+from pynode.engine.choose import get_engine
 
 pytestmark = pytest.mark.julia
+KRYLOV = ["kencarp4_krylov", "fbdf_krylov"]
 STIFF = ["rosenbrock23", "rodas5p", "trbdf2", "kencarp4", "fbdf", "qndf", "auto_stiff"]
 
 
@@ -107,3 +109,56 @@ def test_switching_takes_the_explicit_method_where_it_can() -> None:
         for s in ("auto_stiff", "tsit5")
     ]
     assert counts[0] <= 2 * counts[1]
+
+
+class AllenCahn(nn.Module):
+    """z' = d z_xx + z - z³ on a ring of cells."""
+
+    def __init__(self, d: float = 0.01) -> None:
+        super().__init__()
+        self.d = nn.Parameter(torch.tensor(d, dtype=torch.float64))
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        left, right = (torch.cat([z[:, k:], z[:, :k]], 1) for k in (-1, 1))
+        return self.d * z.shape[1] ** 2 * (left - 2 * z + right) + z - z**3
+
+
+def waves(cells: int) -> Tensor:
+    x = torch.arange(cells, dtype=torch.float64) / cells
+    return (0.5 * torch.sin(2 * torch.pi * x) + 0.3 * torch.cos(14 * torch.pi * x))[None]
+
+
+def test_without_jacobian() -> None:
+    """512 cells of a reaction with diffusion, by GMRES; against an explicit method in some 6000 small steps."""
+    field, z0 = AllenCahn(), waves(512)
+    with torch.no_grad():
+        exact = pynode.solve(
+            field, z0, [0.0, 2.0], solver="tsit5", engine="julia", rtol=1e-10, atol=1e-12, max_steps=100_000
+        )
+        for solver in KRYLOV:
+            sol = pynode.solve(field, z0, [0.0, 2.0], solver=solver, engine="julia", rtol=1e-6, atol=1e-8)
+            torch.testing.assert_close(sol.z[-1], exact.z[-1], rtol=0, atol=2e-6)
+            assert sol.stats.n_accepted is not None
+            assert exact.stats.n_accepted is not None
+            assert 20 * sol.stats.n_accepted < exact.stats.n_accepted
+    tangents = get_engine("julia")._tangents  # type: ignore[attr-defined]
+    assert True in tangents.values()
+
+
+def test_gradient_without_jacobian() -> None:
+    field, z0, grads = AllenCahn(), waves(64), []
+    for solver, how in (("kencarp4_krylov", "gauss"), ("tsit5", "discrete")):
+        options = {"engine": "julia", "rtol": 1e-8, "atol": 1e-10, "max_steps": 100_000}
+        sol = pynode.solve(field, z0, [0.0, 2.0], solver=solver, sensitivity=how, **options)
+        grads.append(torch.autograd.grad((sol.z[-1] * torch.linspace(0, 1, 64).double()).sum(), field.d)[0])
+    torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-6)
+
+
+def test_without_jacobian_of_a_julia_field() -> None:
+    """Its products with the Jacobian are differences."""
+    code = "(u, p, t) -> p .* (circshift(u, 1) .- 2 .* u .+ circshift(u, -1)) .+ u .- u .^ 3"
+    field, z0 = pynode.JuliaField(code, torch.tensor(0.01 * 64**2, dtype=torch.float64)), waves(64)
+    with torch.no_grad():
+        same = pynode.solve(AllenCahn(), z0, [0.0, 2.0], solver="fbdf", engine="julia", rtol=1e-8, atol=1e-10).z
+        found = pynode.solve(field, z0, [0.0, 2.0], solver="fbdf_krylov", engine="julia", rtol=1e-8, atol=1e-10).z
+    torch.testing.assert_close(found, same, rtol=0, atol=1e-6)
