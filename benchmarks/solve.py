@@ -1,11 +1,13 @@
 """Forward solves and gradients, side by side in one run: torchdiffeq, torchdyn, diffrax, DiffEqFlux, each engine.
 
-    python benchmarks/solve.py [--repeats 100] [--cases spiral,MLP] [--same-tolerance] [--out FILE] [--figure FILE]
+    python benchmarks/solve.py [--repeats 100] [--cases spiral,MLP] [--same-tolerance] [--memory] [--out FILE]
+                               [--figure FILE]
 
 All solve the same field from the same state. Each takes the loosest of a row of tolerances at which its error is no
 larger than torchdiffeq's at the case's tolerance (`--same-tolerance`: that tolerance itself). A figure is the median
 of the repeats after a warm-up, in milliseconds; contenders take turns, so that a drift of the machine meets all alike.
-Who is not installed is left out. `--figure` also draws the error of each over its time.
+Who is not installed is left out. `--memory` adds the peak of the memory that one gradient takes, each in a process of
+its own; `--figure` also draws the error of each over its time.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import numpy as np
 import torch
 from _cases import Case, cases
 from _contenders import DIFFEQFLUX, Runs, names, with_torchdiffeq
+from _memory import peak
 
 import pynode
 
@@ -143,11 +146,9 @@ def measure(case: Case, arguments: argparse.Namespace) -> str:
         runs = {name: getattr(entry.runs, kind) for name, entry in entries.items()}
         columns.append(medians({n: r for n, r in runs.items() if r}, arguments.repeats, arguments.budget))
     gradient = columns[1]
-    lines = [
-        f"\n### {case.name}\n",
-        "| contender | rtol | error | nfe | forward ms | ratio | gradient ms | ratio | gradient's error |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    heads = ["contender", "rtol", "error", "nfe", "forward ms", "ratio", "gradient ms", "ratio", "gradient's error"]
+    heads += ["gradient's peak MB"] * arguments.memory
+    lines = [f"\n### {case.name}\n", f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
     for name in sorted(entries, key=lambda n: gradient.get(n, float("inf"))):
         entry = entries[name]
         nfe = entry.runs.nfe()
@@ -156,7 +157,11 @@ def measure(case: Case, arguments: argparse.Namespace) -> str:
             there = name in column
             cells.append(f"{column[name]:.3g}" if there else "fails")
             cells.append(f"{column[base] / column[name]:.2f}" if there and base in column else "-")
-        lines.append("| " + " | ".join([*cells, f"{entry.gradient_error:.1e}"]) + " |")
+        cells.append(f"{entry.gradient_error:.1e}")
+        if arguments.memory:
+            megabytes = peak(case.name, name, entry.tolerance) if name in gradient else None
+            cells.append("-" if megabytes is None else f"{megabytes:.1f}")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -217,6 +222,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=5.0, help="seconds per contender and measurement")
     parser.add_argument("--cases", default="", help="only cases whose name contains one of these, comma-separated")
     parser.add_argument("--same-tolerance", action="store_true", help="one rtol for all, rather than one error")
+    parser.add_argument("--memory", action="store_true", help="peak memory of a gradient, each in its own process")
     parser.add_argument("--out", type=Path, help="append the tables to this file")
     parser.add_argument("--figure", type=Path, help="draw error over time of the first case to this file")
     arguments = parser.parse_args()
