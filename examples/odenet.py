@@ -135,7 +135,8 @@ def figure(results):
     for k, (name, net) in enumerate(results["networks"].items()):
         epochs = range(1, len(net["test_error"]) + 1)
         errors.plot(epochs, [100 * e for e in net["test_error"]], marker=".", color=f"C{k}", label=name)
-        evaluations.plot(epochs, net["nfe_forward"], color=f"C{k}", label=f"{name}, forward")
+        style = "--" if name == "ODE-Net" else "-"  # RK-Net's line lies below
+        evaluations.plot(epochs, net["nfe_forward"], color=f"C{k}", linestyle=style, label=f"{name}, forward")
         if name == "ODE-Net":
             evaluations.plot(epochs, net["nfe_backward"], color=f"C{k}", linestyle=":", label=f"{name}, backward")
         megabytes = [b / 2**20 for b in results["memory_against_depth"][name]]
@@ -161,9 +162,13 @@ def figure(results):
     for x, y, tolerance in zip(*zip(*points, strict=True), TOLERANCES, strict=True):
         backward.scatter(x, y, color="C0", zorder=3)
         backward.annotate(f"{tolerance:.0e}", (x, y), xytext=(5, -9), textcoords="offset points", fontsize=8)
-    top = max(sweep["nfe_forward"])
-    backward.plot([0, top], [0, top], color="grey", linestyle=":", label="backward = forward")
+    ends = min(sweep["nfe_forward"]), max(sweep["nfe_forward"])
+    backward.plot(ends, ends, color="grey", linestyle=":", label="backward = forward")
     backward.set(title="NFE backward against forward", xlabel="NFE forward", ylabel="NFE backward")
+    backward.set_xscale("log", base=2)
+    backward.set_yscale("log", base=2)
+    backward.xaxis.set_major_formatter("{x:g}")
+    backward.yaxis.set_major_formatter("{x:g}")
     backward.legend(frameon=False)
     for key, label in (("seconds_forward", "forward"), ("seconds_gradient", "forward and backward")):
         seconds.plot(sweep["nfe_forward"], [1000 * s for s in sweep[key]], marker="o", label=label)

@@ -156,13 +156,13 @@ def run(out, engine="auto", seed=0, iterations=300):
     def figures():
         s = torch.linspace(0, 1, 101)
         with torch.no_grad():
-            paths = tracker.trajectory(start[:12], s)
+            paths = tracker.trajectory(start[:8], s)
             flows = {}
             for name, model in models.items():
                 model.output_network = None
                 flows[name] = model.trajectory(x[:120], s)
         curves = {"true": (s, reference(s))}
-        curves |= {f"path {i + 1}": (s, paths[:, i]) for i in range(12)}
+        curves |= {f"path {i + 1}": (s, paths[:, i]) for i in range(8)}
         return {
             "tracking.png": plot.lines(
                 {
