@@ -77,3 +77,34 @@ def test_forward(engine: str, solver: str) -> None:
     # torchdiffeq's grid alone takes about a kilobyte for each step.
     assert growth(run, 4.0, end) < (300 if engine == "torch" else 60) * MB
     assert steps >= 100_000
+
+
+GRADIENTS = [
+    pytest.param(pynode.Discrete(memory="64MiB"), id="discrete"),  # 1e5 steps with their stages would be 20 GB
+    pytest.param("backsolve", id="backsolve"),
+]
+
+
+@pytest.mark.julia
+@pytest.mark.slow
+@pytest.mark.parametrize("how", GRADIENTS)
+def test_gradient(how: Any) -> None:
+    """Of 1e5 steps, from some 1600 checkpoints, or backwards without any."""
+    field, z0 = Swing(), torch.ones(1, SIZE, dtype=DOUBLE, requires_grad=True)
+    steps = 0
+
+    def run(end: float) -> None:
+        nonlocal steps
+        field.w.grad = z0.grad = None
+        options: dict[str, Any] = {"solver": "tsit5", "rtol": 1e-7, "atol": 1e-9, "max_steps": 200_000}
+        sol = pynode.solve(field, z0, [0.0, end], sensitivity=how, engine="julia", **options)
+        steps = sol.stats.n_accepted or 0
+        sol.z[-1].sum().backward()
+        exact = torch.exp(field.w.detach() / 6.283185307179586)
+        torch.testing.assert_close(z0.grad, exact[None], rtol=0.02, atol=0)
+        torch.testing.assert_close(field.w.grad, exact / 6.283185307179586, rtol=0.05, atol=0)
+
+    run(4.25)
+    end = 4.0 * round(1.1e5 / steps) + 0.25
+    assert growth(run, 4.25, end) < 200 * MB
+    assert steps >= 100_000
