@@ -27,6 +27,24 @@ const SAMPLE = """
  "value": [8], "vjp": [17, 12, 14]}
 """
 
+# An event function of that field: all numbers of z summed up, as the "rate" of one row for each sample.
+const SAMPLE_EVENT = """
+{"version": $GRAPH_VERSION, "batch": null,
+ "inputs": [{"kind": "t", "name": "0", "shape": []}, {"kind": "z", "name": "0", "shape": [[1, 0], 2]},
+            {"kind": "z", "name": "1", "shape": [[1, 0], 1]}, {"kind": "cotangent", "name": "0", "shape": [[1, 0], 2]},
+            {"kind": "cotangent", "name": "1", "shape": [[1, 0], 1]}],
+ "nodes": [
+  {"op": "input", "in": [], "shape": [], "dtype": "float", "attrs": {"index": 0}},
+  {"op": "input", "in": [], "shape": [[1, 0], 2], "dtype": "float", "attrs": {"index": 1}},
+  {"op": "input", "in": [], "shape": [[1, 0], 1], "dtype": "float", "attrs": {"index": 2}},
+  {"op": "input", "in": [], "shape": [[1, 0], 2], "dtype": "float", "attrs": {"index": 3}},
+  {"op": "input", "in": [], "shape": [[1, 0], 1], "dtype": "float", "attrs": {"index": 4}},
+  {"op": "full", "in": [{"number": 0.0}], "shape": [[1, 0], 2], "dtype": "float", "attrs": {}},
+  {"op": "sum", "in": [1], "shape": [1, 1], "dtype": "float", "attrs": {"dims": [0, 1], "keepdim": true}},
+  {"op": "expand", "in": [6], "shape": [[1, 0], 1], "dtype": "float", "attrs": {}}],
+ "value": [5, 7], "vjp": [null, null, null]}
+"""
+
 "One solve and one gradient of the sample field, as Python would ask for them."
 function sample_run(dtype::String, solver::String, sensitivity::Symbol)
     T = element_type(dtype)
@@ -52,9 +70,42 @@ function sample_run(dtype::String, solver::String, sensitivity::Symbol)
     return dz, dW, dts
 end
 
+"The search for an event of the sample field."
+function sample_event(dtype::String, solver::String)
+    T = element_type(dtype)
+    kernel, event = register("sample", dtype, SAMPLE), register("sample event", dtype, SAMPLE_EVENT)
+    z, W, ts, signs = T[0.1, -0.2, 0.3, 0.4], T[0.1, 0.2, -0.3, 0.4], T[0, 1], [-1.0]
+    address(x) = Int(pointer(x))
+    floats = Float64[1e-3, 1e-3, 0, 0, 0, 0, 0, 0]
+    call = Int[kernel, event, 1, address(signs), solver_number(solver), 2, 2, 0, 0, 1, 1000, 0, address(ts)]
+    append!(call, [1, 4, address(z), 0, 1, 4, address(W), 0])
+    GC.@preserve z W ts signs call floats find_event(address(call), length(call), address(floats))
+    return floats[2]
+end
+
+"Independent samples of the sample field, solved and differentiated."
+function sample_each(dtype::String, solver::String)
+    T = element_type(dtype)
+    kernel = register("sample", dtype, SAMPLE)
+    z, W, ts, counts = T[0.1, -0.2, 0.3, 0.4], T[0.1, 0.2, -0.3, 0.4], T[0, 0.5, 1, 0, 0.3, 1], [3, 3]
+    out, stats, g, dz, dW, dts, evaluations = zeros(T, 12), zeros(10), ones(T, 12), zeros(T, 4), zeros(T, 4), zeros(T, 6), zeros(2)
+    address(x) = Int(pointer(x))
+    floats = Float64[1e-3, 1e-3, 0, 0, 0, 0, 0, 0]
+    GC.@preserve z W ts counts out stats g dz dW dts evaluations floats for keep in (1, 2)
+        call = Int[kernel, solver_number(solver), 2, 3, keep, 1, 1000, 2^20, address(ts), address(counts), address(stats)]
+        append!(call, [1, 2, address(z), address(out), 1, 4, address(W), 0])
+        kept = GC.@preserve call forward_each(address(call), length(call), address(floats))
+        kept == 0 && continue
+        call = Int[address(dts), 3, address(evaluations), 1, 2, address(g), address(dz), 1, 4, address(dW), 0]
+        GC.@preserve call pullback_each(kept, address(call), length(call))
+        release(kept)
+    end
+    return dz, dW
+end
+
 "Forget the sample's kernels: what is compiled stays."
 function forget_samples()
-    foreach(empty!, (KERNELS, KERNEL_INDEX, FIELDS, FIELD_ORDER, KEPT))
+    foreach(empty!, (KERNELS, KERNEL_INDEX, FIELDS, FIELD_ORDER, KEPT, SAMPLE_FIELDS))
     NEXT[] = 0
     return
 end
@@ -62,6 +113,10 @@ end
 @compile_workload begin
     for dtype in ("float32", "float64"), solver in ("Tsit5", "DP5", "BS3", "Vern7", "Euler", "Midpoint", "RK4")
         sample_run(dtype, solver, :discrete)
+    end
+    for dtype in ("float32", "float64")
+        sample_event(dtype, "Tsit5")
+        sample_each(dtype, "Tsit5")
     end
     forget_samples()
 end
