@@ -14,19 +14,20 @@ from tqdm import tqdm
 from pynode import plot
 
 
-def train_flow(flow, batches: Iterable[tuple], steps: int, label: str) -> float:
-    """Train a flow with Adam, from a learning rate of 0.01 down a cosine.
+def train_flow(flow, batches: Iterable[tuple], steps: int, label: str, lr: float = 1e-2) -> float:
+    """Train a flow with Adam, whose learning rate goes down a cosine.
 
     Args:
         flow: what is trained, in place.
         batches: the arguments of `flow.loss` for each step.
         steps: of the optimizer, as many as batches.
         label: of the progress bar.
+        lr: the learning rate of the first step.
 
     Returns:
         The seconds that it took.
     """
-    optimizer = torch.optim.Adam(flow.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(flow.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     start = time.perf_counter()
     for batch in (bar := tqdm(batches, total=steps, desc=label)):

@@ -55,6 +55,7 @@ def evaluate(density, name, own, other):
 
 
 def run(out, engine="auto", seed=0, epochs=400):
+    torch.set_num_threads(1)  # the networks are too small to share between threads
     torch.manual_seed(seed)
     flow = FFJORD(2, hidden=(64, 64), base=Bases(), context=2, trace="exact", kinetic=0.01, engine=engine, **LOOSE)
     context = torch.eye(2).repeat_interleave(128, 0)

@@ -35,6 +35,7 @@ def evaluate(flow, name):
 
 
 def run(out, engine="auto", seed=0, epochs=400, sets=SETS):
+    torch.set_num_threads(1)  # the networks are too small to share between threads
     torch.manual_seed(seed)
     results, rows = {}, {}
     for name in sets.split(","):

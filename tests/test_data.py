@@ -128,9 +128,25 @@ def test_spirals_follow_the_generator_and_refuse_what_cannot_be():
         ({"n": 0}, "n must be at least 1, got 0"),
         ({"n_obs": 101}, "n_obs must be between 1 and 100, .* got 101"),
         ({"noise": -1.0}, r"noise must be a standard deviation, .* got -1\.0"),
+        (
+            {"start": (2.0, 1.0)},
+            r"start must be two increasing angles between 0 and 4.8 π = 15\.08, got \(2\.0, 1\.0\)",
+        ),
+        ({"start": (0.0, 15.1)}, r"got \(0\.0, 15\.1\)"),
     ):
         with pytest.raises(InputError, match=message):
             data.spirals(**keywords)
+
+
+def test_spirals_start_where_they_are_asked_to():
+    """The angle of a start is r / 0.3 around (5, 0), or 6π + 1 - 15 / r around (-5, 0)."""
+    path = data.spirals(400, 30, start=(1.0, 2.0), generator=seeded()).tensors[2][:, 0].double()
+    radii = [(path - torch.tensor([x, 0.0], dtype=torch.float64)).norm(dim=1) for x in (5.0, -5.0)]
+    counter = radii[0] < 0.61
+    angle = torch.where(counter, radii[0] / 0.3, 6 * math.pi + 1 - 15 / radii[1])
+    assert 150 < counter.sum() < 250
+    assert 1.0 <= angle.min() < 1.02
+    assert 1.98 < angle.max() <= 2.0 + 1e-5
 
 
 def test_lynx_hare():

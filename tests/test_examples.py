@@ -59,10 +59,10 @@ def test_spiral_fit(tmp_path):
 
 @pytest.mark.slow
 def test_latent_spirals(tmp_path):
-    results, stdout = run("latent_spirals", tmp_path, "--points", "30", "--iterations", "300")
+    results, stdout = run("latent_spirals", tmp_path, "--points", "30", "--iterations", "600")
     rnn, latent = results["30"]["RNN"], results["30"]["latent ODE"]
-    assert latent["interpolation"] < rnn["interpolation"]
-    assert latent["extrapolation"] < 0.75 * rnn["extrapolation"]  # 0.50 as measured
+    assert latent["extrapolation"] < 0.5 * rnn["extrapolation"], results
+    assert latent["extrapolation"] == pytest.approx(latent["extrapolation_irregular"], rel=0.1)  # one path
     assert "beyond, irregular" in stdout
     assert_figures(tmp_path, "paths_30.png")
 

@@ -14,12 +14,17 @@ __all__ = ["lynx_hare", "spirals"]
 
 _WINDOW, _PATH = 100, 200  # times that may be observed, and times of the path, which goes on
 _SPAN = 1.2 * math.pi  # radians of a path
-_FIRST, _LAST = 0.6 * math.pi, 4.2 * math.pi  # between which a path starts
-_END = 6 * math.pi
+_START = (0.6 * math.pi, 4.2 * math.pi)
+_END = 6 * math.pi  # of both curves
 
 
 def spirals(
-    n: int = 1000, n_obs: int = 100, noise: float = 0.3, *, generator: torch.Generator | None = None
+    n: int = 1000,
+    n_obs: int = 100,
+    noise: float = 0.3,
+    *,
+    start: tuple[float, float] = _START,
+    generator: torch.Generator | None = None,
 ) -> TensorDataset:
     """Bi-directional spirals in the plane, each observed at irregular times with Gaussian noise.
 
@@ -32,6 +37,8 @@ def spirals(
         n: number of paths.
         n_obs: number of observations of each path, at most 100.
         noise: standard deviation of the observations.
+        start: the angles between which paths start, within [0, 4.8 π]. Observed is then what lies up to 0.6 π beyond
+            the latter, and the path of a start in the last 0.6 π goes on where nothing was observed.
         generator: seeds paths, times and noise; torch's default generator where `None`.
 
     Returns:
@@ -39,7 +46,8 @@ def spirals(
         and their times `(n, 200)`; float32.
 
     Raises:
-        InputError: there is no path, `n_obs` is not between 1 and 100, or the noise is negative.
+        InputError: there is no path, `n_obs` is not between 1 and 100, the noise is negative, or paths would start
+            outside of the curves.
 
     Source:
         R. T. Q. Chen, Y. Rubanova, J. Bettencourt, D. Duvenaud, "Neural Ordinary Differential Equations",
@@ -51,9 +59,11 @@ def spirals(
         raise InputError(f"n_obs must be between 1 and {_WINDOW}, the times that may be observed, got {n_obs!r}")
     if not 0 <= noise < math.inf:
         raise InputError(f"noise must be a standard deviation, finite and at least 0, got {noise!r}")
+    low, high = start
+    if not 0 <= low <= high <= _END - _SPAN:
+        raise InputError(f"start must be two increasing angles between 0 and 4.8 π = {_END - _SPAN:.2f}, got {start!r}")
     grid = torch.linspace(0, _SPAN, _PATH, dtype=torch.float64)
-    start = _FIRST + (_LAST - _FIRST) * torch.rand(n, 1, dtype=torch.float64, generator=generator)
-    angle = start + grid
+    angle = low + (high - low) * torch.rand(n, 1, dtype=torch.float64, generator=generator) + grid
     clockwise = _around(-5.0, 15 / (_END + 1 - angle), _END + 1 - angle)
     counter = _around(5.0, 0.3 * angle, angle)
     path = torch.where(torch.rand(n, 1, 1, generator=generator) < 0.5, clockwise, counter)
