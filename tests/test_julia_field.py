@@ -406,10 +406,10 @@ def test_two_networks_in_a_batched_function() -> None:
         def forward(self, t: Tensor, z: Tensor) -> Tensor:
             return f(z) * g(torch.cat([z, t.expand(len(z), 1)], 1))
 
-    assert_same(solved(field, states()), solved(Torch(), states()), 1e-11)  # sums in another order
+    assert_same(solved(field, states()), solved(Torch(), states()), 1e-9)  # sums in another order, so other step sizes
     with torch.no_grad():
         f[0].weight.mul_(0.5)  # the next solve sees it
-    assert_same(solved(field, states()[:1]), solved(Torch(), states()[:1]), 1e-11)
+    assert_same(solved(field, states()[:1]), solved(Torch(), states()[:1]), 1e-9)
 
 
 @julia
