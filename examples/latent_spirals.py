@@ -5,7 +5,9 @@ against the paths without noise: between the first and the last observation; and
 neither saw, on the path's grid of 100 times (as in the paper) and at as many irregular times as were observed. The
 recurrent network predicts each point from those before it, the latent ODE reads the whole series first. The recurrent
 network learns the step from one observation to the next: beyond the last one it does well with steps like those of its
-training, and badly with the many short ones of the grid. The latent ODE gives one and the same path for any times.
+training, and badly with the many short ones of the grid. The latent ODE gives one and the same path for any times. A
+hundred observations are all of the window's grid: there both ways of asking are the same, and the recurrent network
+is the better one.
 
 The paths of the test set go on along stretches of the spirals that others of the training set were observed on. The
 last column is of paths that leave these stretches: the latent ODE knows nothing of the field there.
