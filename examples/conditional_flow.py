@@ -54,7 +54,7 @@ def evaluate(density, name, own, other):
     return numbers, (x[:4000], heat, density.sample(4000, own), paths)
 
 
-def run(out, engine="auto", seed=0, epochs=400):
+def run(out, engine="auto", seed=0, epochs=1000):
     torch.set_num_threads(1)  # the networks are too small to share between threads
     torch.manual_seed(seed)
     flow = FFJORD(2, hidden=(64, 64), base=Bases(), context=2, trace="exact", kinetic=0.01, engine=engine, **LOOSE)
@@ -88,6 +88,6 @@ if __name__ == "__main__":
     parser.add_argument("--engine", choices=("auto", "torch", "julia"), default="auto", help="which engine solves")
     parser.add_argument("--seed", type=int, default=0, help="of parameters and samples")
     parser.add_argument(
-        "--epochs", type=int, default=400, help="steps of the optimizer, 128 new samples of each target"
+        "--epochs", type=int, default=1000, help="steps of the optimizer, 128 new samples of each target"
     )
     run(**vars(parser.parse_args()))
