@@ -21,7 +21,7 @@ from pynode import data, plot
 from pynode.models import CNF, FFJORD
 
 SETS = "pinwheel,swissroll,2spirals"
-WEIGHT = 0.03
+WEIGHT = 0.015
 ABLATION = {
     "none": {},
     "kinetic": {"kinetic": WEIGHT},
