@@ -159,7 +159,7 @@ function pull_step!(p::Pull{T}, steps::Steps, n::Int, stages::Vector{<:Stage}, o
         if p.active[s]
             product!(p, s, stages[offset + s])
             λ .+= field.dz
-            p.wants_t && (dt += slope(field); dh += slope(field))
+            p.wants_t && (change = slope(field); dt += change; dh += change)
         end
         last_stage -= 1
     end
@@ -173,8 +173,9 @@ function pull_step!(p::Pull{T}, steps::Steps, n::Int, stages::Vector{<:Stage}, o
         row = view(tab.A, j, :)
         spread!(p.kbar, p.active, h, row, field.dz, j - 1)
         if p.wants_t
-            dt += slope(field)
-            dh += tab.c[j] * slope(field) + dot(field.dz, combine!(p.sum, nothing, one(T), row, p.k, j - 1))
+            change = slope(field)
+            dt += change
+            dh += tab.c[j] * change + dot(field.dz, combine!(p.sum, nothing, one(T), row, p.k, j - 1))
         end
     end
     p.pending = tab.fsal && n > 1 && p.active[1]
