@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     actions = julia.add_subparsers(title="actions", metavar="ACTION", required=True)
     install = actions.add_parser("install", help="install Julia and the packages of the julia engine")
     install.add_argument("--dry-run", action="store_true", help="print the plan, change nothing")
+    install.add_argument("--cuda", action="store_true", help="also CUDA.jl, to solve on a GPU")
     install.set_defaults(run=_julia_install)
     return parser
 
@@ -116,7 +117,7 @@ def _solvers(arguments: argparse.Namespace) -> int:
 def _julia_install(arguments: argparse.Namespace) -> int:
     from pynode.engine import julia_runtime
 
-    plan = julia_runtime.install(dry_run=arguments.dry_run)
+    plan = julia_runtime.install(dry_run=arguments.dry_run, cuda=arguments.cuda)
     if plan:
         print(plan)
     return 0

@@ -158,6 +158,9 @@ def test_julia_install_dry_run_prints_the_plan(capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert f"PyNODE ({julia_runtime.julia_folder()})" in printed
     assert "SciMLSensitivity (7" in printed
+    assert "CUDA" not in printed
+    assert cli.main(["julia", "install", "--dry-run", "--cuda"]) == 0
+    assert "CUDA (5.4, 6)" in capsys.readouterr().out
 
 
 def test_julia_install_leaves_a_julia_of_ones_own_alone(capsys, monkeypatch):

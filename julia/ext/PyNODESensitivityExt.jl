@@ -24,7 +24,7 @@ function PyNODE.adjoint_solve(fw::Dense{T}, g, a::Adjoint) where {T}
         t = fw.ts[2:end], dgdu_discrete = dgdu!, sensealg = sensealg(a, rtol, atol),
         abstol = atol, reltol = rtol, maxiters = fw.options.max_steps, step...,
     )
-    return copy(vec(du0)), collect(vec(dp))
+    return copy(vec(du0)), copy(vec(dp))
 end
 
 end

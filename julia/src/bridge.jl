@@ -5,13 +5,13 @@
 
 const KERNELS = Any[]
 const KERNEL_INDEX = Dict{Tuple{String,DataType},Int}()
-const FIELDS = Dict{Tuple{Int,Int,Symbol},Any}()
+const FIELDS = Dict{Tuple{Int,Int,Symbol,Int},Any}()
 const KEPT = Dict{Int,Any}()
 const NEXT = Ref(0)
 
 "Workspaces that are kept for reuse; beyond that the oldest go."
 const MAX_FIELDS = 64
-const FIELD_ORDER = Tuple{Int,Int,Symbol}[]
+const FIELD_ORDER = Tuple{Int,Int,Symbol,Int}[]
 
 element_type(name::AbstractString) = name == "float32" ? Float32 : name == "float64" ? Float64 :
     throw(ArgumentError("expected float32 or float64, got $name"))
@@ -39,20 +39,19 @@ const KEEP = (:ends, :stages, :dense, :saved)
 solver_number(name) = findfirst(==(string(name)), SOLVER_NAMES)
 sensitivity_number(name) = findfirst(==(Symbol(string(name))), SENSITIVITIES)
 
-function field_for(kernel::Int, batch::Int, products::Symbol)
-    key = (kernel, batch, products)
+"The field of a kernel for a batch size, on a device."
+function field_for(kernel::Int, batch::Int, products::Symbol, device::Int)
+    key = (kernel, batch, products, device)
     haskey(FIELDS, key) && return FIELDS[key]
     if length(FIELD_ORDER) >= MAX_FIELDS
         discard!(pop!(FIELDS, popfirst!(FIELD_ORDER)).tape)
     end
     push!(FIELD_ORDER, key)
-    return FIELDS[key] = Base.invokelatest(make_field, KERNELS[kernel], batch, products)
+    return FIELDS[key] = Base.invokelatest(make_field, KERNELS[kernel], batch, products, DEVICES[device])
 end
 
-make_field(k, batch, products) = TracedField(Workspace(k, batch); products)
-
-"Memory that Python owns, as a vector."
-wrap(T, address::Int, n) = unsafe_wrap(Array, Ptr{T}(address), n)
+make_field(k::Kernel{T}, batch, products, device::Device = Processor()) where {T} =
+    TracedField(Workspace(k, batch, empty_vector(device, T)); products)
 
 "A cursor over the integers of a call."
 mutable struct Reader
@@ -67,9 +66,10 @@ next!(r::Reader) = r.data[r.at += 1]
 
 One forward solve.
 
-Integers: kernel, solver, batch, number of times, what to keep, products (0 joint, 1 split), adaptive, max_steps, bytes of
-memory for the steps, address of the times; number of state tensors, then for each its size, address and the address of its results; number
-of tensors of `θ`, then for each its size and address.
+Integers: device, kernel, solver, batch, number of times, what to keep, products (0 joint, 1 split), adaptive, max_steps,
+bytes of memory for the steps, address of the times; number of state tensors, then for each its size, address and the
+address of its results; number of tensors of `θ`, then for each its size and address. The times, and their cotangents, are
+the processor's, all else is the device's.
 Floats: rtol, atol, dt; on return evaluations, accepted and rejected steps, outcome, the time reached. Outcome -1: the
 state, a conditioning tensor or a parameter is not finite, and nothing was solved.
 
@@ -77,38 +77,56 @@ Returns the number under which the solve is kept for `pullback` and `interpolate
 """
 function forward(ints::Int, n_ints::Int, floats::Int)
     r = Reader(wrap(Int, ints, n_ints), 0)
-    kernel, solver, batch, times, keep, products = (next!(r) for _ in 1:6)
-    field = field_for(kernel, batch, products == 0 ? :joint : :split)
-    return forward_typed(field, r, wrap(Float64, floats, 8), SOLVER_NAMES[solver], batch, times, KEEP[keep])
+    device, kernel, solver, batch, times, keep, products = (next!(r) for _ in 1:7)
+    x = wrap(Float64, floats, 8)
+    return on(DEVICES[device]) do
+        field = field_for(kernel, batch, products == 0 ? :joint : :split, device)
+        forward_typed(DEVICES[device], field, r, x, SOLVER_NAMES[solver], times, KEEP[keep])
+    end
 end
 
-function forward_typed(field::TracedField{T}, r::Reader, x, solver, batch, times, keep) where {T}
+function forward_typed(device, field::TracedField{T}, r::Reader, x, solver, times, keep) where {T}
     adaptive, max_steps, memory = next!(r) == 1, next!(r), next!(r)
     ts = copy(wrap(T, next!(r), times))
     states = [(next!(r), next!(r), next!(r)) for _ in 1:next!(r)]
-    offset, field.counts[3] = 0, field.counts[3] + 1
-    for _ in 1:next!(r)
-        n, address = next!(r), next!(r)
-        copyto!(field.θ, offset + 1, wrap(T, address, n), 1, n)
-        offset += n
-    end
-    u0 = reduce(vcat, [wrap(T, from, n) for (n, from, _) in states])
+    field.counts[3] += 1
+    read_theta!(field, device, r)
+    u0 = gather!(similar(field.u), device, [(n, from) for (n, from, _) in states])
     allfinite(u0, length(u0)) && allfinite(field.θ, length(field.dθ)) || (x[4] = -1; return 0)
     options = Options(; solver, rtol = x[1], atol = x[2], dt = x[3], adaptive, max_steps, keep, memory)
     before = field.counts[1]
     # The results of a single tensor are written where they belong.
     single = length(states) == 1
-    values = single ? reshape(wrap(T, states[1][3], length(u0) * times), :, times) : Matrix{T}(undef, length(u0), times)
+    values = if single
+        reshape(wrap(device, T, states[1][3], length(u0) * times), :, times)
+    else
+        similar(u0, T, length(u0), times)
+    end
     summary, solved = forward!(values, field, u0, ts, field.θ, options)
-    single || scatter(values, [(n, to) for (n, _, to) in states])
+    single || scatter(device, values, [(n, to) for (n, _, to) in states])
     x[1:5] .= (field.counts[1] - before, summary.accepted, summary.rejected, Int(summary.outcome), summary.reached)
     solved === nothing && return 0
     KEPT[NEXT[] += 1] = solved
     return NEXT[]
 end
 
+"Copy the tensors of `θ`, each given by its size and address after their number, to where a field reads them."
+read_theta!(f::TracedField, device, r::Reader) = gather!(f.θ, device, [(next!(r), next!(r)) for _ in 1:next!(r)])
+
+"Copy parts, each given by its size and address, one after the other to a vector."
+function gather!(x::AbstractVector{T}, device, parts) where {T}
+    offset = 0
+    for (n, from) in parts
+        n == 0 || copyto!(x, offset + 1, wrap(device, T, from, n), 1, n)
+        offset += n
+    end
+    return x
+end
+
 "Whether the first `n` numbers are all finite."
-function allfinite(x, n)
+allfinite(x, n) = all(isfinite, view(x, 1:n))
+
+function allfinite(x::Vector, n)
     sum = zero(eltype(x))
     @simd for i in 1:n
         @inbounds sum += x[i] - x[i]
@@ -117,10 +135,12 @@ function allfinite(x, n)
 end
 
 "Copy the rows of `(state, time)` values to the memory of each state tensor, `(size, time)`."
-function scatter(values::AbstractMatrix{T}, parts) where {T}
+function scatter(device, values::AbstractMatrix{T}, parts) where {T}
     offset = 0
     for (n, to) in parts
-        to == 0 || copyto!(reshape(wrap(T, to, n * size(values, 2)), n, :), view(values, (offset + 1):(offset + n), :))
+        if to != 0 && n != 0
+            reshape(wrap(device, T, to, n * size(values, 2)), n, :) .= view(values, (offset + 1):(offset + n), :)
+        end
         offset += n
     end
     return
@@ -131,28 +151,33 @@ end
 
 The cotangents of a kept solve.
 
-Integers: sensitivity, checkpointing (-1: the method's default), address for the times' cotangents; number of state
+Integers: device, sensitivity, checkpointing (-1: the method's default), address for the times' cotangents; number of state
 tensors, then for each its size, the address of its cotangents and the address for its initial value's cotangent; number
 of conditioning tensors and parameters, then for each its size and the address for its cotangent. Address 0: a zero
 cotangent, or one that is not wanted.
 Floats: rtol and atol of a continuous adjoint (0: those of the forward solve); on return evaluations of the field and its
 products.
 """
-pullback(kept::Int, ints::Int, n_ints::Int, floats::Int) =
-    pullback_typed(KEPT[kept], Reader(wrap(Int, ints, n_ints), 0), wrap(Float64, floats, 8))
+function pullback(kept::Int, ints::Int, n_ints::Int, floats::Int)
+    r, x = Reader(wrap(Int, ints, n_ints), 0), wrap(Float64, floats, 8)
+    device = DEVICES[next!(r)]
+    return on(() -> pullback_typed(device, KEPT[kept], r, x), device)
+end
 
-function pullback_typed(fw::Solved{T}, r::Reader, x) where {T}
+function pullback_typed(device, fw::Solved{T}, r::Reader, x) where {T}
     sensitivity, checkpointing, dt_address = SENSITIVITIES[next!(r)], next!(r), next!(r)
     times = length(fw.ts)
     states = [(next!(r), next!(r), next!(r)) for _ in 1:next!(r)]
     others = [(next!(r), next!(r)) for _ in 1:next!(r)]
     if length(states) == 1 && states[1][2] != 0
-        g = reshape(wrap(T, states[1][2], states[1][1] * times), states[1][1], times)
+        g = reshape(wrap(device, T, states[1][2], states[1][1] * times), states[1][1], times)
     else
-        g = zeros(T, length(fw.field.u), times)
+        g = fill!(similar(fw.field.u, T, length(fw.field.u), times), zero(T))
         offset = 0
         for (n, from, _) in states
-            from == 0 || copyto!(view(g, (offset + 1):(offset + n), :), reshape(wrap(T, from, n * times), n, times))
+            if from != 0 && n != 0
+                view(g, (offset + 1):(offset + n), :) .= reshape(wrap(device, T, from, n * times), n, times)
+            end
             offset += n
         end
     end
@@ -163,8 +188,8 @@ function pullback_typed(fw::Solved{T}, r::Reader, x) where {T}
     else
         continuous_pullback(fw, g, Adjoint(; name = sensitivity, rtol = x[1], atol = x[2], checkpointing); wants_t)
     end
-    scatter(reshape(c.u0, :, 1), [(n, to) for (n, _, to) in states])
-    scatter(reshape(c.θ, :, 1), others)
+    scatter(device, reshape(c.u0, :, 1), [(n, to) for (n, _, to) in states])
+    scatter(device, reshape(c.θ, :, 1), others)
     wants_t && copyto!(wrap(T, dt_address, times), c.ts)
     x[1] = sum(fw.field.counts) - before
     return 0
@@ -173,20 +198,24 @@ end
 """
     interpolate(kept, ints, n_ints)
 
-A kept dense solve at other times. Integers: number of times, their address; number of state tensors, then for each its
-size and the address for its values.
+A kept dense solve at other times. Integers: device, number of times, their address (the processor's); number of state
+tensors, then for each its size and the address for its values.
 """
-interpolate(kept::Int, ints::Int, n_ints::Int) = interpolate_typed(dense(KEPT[kept]), Reader(wrap(Int, ints, n_ints), 0))
+function interpolate(kept::Int, ints::Int, n_ints::Int)
+    r = Reader(wrap(Int, ints, n_ints), 0)
+    device = DEVICES[next!(r)]
+    return on(() -> interpolate_typed(device, dense(KEPT[kept]), r), device)
+end
 
-function interpolate_typed(fw::Dense{T}, r::Reader) where {T}
+function interpolate_typed(device, fw::Dense{T}, r::Reader) where {T}
     n = next!(r)
     ts = wrap(T, next!(r), n)
-    values = Matrix{T}(undef, length(fw.field.u), n)
+    values = similar(fw.field.u, T, length(fw.field.u), n)
     rebind!(fw.field, fw.θ)
     for (i, t) in enumerate(ts)
         fw.solution(view(values, :, i), t)
     end
-    scatter(values, [(next!(r), next!(r)) for _ in 1:next!(r)])
+    scatter(device, values, [(next!(r), next!(r)) for _ in 1:next!(r)])
     return 0
 end
 

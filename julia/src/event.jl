@@ -94,32 +94,30 @@ end
 """
     find_event(ints, n_ints, floats) -> Int
 
-Integers: kernel, kernel of the event function, number of its values, address of their signs; then those of `forward`
-from the solver on; then number of tensors of the event function's `θ`, and for each its size and address.
+Integers: device, kernel, kernel of the event function, number of its values, address of their signs (the processor's);
+then those of `forward` from the solver on; then number of tensors of the event function's `θ`, and for each its size and
+address.
 Floats: rtol, atol, dt; on return evaluations, the time of the event.
 
 Returns the position of the value that changed its sign, from 1; 0 if none did.
 """
 function find_event(ints::Int, n_ints::Int, floats::Int)
     r = Reader(wrap(Int, ints, n_ints), 0)
-    kernel, event, m, signs, solver, batch, times, _, products = (next!(r) for _ in 1:9)
-    field = field_for(kernel, batch, products == 0 ? :joint : :split)
-    values = EventValues(field_for(event, batch, :joint), m, batch)
-    return find_event_typed(field, values, r, wrap(Float64, floats, 8), signs, SOLVER_NAMES[solver], times)
+    device, kernel, event, m, signs, solver, batch, times, _, products = (next!(r) for _ in 1:10)
+    x = wrap(Float64, floats, 8)
+    return on(DEVICES[device]) do
+        field = field_for(kernel, batch, products == 0 ? :joint : :split, device)
+        values = EventValues(field_for(event, batch, :joint, device), m, batch)
+        find_event_typed(DEVICES[device], field, values, r, x, signs, SOLVER_NAMES[solver], times)
+    end
 end
 
-function find_event_typed(field::TracedField{T}, event, r::Reader, x, signs, solver, times) where {T}
+function find_event_typed(device, field::TracedField{T}, event, r::Reader, x, signs, solver, times) where {T}
     adaptive, max_steps, _ = next!(r) == 1, next!(r), next!(r)
     ts = copy(wrap(T, next!(r), times))
-    u0 = reduce(vcat, [(n = next!(r); from = next!(r); next!(r); wrap(T, from, n)) for _ in 1:next!(r)])
-    for f in (field, event.field)
-        offset = 0
-        for _ in 1:next!(r)
-            n, address = next!(r), next!(r)
-            copyto!(f.θ, offset + 1, wrap(T, address, n), 1, n)
-            offset += n
-        end
-    end
+    states = [(next!(r), next!(r), next!(r)) for _ in 1:next!(r)]
+    u0 = gather!(similar(field.u), device, [(n, from) for (n, from, _) in states])
+    foreach(f -> read_theta!(f, device, r), (field, event.field))
     bind!(event.field, event.field.θ)
     options = Options(; solver, rtol = x[1], atol = x[2], dt = x[3], adaptive, max_steps)
     before = field.counts[1]

@@ -58,11 +58,11 @@ function sample_run(dtype::String, solver::String, sensitivity::Symbol)
     GC.@preserve z W ts out dz dW dts g back begin
         for keep in (1, sensitivity === :discrete ? 2 : 3)
             floats = Float64[1e-3, 1e-3, adaptive ? 0 : 0.3, 0, 0, 0, 0, 0]
-            call = Int[kernel, solver_number(solver), 2, 3, keep, products, adaptive, 1000, 2^30, address(ts)]
+            call = Int[HOST, kernel, solver_number(solver), 2, 3, keep, products, adaptive, 1000, 2^30, address(ts)]
             append!(call, [1, 4, address(z), address(out), 1, 4, address(W)])
             kept = GC.@preserve call floats forward(address(call), length(call), address(floats))
             kept == 0 && continue
-            call = Int[sensitivity_number(sensitivity), -1, address(dts), 1, 4, address(g), address(dz), 1, 4, address(dW)]
+            call = Int[HOST, sensitivity_number(sensitivity), -1, address(dts), 1, 4, address(g), address(dz), 1, 4, address(dW)]
             GC.@preserve call pullback(kept, address(call), length(call), address(back))
             release(kept)
         end
@@ -77,7 +77,7 @@ function sample_event(dtype::String, solver::String)
     z, W, ts, signs = T[0.1, -0.2, 0.3, 0.4], T[0.1, 0.2, -0.3, 0.4], T[0, 1], [-1.0]
     address(x) = Int(pointer(x))
     floats = Float64[1e-3, 1e-3, 0, 0, 0, 0, 0, 0]
-    call = Int[kernel, event, 1, address(signs), solver_number(solver), 2, 2, 0, 0, 1, 1000, 0, address(ts)]
+    call = Int[HOST, kernel, event, 1, address(signs), solver_number(solver), 2, 2, 0, 0, 1, 1000, 0, address(ts)]
     append!(call, [1, 4, address(z), 0, 1, 4, address(W), 0])
     GC.@preserve z W ts signs call floats find_event(address(call), length(call), address(floats))
     return floats[2]

@@ -8,6 +8,7 @@ using Test
     include("sample.jl")
     include("lower.jl")
     include("discrete.jl")
+    include("bridge.jl")
     include("independent.jl")
     include("layer.jl")
     "quality" in ARGS && include("quality.jl")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pynode._derived import derived_field
 from pynode.engine._julia_call import Floats, addresses, integers
+from pynode.engine._julia_device import Device
 from pynode.engine._protocol import Crossing, EventSearch, Problem
 from pynode.errors import FieldError, TraceError
 from pynode.field import Field
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["find_event"]
 
 
-def find_event(engine: JuliaEngine, problem: Problem, search: EventSearch) -> Crossing:
+def find_event(engine: JuliaEngine, problem: Problem, search: EventSearch, device: Device) -> Crossing:
     """The first change of sign, found by steps that never call back into Python.
 
     Raises:
@@ -28,7 +29,7 @@ def find_event(engine: JuliaEngine, problem: Problem, search: EventSearch) -> Cr
     """
     state, n = problem.z0[0], len(search.signs)
     z0 = [z.contiguous() for z in problem.z0]
-    t, batch = problem.t.contiguous(), state.shape[0]
+    t, batch = problem.t.cpu().contiguous(), state.shape[0]
     watched = (*z0[: search.n_states], state.new_zeros(batch, n))
     try:
         event = Field(derived_field(_rates, search.owner, search.is_tuple), watched, t[0], problem.args, True)
@@ -37,21 +38,22 @@ def find_event(engine: JuliaEngine, problem: Problem, search: EventSearch) -> Cr
         raise type(error)(f"event: {error}") from error
     trace = trace_field(problem.field, problem.z0, t[0], problem.args)
     engine._start()
-    args = [x.detach().contiguous() for x in problem.args]
-    others = [*args, *(x.detach().contiguous() for x in trace.bound(problem.field))]
-    others_of_event = [*args, *(x.detach().contiguous() for x in of_event.bound(event))]
+    others = device.contiguous(*problem.args, *trace.bound(problem.field))
+    others_of_event = device.contiguous(*problem.args, *of_event.bound(event))
     signs = torch.tensor(search.signs, dtype=torch.float64)
     how, solver = problem.sensitivity, problem.solver
     split = how is not None and how.name != "discrete"  # the solve that follows runs in the same workspace
     assert solver.julia is not None
-    values = [engine._kernel(trace, state.dtype), engine._kernel(of_event, state.dtype), n, signs.data_ptr()]
+    kernels = engine._kernel(trace, state.dtype), engine._kernel(of_event, state.dtype)
+    values = [device.number, *kernels, n, signs.data_ptr()]
     values += [engine._number("solver", solver.julia), batch, len(t), 0, int(split)]
     values += [int(solver.adaptive), problem.max_steps, 0, t.data_ptr(), len(z0)]
     for z in z0:
         values += (z.numel(), z.data_ptr(), 0)
     data, address, length = integers(values + addresses(others) + addresses(others_of_event))
     floats = Floats(problem.rtol, problem.atol, problem.dt or 0.0)
-    index = engine._julia.find_event._jl_call_nogil(address, length, floats.address)
+    with device:
+        index = engine._julia.find_event._jl_call_nogil(address, length, floats.address)
     del data
     nfe, found = floats.values[:2]
     return Crossing(found if index else None, index - 1, int(nfe))

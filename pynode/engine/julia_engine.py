@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pynode.engine import julia_runtime
+from pynode.engine import _julia_device, julia_runtime
 from pynode.engine._forward import solve_forward
 from pynode.engine._julia_call import Entries, Floats, addresses, integers
 from pynode.engine._julia_each import solve_samples
@@ -27,7 +28,7 @@ from pynode.engine._protocol import (
     Stats,
 )
 from pynode.engine._solvers import SolverInfo
-from pynode.errors import EngineUnavailable, PyNODEError
+from pynode.errors import PyNODEError
 from pynode.field._trace import Trace, trace_field
 from pynode.sensitivity import Forward
 
@@ -76,12 +77,13 @@ class JuliaEngine:
 
         Raises:
             TraceError: the field cannot be turned into a graph.
-            EngineUnavailable: the state is not on the CPU, or Julia cannot be started.
+            EngineUnavailable: Julia cannot be started, or does not work on the state's device.
         """
         state = problem.z0[0]
-        _refuse_device(problem)
+        device = _julia_device.device_of(problem)
         if problem.t.dim() == 2:
-            return solve_samples(self, problem, _RETCODES, _Kept, _memory(problem))
+            kept_as = functools.partial(_Kept, device=device)
+            return solve_samples(self, problem, _RETCODES, kept_as, _memory(problem))
         if isinstance(problem.sensitivity, Forward):
             return solve_forward(self.solve, problem, norm_over_all=True)
         started = time.perf_counter()
@@ -95,19 +97,20 @@ class JuliaEngine:
         if sensitivity is not None and not (problem.dense and sensitivity.name == "backsolve"):
             keep = _NEEDS.get(sensitivity.name, "dense")
         z0 = [z.contiguous() for z in problem.z0]
-        t = problem.t.contiguous()
-        others = [x.detach().contiguous() for x in (*problem.args, *trace.bound(problem.field))]
+        t = problem.t.cpu().contiguous()
+        others = device.contiguous(*problem.args, *trace.bound(problem.field))
         out = [z.new_empty((len(t), *z.shape)) for z in z0]
         batch = state.shape[0] if state.dim() else 1
         split = sensitivity is not None and sensitivity.name != "discrete"
         assert problem.solver.julia is not None
-        values = [kernel, self._number("solver", problem.solver.julia), batch, len(t), _KEEP[keep], int(split)]
-        values += [int(problem.solver.adaptive), problem.max_steps, _memory(problem), t.data_ptr(), len(z0)]
+        values = [device.number, kernel, self._number("solver", problem.solver.julia), batch, len(t), _KEEP[keep]]
+        values += [int(split), int(problem.solver.adaptive), problem.max_steps, _memory(problem), t.data_ptr(), len(z0)]
         for z, o in zip(z0, out, strict=True):
             values += (z.numel(), z.data_ptr(), o.data_ptr())
         data, address, length = integers(values + addresses(others))
         floats = Floats(problem.rtol, problem.atol, problem.dt or 0.0)
-        kept = julia.forward(address, length, floats.address)
+        with device:
+            kept = julia.forward(address, length, floats.address)
         del data
         nfe, accepted, rejected, outcome, reached = floats.values[:5]
         if outcome < 0:
@@ -116,7 +119,7 @@ class JuliaEngine:
         stats = Stats(int(nfe), None, int(accepted), int(rejected), time.perf_counter() - started)
         integration = Integration(tuple(out), stats, _RETCODES[int(outcome)], reached)
         if kept:
-            held = _Kept(self, kept)
+            held = _Kept(self, kept, device)
             if sensitivity is not None:
                 integration.pullback = _Pullback(held, problem, stats)
             if problem.dense:
@@ -128,10 +131,9 @@ class JuliaEngine:
 
         Raises:
             TraceError: the field or the event function cannot be turned into a graph.
-            EngineUnavailable: the state is not on the CPU, or Julia cannot be started.
+            EngineUnavailable: Julia cannot be started, or does not work on the state's device.
         """
-        _refuse_device(problem)
-        return find_event(self, problem, search)
+        return find_event(self, problem, search, _julia_device.device_of(problem))
 
     def _start(self) -> Entries:
         module = julia_runtime.start()
@@ -160,20 +162,11 @@ def _memory(problem: Problem) -> int:
     return _MEMORY if how is None else int(how.options.get("memory", _MEMORY))  # type: ignore[call-overload]
 
 
-def _refuse_device(problem: Problem) -> None:
-    device = problem.z0[0].device
-    if device.type != "cpu":
-        raise EngineUnavailable(
-            f"the julia engine runs on CPU tensors, the state is on {device}: move the field and the state "
-            'to the CPU, or use engine="torch"'
-        )
-
-
 class _Kept:
     """A solve that Julia keeps for as long as this object lives."""
 
-    def __init__(self, engine: JuliaEngine, number: int) -> None:
-        self.engine, self.number = engine, number
+    def __init__(self, engine: JuliaEngine, number: int, device: _julia_device.Device) -> None:
+        self.engine, self.number, self.device = engine, number, device
 
     def __del__(self) -> None:
         # This may run anywhere; Julia is told at the next call.
@@ -193,12 +186,13 @@ class _Pullback:
         z0 = [_room(x, wanted) for x, wanted in zip(problem.z0, problem.wants["z0"], strict=True)]
         args = [_room(x, wanted) for x, wanted in zip(problem.args, problem.wants["args"], strict=True)]
         parameters = [_room(x, w) for x, w in zip(problem.parameters, problem.wants["parameters"], strict=True)]
-        t = _room(problem.t, problem.wants["t"][0])
+        t = _room(problem.t.cpu(), problem.wants["t"][0])
         sensitivity = problem.sensitivity
         assert sensitivity is not None
         options = sensitivity.options
         checkpointing = options.get("checkpointing", -1)
-        values = [engine._number("sensitivity", sensitivity.name), int(checkpointing), _address(t), len(z0)]  # type: ignore[call-overload]
+        values = [self.kept.device.number, engine._number("sensitivity", sensitivity.name)]
+        values += [int(checkpointing), _address(t), len(z0)]  # type: ignore[call-overload]
         for x, g, room in zip(problem.z0, given, z0, strict=True):
             values += (x.numel(), _address(g), _address(room))
         values.append(len(args) + len(parameters))
@@ -206,10 +200,11 @@ class _Pullback:
             values += (x.numel(), _address(room))
         data, address, length = integers(values)
         floats = Floats(float(options.get("rtol", 0.0)), float(options.get("atol", 0.0)))  # type: ignore[arg-type]
-        julia.pullback(self.kept.number, address, length, floats.address)
+        with self.kept.device:
+            julia.pullback(self.kept.number, address, length, floats.address)
         del data
         self.stats.nfe_backward = int(floats.values[0])
-        return Gradients(z0, t, args, parameters)
+        return Gradients(z0, None if t is None else t.to(problem.t.device), args, parameters)
 
 
 class _Interpolant:
@@ -220,13 +215,14 @@ class _Interpolant:
 
     def __call__(self, times: Tensor) -> tuple[Tensor, ...]:
         julia = self.kept.engine._start()
-        times = times.contiguous()
+        times = times.cpu().contiguous()
         out = [z.new_empty((len(times), *z.shape)) for z in self.problem.z0]
-        values = [len(times), times.data_ptr(), len(out)]
+        values = [self.kept.device.number, len(times), times.data_ptr(), len(out)]
         for z, o in zip(self.problem.z0, out, strict=True):
             values += (z.numel(), o.data_ptr())
         data, address, length = integers(values)
-        julia.interpolate(self.kept.number, address, length)
+        with self.kept.device:
+            julia.interpolate(self.kept.number, address, length)
         del data
         return tuple(out)
 

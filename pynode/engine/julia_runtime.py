@@ -23,7 +23,7 @@ import torch
 from pynode.engine._protocol import Availability
 from pynode.errors import EngineUnavailable
 
-__all__ = ["Plan", "available", "install", "julia_folder", "manifest_versions", "start"]
+__all__ = ["Plan", "available", "install", "julia_folder", "manifest_versions", "open_cuda", "start"]
 
 PYNODE_UUID = "6f1c7d0e-53f0-4a7b-9d6e-0c7c4f5a8b21"
 JULIA_VERSIONS = "~1.10, 1.11"
@@ -39,6 +39,8 @@ EXTRAS = {
     "SciMLSensitivity": ("1ed8b502-d754-442c-8d5d-10ac956f44a1", "7.96"),
     "Zygote": ("e88e6eb3-aa80-5325-afca-941959d7151f", "0.6.67, 0.7"),
 }
+
+CUDA = {"CUDA": ("052768ef-5323-5732-b1bb-66c8b64840ba", "5.4, 6")}
 
 _INSTALL = "Run `pynode julia install`, or set PYTHON_JULIACALL_EXE and PYTHON_JULIACALL_PROJECT"
 
@@ -147,11 +149,12 @@ class Plan:
         return "\n".join([*lines, *(f"  {name} ({version})" for name, version in self.packages.items())])
 
 
-def install(dry_run: bool = False) -> Plan:
+def install(dry_run: bool = False, cuda: bool = False) -> Plan:
     """Provide Julia and the packages of the julia engine, through juliapkg, with its progress on the terminal.
 
     Args:
         dry_run: only say what would be done.
+        cuda: also CUDA.jl, for states on a GPU.
 
     Returns:
         The plan that was, or would be, carried out.
@@ -164,10 +167,11 @@ def install(dry_run: bool = False) -> Plan:
             "PYTHON_JULIACALL_EXE and PYTHON_JULIACALL_PROJECT name a Julia of your own, which pynode leaves alone: "
             f'unset them, or add PyNODE to it yourself with Pkg.develop(path="{julia_folder()}")'
         )
+    extras = {**EXTRAS, **(CUDA if cuda else {})}
     plan = Plan(
         _juliapkg_project(),
         JULIA_VERSIONS,
-        {"PyNODE": str(julia_folder()), **{name: version for name, (_, version) in EXTRAS.items()}},
+        {"PyNODE": str(julia_folder()), **{name: version for name, (_, version) in extras.items()}},
     )
     if dry_run:
         return plan
@@ -176,7 +180,7 @@ def install(dry_run: bool = False) -> Plan:
     try:
         juliapkg.require_julia(JULIA_VERSIONS)
         juliapkg.add("PyNODE", PYNODE_UUID, dev=True, path=str(julia_folder()))
-        for name, (uuid, version) in EXTRAS.items():
+        for name, (uuid, version) in extras.items():
             juliapkg.add(name, uuid, version=version)
         juliapkg.resolve(force=True)
     except Exception as error:
@@ -229,3 +233,28 @@ def _started() -> Any:
         raise EngineUnavailable(f"Julia started, but PyNODE could not be loaded: {error}") from error
     _pid = os.getpid()
     return module
+
+
+def open_cuda(index: int) -> int:
+    """Let Julia work on a GPU, and return the handle of the stream on which it does.
+
+    Raises:
+        EngineUnavailable: Julia is not there, or has no CUDA.jl, or finds no GPU.
+    """
+    module = start()
+    import juliacall
+
+    otherwise = 'Or move the field and the state to the CPU, or use engine="torch"'
+    try:
+        juliacall.Main.seval("import CUDA")
+    except juliacall.JuliaError as error:
+        raise EngineUnavailable(
+            f"the state is on cuda:{index}, and Julia could not load the package CUDA: {error.exception}. Run `pynode "
+            f"julia install --cuda`, or add CUDA to your own Julia environment. {otherwise}"
+        ) from error
+    if not juliacall.Main.CUDA.functional():
+        raise EngineUnavailable(
+            f"the state is on cuda:{index}, and Julia's package CUDA finds no GPU that works: `CUDA.versioninfo()` "
+            f"in Julia says why. {otherwise}"
+        )
+    return int(module.open_cuda(index))
