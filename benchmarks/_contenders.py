@@ -16,6 +16,7 @@ import pynode
 
 RTOL_TO_ATOL = 1e-3
 DIFFEQFLUX = "DiffEqFlux"
+FIELD_ALONE = "the field's products alone"
 
 
 @dataclass
@@ -163,6 +164,45 @@ def with_diffeqflux(case: Case, tolerance: float) -> Runs:
         list(case.widths), cubed, case.z0.numpy(), case.t.numpy(), tolerance, tolerance * RTOL_TO_ATOL
     )
     return Runs(forward, gradient)
+
+
+def field_alone(case: Case, nfe: int) -> Runs:
+    """What no solver can do without: a network's matrix products and tanh, and their adjoints, `nfe` times each.
+
+    In PyTorch, into memory that is there already. Nothing is integrated: each evaluation is of the initial state.
+    """
+    parameters = [p.detach() for p in case.field.parameters()]
+    z, weights, biases = case.z0, parameters[::2], parameters[1::2]
+    sizes = [w.shape[0] for w in weights]
+    kept = [[z.new_empty(len(z), n) for n in sizes] for _ in range(nfe)]
+    back = [torch.empty_like(z), *(z.new_empty(len(z), n) for n in sizes)]
+    gradients = [torch.zeros_like(p) for p in parameters]
+
+    def evaluate(values: list[Tensor]) -> None:
+        x = z
+        for i, (w, b) in enumerate(zip(weights, biases, strict=True)):
+            torch.addmm(b, x, w.T, out=values[i])
+            x = torch.tanh(values[i], out=values[i]) if i + 1 < len(weights) else values[i]
+
+    def pull_back(values: list[Tensor]) -> None:
+        for i in reversed(range(len(weights))):
+            if i + 1 < len(weights):
+                torch.ops.aten.tanh_backward(back[i + 1], values[i], grad_input=back[i + 1])
+            gradients[2 * i].addmm_(back[i + 1].T, values[i - 1] if i else z)
+            gradients[2 * i + 1].add_(back[i + 1].sum(0))
+            torch.mm(back[i + 1], weights[i], out=back[i])
+
+    def forward() -> None:
+        for values in kept:
+            evaluate(values)
+
+    def gradient() -> None:
+        forward()
+        for values in reversed(kept):
+            back[-1].copy_(values[-1])
+            pull_back(values)
+
+    return Runs(forward, gradient, lambda: nfe)
 
 
 def names(case: Case) -> dict[str, Callable[[float], Runs]]:

@@ -19,13 +19,14 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from _cases import Case, cases
-from _contenders import DIFFEQFLUX, Runs, names, with_torchdiffeq
+from _contenders import DIFFEQFLUX, FIELD_ALONE, Runs, field_alone, names, with_torchdiffeq
 from _memory import peak
 
 import pynode
@@ -99,11 +100,14 @@ def reference(case: Case) -> tuple[np.ndarray, list[Any]]:
     return result
 
 
+@dataclass
 class Entry:
-    """A contender at the tolerance that it was given."""
+    """A contender at the tolerance that it was given, with the errors that it makes."""
 
-    def __init__(self, runs: Runs, tolerance: float, error: float, gradient_error: float) -> None:
-        self.runs, self.tolerance, self.error, self.gradient_error = runs, tolerance, error, gradient_error
+    runs: Runs
+    tolerance: float
+    error: float = float("nan")
+    gradient_error: float = float("nan")
 
 
 def enter(case: Case, make: Callable[[float], Runs], exact: Any, target: float | None) -> Entry | None:
@@ -121,7 +125,7 @@ def enter(case: Case, make: Callable[[float], Runs], exact: Any, target: float |
             except Exception as failure:
                 print(f"  gradient: {type(failure).__name__}: {str(failure)[:200]}", file=sys.stderr)
                 runs.gradient = None
-                return Entry(runs, tolerance, found, float("nan"))
+                return Entry(runs, tolerance, found)
     return None
 
 
@@ -136,11 +140,14 @@ def measure(case: Case, arguments: argparse.Namespace) -> str:
         if name == DIFFEQFLUX:  # at the tolerance of pynode, whose solver it shares
             like = entries.get("pynode julia discrete")
             tolerance = like.tolerance if like else case.tolerance
-            entries[name] = Entry(make(tolerance), tolerance, float("nan"), float("nan"))
+            entries[name] = Entry(make(tolerance), tolerance)
             continue
         entry = enter(case, make, exact, target)
         if entry is not None:
             entries[name] = entry
+    ours = entries.get("pynode julia discrete")
+    if case.widths and "MLP" in case.name and ours is not None:
+        entries[FIELD_ALONE] = Entry(field_alone(case, ours.runs.nfe() or 0), ours.tolerance)
     columns = []
     for kind in ("forward", "gradient"):
         runs = {name: getattr(entry.runs, kind) for name, entry in entries.items()}
@@ -159,7 +166,7 @@ def measure(case: Case, arguments: argparse.Namespace) -> str:
             cells.append(f"{column[base] / column[name]:.2f}" if there and base in column else "-")
         cells.append(f"{entry.gradient_error:.1e}")
         if arguments.memory:
-            megabytes = peak(case.name, name, entry.tolerance) if name in gradient else None
+            megabytes = None if name == FIELD_ALONE or name not in gradient else peak(case.name, name, entry.tolerance)
             cells.append("-" if megabytes is None else f"{megabytes:.1f}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

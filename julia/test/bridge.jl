@@ -35,3 +35,34 @@ const WAYS = [
     @test all(isapprox(a, b; rtol = 1000eps(T)) for (a, b) in zip(here, there))
     @test all(x -> any(!iszero, x), there)
 end
+
+"The least bytes that the calls of a solve allocate, of several: without a gradient, for one, for its pullback; and its steps."
+function allocations(T, solver, rtol)
+    kernel = PyNODE.register("sample", lowercase(string(T)), PyNODE.SAMPLE)
+    z, W, ts = T[0.1, -0.2, 0.3, 0.4], T[0.1, 0.2, -0.3, 0.4], T[0, 3, 10]
+    out, dz, dW, dts, g = zeros(T, 12), zeros(T, 4), zeros(T, 4), zeros(T, 3), T.(sin.(1:12))
+    floats, back, kept = zeros(8), zeros(8), 0
+    call = Int[HOST, kernel, PyNODE.solver_number(solver), 2, 3, 1, 0, 1, 10_000, 2^30, address(ts)]
+    append!(call, [1, 4, address(z), address(out), 1, 4, address(W)])
+    pull = Int[HOST, PyNODE.sensitivity_number(:discrete), -1, address(dts), 1, 4, address(g), address(dz), 1, 4, address(dW)]
+    found = GC.@preserve z W ts out dz dW dts g floats back call pull map(1:6) do _
+        floats[1:3] .= (rtol, rtol, 0)
+        call[6] = 1
+        plain = @allocated PyNODE.forward(address(call), length(call), address(floats))
+        floats[1:3] .= (rtol, rtol, 0)
+        call[6] = 2
+        taped = @allocated kept = PyNODE.forward(address(call), length(call), address(floats))
+        pulled = @allocated PyNODE.pullback(kept, address(pull), length(pull), address(back))
+        PyNODE.release(kept)
+        [plain, taped, pulled, Int(floats[2])]
+    end
+    return reduce((a, b) -> min.(a, b), found)
+end
+
+@testset "what a solve allocates, $T, $solver" for T in (Float32, Float64), solver in ("Tsit5", "Vern7")
+    few, many = allocations(T, solver, 1e-2), allocations(T, solver, 1e-6)
+    println("$T, $solver: $(few[1:3]) bytes in $(few[4]) steps, $(many[1:3]) in $(many[4])")
+    @test many[4] >= 2few[4]
+    @test all(<=(16_000), [few[1], many[1], few[3], many[3]])  # whatever the steps
+    @test many[2] <= 16_000 + 1000many[4]
+end
