@@ -304,6 +304,22 @@ def test_lists_of_pythons_in_a_problem() -> None:
 
 
 @julia
+def test_functions_of_pythons_are_refused() -> None:
+    """Also within what SciML makes of them: the solver's calls hold no lock of Python's, and would crash."""
+    from juliacall import Main
+
+    def f(u: Any, p: Any, t: Any) -> Any:
+        return [-p[0] * u[0]]
+
+    Main.seval("import SciMLBase")
+    problem = Main.SciMLBase.ODEProblem(f, [1.0], (0.0, 1.0), [0.5])
+    closure = Main.seval("f -> (u, p, t) -> f(u, p, t)")(f)
+    for function in (problem, problem.f, closure):
+        with pytest.raises(pynode.FieldError, match="one of Python's, or holds an object of Python's.* Write it in Julia"):
+            JuliaField(function)
+
+
+@julia
 def test_diffeqpy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its modules are juliacall's: `from diffeqpy import de` loads more packages than there need be here."""
     diffeqpy = pytest.importorskip("diffeqpy")

@@ -1,7 +1,7 @@
 module PyNODEEnzymeExt
 
 using Enzyme: Active, Const, Duplicated, Reverse, autodiff, set_runtime_activity
-using PyNODE: PyNODE, JuliaCall, Operands, add_cotangent!, checked, evaluate!
+using PyNODE: PyNODE, JuliaCall, Operands, add_cotangent!, evaluate!
 
 function PyNODE.products!(::Val{:enzyme}, outs::Tuple, h::Operands, c::JuliaCall, v, xs::Tuple)
     t, rest... = xs

@@ -4,9 +4,9 @@
 mutable struct Late{T}
     const make::Any  # () -> the bound program
     program::Union{Nothing,FunctionWrapper{Nothing,Tuple{T}}}
-end
 
-Late{T}(make) where {T} = Late{T}(make, nothing)
+    Late{T}(make) where {T} = new{T}(make, nothing)
+end
 
 function (p::Late{T})(t::T) where {T}
     if p.program === nothing

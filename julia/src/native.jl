@@ -185,8 +185,11 @@ function define_function(f, inplace, batched, vjp, networks, name, seed)
         inplace = Int(isinplace(f))
             f = unwrapped_f(f.f)
     end
-    if nameof(typeof(f)) === :Py
-        throw(FieldFailure("the function is one of Python's. Write it in Julia, or give pynode.solve a function of torch tensors"))
+    if ispythons(f)
+        throw(FieldFailure(
+            "the function is one of Python's, or holds an object of Python's, which Julia cannot call while it solves. " *
+            "Write it in Julia, or give pynode.solve a function of torch tensors"
+        ))
     end
     if isempty(methods(f))
         throw(FieldFailure("expected a function f(u, p, t) or f!(du, u, p, t), a Lux layer, or an ODE problem, got $(typeof(f))"))
@@ -200,6 +203,13 @@ function define_function(f, inplace, batched, vjp, networks, name, seed)
     end
     push!(FUNCTIONS, JuliaFunction(f, Plain([0]), inplace == 1, batched == 1, vjp, name, initial, u0, tspan))
     return length(FUNCTIONS)
+end
+
+"Whether a value is Python's, or a function or structure that holds one, as what SciML makes of Python's functions."
+function ispythons(x, depth = 5)
+    nameof(typeof(x)) === :Py && return true
+    (depth == 0 || x isa Union{Type,Module,AbstractArray}) && return false
+    return any(name -> isdefined(x, name) && ispythons(getfield(x, name), depth - 1), fieldnames(typeof(x)))
 end
 
 signature(networks) = join(["u", "p", "t", ("network$(k)" for k in 1:networks)...], ", ")
