@@ -113,7 +113,7 @@ def _julia() -> dict[str, str]:
     found["depot"] = os.environ.get("JULIA_DEPOT_PATH") or "Julia's default, ~/.julia"
     manifests = [m for name in ("JuliaManifest.toml", "Manifest.toml") if (m := project / name).is_file()]
     versions = julia_runtime.manifest_versions(manifests[0].read_text()) if manifests else {}
-    for name in ("PyNODE", "SciMLBase", *julia_runtime.EXTRAS):
+    for name in ("PyNODE", "SciMLBase", *julia_runtime.EXTRAS, *julia_runtime.CUDA):
         found[name] = versions.get(name, "not in the project" if manifests else "not installed")
     return found
 

@@ -92,7 +92,7 @@ class TangentField(Field):
                 for g, (_, d, dim) in zip(products, moving, strict=True)
                 if g is not None and g.requires_grad
             ]
-            ds = _products(moved, cotangents, create) if moved else [torch.zeros_like(s) for s in tangents]
+            ds = _products(moved, cotangents, self.n, create) if moved else [torch.zeros_like(s) for s in tangents]
         return (*dz, *ds)
 
     def _of(self, args: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[Tensor | None]:
@@ -128,7 +128,7 @@ def _tracked(x: Tensor) -> Tensor:
 
 
 def _products(
-    moved: Sequence[tuple[Tensor, Tensor, int]], cotangents: Sequence[Tensor], create: bool
+    moved: Sequence[tuple[Tensor, Tensor, int]], cotangents: Sequence[Tensor], n: int, create: bool
 ) -> tuple[Tensor, ...]:
     """The products of the Jacobians with all directions, `(batch, n, *features)` for each state tensor."""
 
@@ -143,6 +143,8 @@ def _products(
             materialize_grads=True,
         )
 
+    if n == 1:  # the batching rules of some operations fix the batch size in a trace
+        return tuple(x.unsqueeze(1) for x in one(*(d.select(dim, 0) for _, d, dim in moved)))
     found: tuple[Tensor, ...] = torch.vmap(one, in_dims=tuple(d for _, _, d in moved), out_dims=1)(
         *(d for _, d, _ in moved)
     )

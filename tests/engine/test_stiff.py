@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 import pynode
+from pynode.engine import julia_runtime
 from pynode.engine.choose import get_engine
+from pynode.nn import TimeConcat
 
 pytestmark = pytest.mark.julia
 KRYLOV = ["kencarp4_krylov", "fbdf_krylov"]
@@ -152,6 +154,16 @@ def test_gradient_without_jacobian() -> None:
         sol = pynode.solve(field, z0, [0.0, 2.0], solver=solver, sensitivity=how, **options)
         grads.append(torch.autograd.grad((sol.z[-1] * torch.linspace(0, 1, 64).double()).sum(), field.d)[0])
     torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-6)
+
+
+def test_a_new_batch_size_needs_no_other_kernel() -> None:
+    """Nor does the derivative in one direction of a field that reads the time."""
+    field, counts = TimeConcat(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))), []
+    for batch in (2, 3, 7):
+        with torch.no_grad():
+            pynode.solve(field, torch.rand(batch, 2), [0.0, 1.0], solver="fbdf_krylov", engine="julia")
+        counts.append(julia_runtime.start().kernel_count())
+    assert counts[0] == counts[1] == counts[2]
 
 
 def test_without_jacobian_of_a_julia_field() -> None:
