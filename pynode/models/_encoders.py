@@ -16,8 +16,9 @@ __all__ = ["GRUEncoder", "ODERNNEncoder"]
 class GRUEncoder(nn.Module):
     """A GRU that runs over the observations from the last to the first.
 
-    Each step takes the values, zero where they are missing, what was observed, and the time that passed since the
-    observation before it (since `t0`, for the first). Times at which nothing was observed are skipped.
+    Each step takes the values, zero where they are missing, what was observed, the time that passed since the
+    observation before it (since `t0`, for the first), and the time since `t0`, across which an observation tells of the
+    initial state. Times at which nothing was observed are skipped.
 
     Args:
         obs_dim: channels of the observations.
@@ -30,12 +31,14 @@ class GRUEncoder(nn.Module):
 
     def __init__(self, obs_dim: int, out_dim: int, hidden: int = 32) -> None:
         super().__init__()
-        self.gru = nn.GRU(2 * obs_dim + 1, hidden, batch_first=True)
+        self.gru = nn.GRU(2 * obs_dim + 2, hidden, batch_first=True)
         self.head = nn.Linear(hidden, out_dim)
 
     def forward(self, series: Series, t0: float) -> Tensor:
         """`(batch, out_dim)` for a batch of series."""
         steps, counts = _backwards(series, t0)
+        since = steps[..., -1:].flip(1).cumsum(1).flip(1)  # of the gaps from each observation down to t0
+        steps = torch.cat([steps, since], dim=2)
         # Not as a PackedSequence, whose backward pass costs several times this one's.
         states = self.gru(steps)[0]
         return self.head(states[torch.arange(len(counts), device=counts.device), counts - 1])

@@ -120,6 +120,20 @@ def test_each_missing_channel_counts():
     assert torch.equal(full, whole)
 
 
+def test_the_gru_is_told_the_gaps_and_the_times_since_t0():
+    m = model(t0=-1.0)
+    x, t, mask, _ = ragged()
+    seen = []
+    m.encoder.gru.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    m.posterior(x, t, mask)
+    for i, n in enumerate((5, 3, 4)):  # from the last observation to the first
+        steps, backwards = seen[0][i, :n], t[i, :n].flip(0)
+        torch.testing.assert_close(steps[:, :2], x[i, :n].flip(0))
+        torch.testing.assert_close(steps[:, -1], backwards + 1)
+        before = torch.cat([backwards[1:], torch.tensor([-1.0]).double()])
+        torch.testing.assert_close(steps[:, -2], backwards - before)
+
+
 # -- values --------------------------------------------------------------------------------------------------
 
 
