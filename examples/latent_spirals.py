@@ -3,11 +3,11 @@
 Both see the first half of each path, with noise, and are asked for all of it. The table is the root mean squared error
 against the paths without noise: between the first and the last observation; and beyond, in the second half, which
 neither saw, on the path's grid of 100 times (as in the paper) and at as many irregular times as were observed. The
-recurrent network predicts each point from those before it, the latent ODE reads the whole series first. The recurrent
-network learns the step from one observation to the next: beyond the last one it does well with steps like those of its
-training, and badly with the many short ones of the grid. The latent ODE gives one and the same path for any times. A
-hundred observations are all of the window's grid: there both ways of asking are the same, and the recurrent network
-is the better one.
+recurrent network, which is told the time to the next observation, predicts each point from those before it, the latent
+ODE reads the whole series first. The recurrent network learns the step from one observation to the next: beyond the
+last one it does well with steps like those of its training, and badly with the many short ones of the grid. The latent
+ODE gives one and the same path for any times. A hundred observations are all of the window's grid: there both ways of
+asking are the same.
 
 The paths of the test set go on along stretches of the spirals that others of the training set were observed on. The
 last column is of paths that leave these stretches: the latent ODE knows nothing of the field there.
@@ -33,22 +33,23 @@ from pynode import data, plot
 from pynode.models import RNN, LatentODE
 from pynode.nn import TimeSequential
 
-WINDOW, BATCH, NOISE, LATENT = 100, 100, 0.3, 2
+WINDOW, BATCH, NOISE, WIDTH = 100, 100, 0.3, 48
+SCALE = 4.0  # the networks see the plane in this unit
 # Angles at which paths start. Observed are 0.6 π from there, and 0.6 π more are asked for.
 TRAIN, TEST, OFF = ((first * math.pi, last * math.pi) for first, last in ((0.6, 4.2), (0.6, 3.6), (3.6, 4.2)))
 
 
-def train(name, loss, parameters, n, iterations):
+def train(name, loss, parameters, n, iterations, lr):
     """Adam down a cosine; `loss` takes the indices of a batch and the share of training done. Seconds."""
     parameters = list(parameters)
-    optimizer = torch.optim.Adam(parameters, 1e-2)
+    optimizer = torch.optim.Adam(parameters, lr, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations)
     start = time.perf_counter()
     for i in (bar := trange(iterations, desc=f"{name:<10}")):
         optimizer.zero_grad()
         value = loss(torch.randint(n, (BATCH,)), i / iterations)
         value.backward()
-        nn.utils.clip_grad_norm_(parameters, 1000.0)
+        nn.utils.clip_grad_norm_(parameters, 30.0)
         optimizer.step()
         schedule.step()
         bar.set_postfix(loss=f"{value.item():.1f}", refresh=False)
@@ -76,7 +77,7 @@ def evaluate(model, test):
         "extrapolation": (on_grid - path)[:, WINDOW:],
         "extrapolation_irregular": at_asked - truth,
     }
-    return {name: error.pow(2).mean().sqrt().item() for name, error in errors.items()}, shown
+    return {name: SCALE * error.pow(2).mean().sqrt().item() for name, error in errors.items()}, SCALE * shown
 
 
 def compare(n_obs, engine, seed, iterations):
@@ -86,11 +87,23 @@ def compare(n_obs, engine, seed, iterations):
         data.spirals(n, n_obs, NOISE, start=start, generator=draw).tensors
         for n, start in ((1000, TRAIN), (200, TEST), (200, OFF))
     )
+    train_set, test, off = ((x / SCALE, t, path / SCALE, times) for x, t, path, times in (train_set, test, off))
     x, t, _, _ = train_set
     torch.manual_seed(seed)
-    rnn = RNN(2, hidden=25)
-    field = TimeSequential(nn.Linear(LATENT, 32), nn.ELU(), nn.Linear(32, 32), nn.ELU(), nn.Linear(32, LATENT))
-    latent = LatentODE(2, LATENT, field=field, noise_std=NOISE, rtol=1e-3, atol=1e-4, engine=engine)
+    rnn = RNN(2, hidden=WIDTH)
+    # A linear decoder makes the state the plane itself, where the two spirals stay apart.
+    field = TimeSequential(nn.Linear(2, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH), nn.SiLU(), nn.Linear(WIDTH, 2))
+    latent = LatentODE(
+        2,
+        2,
+        field=field,
+        decoder=nn.Linear(2, 2),
+        hidden=WIDTH,
+        noise_std=NOISE / SCALE,
+        rtol=1e-3,
+        atol=1e-4,
+        engine=engine,
+    )
 
     def rnn_loss(batch, done):
         return -rnn.log_prob(x[batch], t[batch]).mean()
@@ -100,8 +113,8 @@ def compare(n_obs, engine, seed, iterations):
 
     # An iteration of the recurrent network costs a fraction of the other's: it gets more of them.
     seconds = {
-        "RNN": train(f"RNN {n_obs}", rnn_loss, rnn.parameters(), len(x), 2 * iterations),
-        "latent ODE": train(f"latent {n_obs}", latent_loss, latent.parameters(), len(x), iterations),
+        "RNN": train(f"RNN {n_obs}", rnn_loss, rnn.parameters(), len(x), 2 * iterations, 1e-2),
+        "latent ODE": train(f"latent {n_obs}", latent_loss, latent.parameters(), len(x), iterations, 2e-2),
     }
     results, shown = {}, {}
     for name, model in {"RNN": rnn, "latent ODE": latent}.items():
@@ -115,11 +128,12 @@ def compare(n_obs, engine, seed, iterations):
     return results, test, shown
 
 
-def run(out, engine="auto", seed=0, iterations=1000, points=(30, 50, 100)):
+def run(out, engine="auto", seed=0, iterations=1200, points=(30, 50, 100)):
     torch.set_num_threads(1)  # the networks are too small to share between threads
     results, shown = {}, {}
     for n_obs in points:
         results[str(n_obs)], (x, _, path, _), predictions = compare(n_obs, engine, seed, iterations)
+        x, path = SCALE * x, SCALE * path
         predictions = {name: p[..., :4, :, :] for name, p in predictions.items()}
         shown[f"paths_{n_obs}.png"] = (predictions, path[:4], list(x[:4]), WINDOW)
 
@@ -141,6 +155,6 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=Path("out/latent_spirals"), help="folder of results and figures")
     parser.add_argument("--engine", choices=("auto", "torch", "julia"), default="auto", help="which engine solves")
     parser.add_argument("--seed", type=int, default=0, help="of the data and the parameters")
-    parser.add_argument("--iterations", type=int, default=1000, help="steps of the optimizer, latent ODE")
+    parser.add_argument("--iterations", type=int, default=1200, help="steps of the optimizer, latent ODE")
     parser.add_argument("--points", type=int, nargs="+", default=[30, 50, 100], help="observations of each path")
     run(**vars(parser.parse_args()))

@@ -59,9 +59,10 @@ def test_spiral_fit(tmp_path):
 
 @pytest.mark.slow
 def test_latent_spirals(tmp_path):
-    results, stdout = run("latent_spirals", tmp_path, "--points", "30", "--iterations", "600")
+    results, stdout = run("latent_spirals", tmp_path, "--points", "30", "--iterations", "300")
     rnn, latent = results["30"]["RNN"], results["30"]["latent ODE"]
-    assert latent["extrapolation"] < 0.5 * rnn["extrapolation"], results
+    assert latent["extrapolation"] < 0.3 < 0.5 * rnn["extrapolation"], results
+    assert latent["interpolation"] < 0.5 * rnn["interpolation"]
     assert latent["extrapolation"] == pytest.approx(latent["extrapolation_irregular"], rel=0.1)  # one path
     assert "beyond, irregular" in stdout
     assert_figures(tmp_path, "paths_30.png")
@@ -73,7 +74,7 @@ def test_lynx_hare(tmp_path):
     between, beyond = results["interpolation"], results["extrapolation"]
     assert between["latent ODE"] < between["linear, or the last value"]
     assert beyond["latent ODE"] < beyond["mean of the years seen"] < beyond["linear, or the last value"]
-    assert between["share in the 90 % band"] > 0.5
+    assert between["share in the 90 % band"] > 0.6
     assert_figures(tmp_path, "interpolation.png", "extrapolation.png")
 
 
