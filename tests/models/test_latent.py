@@ -193,19 +193,21 @@ def test_elbo_of_a_known_posterior():
 
 
 @on_every_engine
-def test_poisson_process_log_likelihood():
-    """λ_d = exp(z_d): log L = Σ z_d(tᵢ) - ∫ exp(z_d(s)) ds, up to the last entry of t, observed or not."""
-    m = known(mean=(0.7, 0.2), likelihood="poisson", field=lambda t, z: torch.zeros_like(z), noise_std=None)
+@pytest.mark.parametrize("slope", [0.0, -0.6])
+def test_poisson_process_log_likelihood(slope):
+    """λ_d = exp(z_d), z_d = r_d + a s: log L = Σ z_d(tᵢ) - ∫ exp(z_d(s)) ds, to the last of t, observed or not."""
+    drift = {"field": lambda t, z: torch.full_like(z, slope), "noise_std": None}
+    m = known(mean=(0.7, 0.2), likelihood="poisson", **drift)
     t = torch.tensor([[0.5, 1.0, 4.0], [1.0, 2.0, 3.0]], dtype=torch.float64)
     mask = torch.tensor([[[True, False], [True, True], [False, False]], [[True, True], [True, True], [True, True]]])
     x = torch.zeros(2, 3, 2, dtype=torch.float64)
-    rate = torch.tensor([0.7, 0.2], dtype=torch.float64)
-    events = mask.sum(1).double()
-    exact = (events * rate).sum(1) - t[:, -1] * rate.exp().sum()
+    z = torch.tensor([0.7, 0.2], dtype=torch.float64) + slope * t.unsqueeze(2)
+    span = t[:, -1] if slope == 0 else (slope * t[:, -1]).expm1() / slope  # ∫ exp(a s) ds
+    exact = (mask * z).sum((1, 2)) - span * (math.exp(0.7) + math.exp(0.2))
     torch.testing.assert_close(m.elbo(x, t, mask, kl_weight=0.0).detach(), exact, atol=3e-3, rtol=0)  # the draw's
-    intensity = m.predict(x, t, t[0], mask)[0]
-    torch.testing.assert_close(intensity.detach(), rate.exp().expand(2, 3, 2), atol=3e-3, rtol=0)
-    torch.testing.assert_close(m.intensity(x, t, t[0], mask)[0], intensity, atol=3e-3, rtol=0)
+    intensity = m.predict(x, t, t, mask)[0]
+    torch.testing.assert_close(intensity.detach(), z.exp(), atol=3e-3, rtol=0)
+    torch.testing.assert_close(m.intensity(x, t, t, mask)[0], intensity, atol=3e-3, rtol=0)
 
 
 def test_gaussian_and_poisson_add_up():
