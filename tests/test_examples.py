@@ -224,9 +224,10 @@ def test_digits_flow(tmp_path):
 
 @pytest.mark.slow
 def test_rnode(tmp_path):
-    results, _ = run("rnode", tmp_path, "--sets", "8gaussians", "--epochs", "30")
+    results, stdout = run("rnode", tmp_path, "--sets", "8gaussians", "--epochs", "30")
     rows = results["8gaussians"]
     assert list(rows) == ["none", "kinetic", "jacobian", "both"]
+    assert "both: NFE lower by 30%" in stdout
     assert rows["both"]["kinetic"] < rows["none"]["kinetic"]
     assert rows["both"]["jacobian"] < rows["none"]["jacobian"]
     assert rows["both"]["nll"] < rows["none"]["nll"] + 0.1
