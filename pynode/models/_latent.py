@@ -199,7 +199,10 @@ class LatentODE(nn.Module):
             InputError: a time lies outside of them.
         """
         series, times = self._asked(x, t, t_new, mask)
-        _refuse((times < series.first) | (times > series.last), times, series, "within the observations", "predict")
+        # A grid made from the first to the last observation may end one rounding past it.
+        slack = 4 * torch.finfo(times.dtype).eps * torch.maximum(series.first.abs(), series.last.abs())
+        outside = (times < series.first - slack) | (times > series.last + slack)
+        _refuse(outside, times, series, "within the observations", "predict")
         return self._predict(series, times, n_samples, noise)
 
     def extrapolate(

@@ -277,6 +277,16 @@ def test_interpolate_and_extrapolate_are_predict_where_they_may_be():
         assert torch.equal(got, m.predict(x, t, times, mask, n_samples=2))
 
 
+def test_a_grid_to_the_last_observation_may_round_past_it():
+    m = LatentODE(2, 3, hidden=8)
+    t = torch.tensor([[0.246276, 1.74287], [0.1, 0.3]])
+    grid = t[:, -1:].nextafter(torch.tensor(9.0))
+    assert m.interpolate(torch.zeros(2, 2, 2), t, torch.cat([t[:, :1], grid], dim=1)).shape == (1, 2, 2, 2)
+    assert m.interpolate(torch.zeros(2, 2, 2), t, t[:, :1].nextafter(torch.tensor(0.0))).shape == (1, 2, 1, 2)
+    with pytest.raises(InputError, match="t_new must lie within the observations"):
+        m.interpolate(torch.zeros(2, 2, 2), t, t[:, -1:] + 1e-5)
+
+
 # -- gradients -----------------------------------------------------------------------------------------------
 
 
