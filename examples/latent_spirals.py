@@ -7,7 +7,7 @@ recurrent network, which is told the time to the next observation, predicts each
 ODE reads the whole series first. The recurrent network learns the step from one observation to the next: beyond the
 last one it does well with steps like those of its training, and badly with the many short ones of the grid. The latent
 ODE gives one and the same path for any times. A hundred observations are all of the window's grid: there both ways of
-asking are the same.
+asking are the same, and so, nearly, are the errors of the two models.
 
 The paths of the test set go on along stretches of the spirals that others of the training set were observed on. The
 last column is of paths that leave these stretches: the latent ODE knows nothing of the field there.
