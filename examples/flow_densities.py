@@ -34,14 +34,15 @@ def evaluate(flow, name):
     return numbers, (data.density(name, 4000), heat, density.sample(4000), paths)
 
 
-def run(out, engine="auto", seed=0, epochs=900, sets=SETS):
+def run(out, engine="auto", seed=0, epochs=800, sets=SETS):
     torch.set_num_threads(1)  # the networks are too small to share between threads
     torch.manual_seed(seed)
     results, rows = {}, {}
     for name in sets.split(","):
-        flow = FFJORD(2, hidden=(64, 64), trace="exact", kinetic=0.01, rtol=1e-3, atol=1e-3, engine=engine)
-        batches = ((data.density(name, 256),) for _ in range(epochs))
-        seconds = train_flow(flow, batches, epochs, f"{name:<12}")
+        regularisers = {"kinetic": 0.01, "jacobian": 0.01}
+        flow = FFJORD(2, hidden=(64, 64), layer="concat", rtol=1e-3, atol=1e-3, engine=engine, **regularisers)
+        batches = ((data.density(name, 512),) for _ in range(epochs))
+        seconds = train_flow(flow, batches, epochs, f"{name:<12}", lr=2e-2)
         numbers, rows[name] = evaluate(flow, name)
         results[name] = {**numbers, "seconds": seconds}
 
@@ -63,6 +64,6 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=Path("out/flow_densities"), help="folder of results and figures")
     parser.add_argument("--engine", choices=("auto", "torch", "julia"), default="auto", help="which engine solves")
     parser.add_argument("--seed", type=int, default=0, help="of parameters and samples")
-    parser.add_argument("--epochs", type=int, default=900, help="steps of the optimizer, 256 new samples each")
+    parser.add_argument("--epochs", type=int, default=800, help="steps of the optimizer, 512 new samples each")
     parser.add_argument("--sets", default=SETS, help="comma-separated")
     run(**vars(parser.parse_args()))
