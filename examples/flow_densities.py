@@ -34,7 +34,7 @@ def evaluate(flow, name):
     return numbers, (data.density(name, 4000), heat, density.sample(4000), paths)
 
 
-def run(out, engine="auto", seed=0, epochs=800, sets=SETS):
+def run(out, engine="auto", seed=0, epochs=700, sets=SETS):
     torch.set_num_threads(1)  # the networks are too small to share between threads
     torch.manual_seed(seed)
     results, rows = {}, {}
@@ -64,6 +64,6 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=Path("out/flow_densities"), help="folder of results and figures")
     parser.add_argument("--engine", choices=("auto", "torch", "julia"), default="auto", help="which engine solves")
     parser.add_argument("--seed", type=int, default=0, help="of parameters and samples")
-    parser.add_argument("--epochs", type=int, default=800, help="steps of the optimizer, 512 new samples each")
+    parser.add_argument("--epochs", type=int, default=700, help="steps of the optimizer, 512 new samples each")
     parser.add_argument("--sets", default=SETS, help="comma-separated")
     run(**vars(parser.parse_args()))
