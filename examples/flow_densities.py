@@ -66,8 +66,6 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=Path("out/flow_densities"), help="folder of results and figures")
     parser.add_argument("--engine", choices=("auto", "torch", "julia"), default="auto", help="which engine solves")
     parser.add_argument("--seed", type=int, default=0, help="of parameters and samples")
-    parser.add_argument(
-        "--epochs", type=int, default=600, help="steps of the optimizer, 512 samples each"
-    )
+    parser.add_argument("--epochs", type=int, default=600, help="steps of the optimizer, 512 samples each")
     parser.add_argument("--sets", default=SETS, help="comma-separated")
     run(**vars(parser.parse_args()))
