@@ -79,12 +79,14 @@ function pull_steps!(p::Pull, steps::Steps, a::Int, b::Int, u, room::Int)
     a > b && return
     if b - a + 1 > room
         middle = (a + b + 1) ÷ 2
-        pull_steps!(p, steps, middle, b, remake(p, steps, a, middle - 1, u, nothing), room)
+        between = remake(p, steps, a, middle - 1, u, nothing)
+        pull_steps!(p, steps, middle, b, between, room)
+        push!(steps.spare, between)
         pull_steps!(p, steps, a, middle - 1, u, room)
         return
     end
     stages = similar(steps.stages, 0)
-    remake(p, steps, a, b, u, stages)
+    push!(steps.spare, remake(p, steps, a, b, u, stages))
     for n in b:-1:a
         pull_step!(p, steps, n, stages, (n - a) * p.tab.calls)
     end
@@ -92,10 +94,13 @@ function pull_steps!(p::Pull, steps::Steps, a::Int, b::Int, u, room::Int)
     return
 end
 
-"Make the steps `a:b` again; returns the state after the last, and appends the stages to a list, if one is given."
+"""
+Make the steps `a:b` again, and append the stages to a list, if one is given. Returns the state after the last, whose
+memory goes to `steps.spare` afterwards.
+"""
 function remake(p::Pull, steps::Steps, a::Int, b::Int, u, stages)
     field, tab, tape = p.field, p.tab, p.field.tape
-    u, Y = copy(u), similar(u)
+    u, Y = keep!(steps, u), keep!(steps, u)
     tape.on, tape.left = true, 0
     stage_at(t, Y) = (value!(p.sum, field, Y, t); tape.taken[end])
     tab.fsal && (p.k[tab.s] = stage_at(steps.t[a], u).k)
@@ -115,6 +120,7 @@ function remake(p::Pull, steps::Steps, a::Int, b::Int, u, stages)
     stages === nothing ? foreach(s -> recycle!(tape, s), tape.taken) : append!(stages, tape.taken)
     empty!(tape.taken)
     tape.on = false
+    push!(steps.spare, Y)
     return u
 end
 

@@ -8,9 +8,13 @@ mutable struct Steps{T,V<:AbstractVector{T}}
     const t::Vector{T}                       # starts of the steps, and the end of the last
     const stages::Vector{Stage{T,V}}         # of all steps; a stage that ends one step and begins the next comes once
     const checkpoints::Vector{Pair{Int,V}}   # step => the state at its start
+    const spare::Vector{V}                   # memory of states that are not kept any more
     every::Int                               # steps from one checkpoint to the next; 0: stages are kept
     const memory::Int                        # bytes
 end
+
+"A copy of a state, in memory that is free again if there is some: garbage would not count as kept, and yet be there."
+keep!(steps::Steps, u) = isempty(steps.spare) ? copy(u) : copyto!(pop!(steps.spare), u)
 
 "A solve with its steps, for the discrete adjoint."
 struct Stepped{T,V<:AbstractVector{T},F<:TracedField{T,V}} <: Solved{T,V}
@@ -44,7 +48,7 @@ function forward_steps!(values, field::TracedField{T,V}, u0, ts::Vector{T}, θ, 
     tape.left = o.memory ÷ 2  # the other half is for stages without residuals
     try
         integrator = integrator_for(field, u0, ts, o)
-        steps = Steps{T,V}(T[], Stage{T,V}[], Pair{Int,V}[], 0, o.memory)
+        steps = Steps{T,V}(T[], Stage{T,V}[], Pair{Int,V}[], V[], 0, o.memory)
         summary = Base.invokelatest(step_through!, values, field, integrator, steps, ts, o)::Summary{T}
         tape.on || return summary, nothing
         return summary, Stepped(field, θ, field.counts[3], ts, steps, o, summary, Ref{Any}(nothing))
@@ -131,11 +135,13 @@ function accept!(steps::Steps, tape::Tape, tab::Tableau, t, u)
     if steps.every == 0
         tape.left < -(steps.memory ÷ 2) && thin!(steps, tape, tab)
     elseif (length(steps.t) - 1) % steps.every == 0
-        push!(steps.checkpoints, length(steps.t) => copy(u))
+        push!(steps.checkpoints, length(steps.t) => keep!(steps, u))
         most = max(2, steps.memory ÷ 2 ÷ sizeof(u))
         while length(steps.checkpoints) > most
             steps.every *= 2
-            filter!(c -> (c.first - 1) % steps.every == 0, steps.checkpoints)
+            stays((n, _)) = (n - 1) % steps.every == 0
+            append!(steps.spare, (u for (n, u) in steps.checkpoints if !stays((n, u))))
+            filter!(stays, steps.checkpoints)
         end
     end
     return

@@ -106,5 +106,5 @@ def test_gradient(how: Any) -> None:
 
     run(4.25)
     end = 4.0 * round(1.1e5 / steps) + 0.25
-    assert growth(run, 4.25, end) < 200 * MB
+    assert growth(run, 4.25, end) < 150 * MB
     assert steps >= 100_000
