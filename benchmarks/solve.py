@@ -15,10 +15,12 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,25 @@ import pynode
 ROUNDS = 5
 TOLERANCES = [10 ** (-k / 2) for k in range(2, 21)]  # 1e-1 to 1e-10
 
+PATIENCE = 30  # seconds for torchdyn's first solve and first gradient: its steps may shrink without end
+
 Run = Callable[[], object]
+
+
+@contextmanager
+def within(seconds: int) -> Iterator[None]:
+    """Raises `TimeoutError`, at the next step in Python, where the work within takes longer; 0: it may take any time."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def medians(runs: dict[str, Run], repeats: int, budget: float) -> dict[str, float]:
@@ -110,18 +130,23 @@ class Entry:
     gradient_error: float = float("nan")
 
 
-def enter(case: Case, make: Callable[[float], Runs], exact: Any, target: float | None) -> Entry | None:
-    """A contender at the loosest tolerance that gives at most the target's error; `None` if none does."""
+def enter(case: Case, make: Callable[[float], Runs], exact: Any, target: float | None, seconds: int) -> Entry | None:
+    """A contender at the loosest tolerance that gives at most the target's error; `None` if none does in that time."""
     for tolerance in [case.tolerance] if target is None else TOLERANCES:
         runs = make(tolerance)
         try:
-            found = error(runs.forward(), exact[0])
+            with within(seconds):
+                found = error(runs.forward(), exact[0])
+        except TimeoutError:
+            print(f"  at {tolerance:.0e}: given up after {seconds} s", file=sys.stderr)
+            return None
         except Exception as failure:
             print(f"  at {tolerance:.0e}: {type(failure).__name__}", file=sys.stderr)
             continue
         if target is None or found <= target:
             try:
-                return Entry(runs, tolerance, found, gradient_error(runs.gradient(), exact[1]))
+                with within(seconds):
+                    return Entry(runs, tolerance, found, gradient_error(runs.gradient(), exact[1]))
             except Exception as failure:
                 print(f"  gradient: {type(failure).__name__}: {str(failure)[:200]}", file=sys.stderr)
                 runs.gradient = None
@@ -142,7 +167,7 @@ def measure(case: Case, arguments: argparse.Namespace) -> str:
             tolerance = like.tolerance if like else case.tolerance
             entries[name] = Entry(make(tolerance), tolerance)
             continue
-        entry = enter(case, make, exact, target)
+        entry = enter(case, make, exact, target, PATIENCE if name.startswith("torchdyn") else 0)
         if entry is not None:
             entries[name] = entry
     ours = entries.get("pynode julia discrete")
