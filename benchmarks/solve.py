@@ -43,7 +43,7 @@ Run = Callable[[], object]
 
 @contextmanager
 def within(seconds: int) -> Iterator[None]:
-    """Raises `TimeoutError`, at the next step in Python, where the work within takes longer; 0: it may take any time."""
+    """Raises `TimeoutError`, at the next step in Python, where the work within takes longer; 0: no bound."""
 
     def stop(*_: object) -> None:
         raise TimeoutError
