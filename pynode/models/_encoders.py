@@ -37,8 +37,6 @@ class GRUEncoder(nn.Module):
     def forward(self, series: Series, t0: float) -> Tensor:
         """`(batch, out_dim)` for a batch of series."""
         steps, counts = _backwards(series, t0)
-        since = steps[..., -1:].flip(1).cumsum(1).flip(1)  # of the gaps from each observation down to t0
-        steps = torch.cat([steps, since], dim=2)
         # Not as a PackedSequence, whose backward pass costs several times this one's.
         states = self.gru(steps)[0]
         return self.head(states[torch.arange(len(counts), device=counts.device), counts - 1])
@@ -75,7 +73,7 @@ class ODERNNEncoder(nn.Module):
         steps, counts = _backwards(series, t0)
         h = series.x.new_zeros(len(steps), self.cell.hidden_size)
         for i in range(steps.shape[1]):
-            values, gap = steps[:, i, :-1], steps[:, i, -1:]
+            values, gap = steps[:, i, :-2], steps[:, i, -2:-1]
             h = torch.where((i < counts).unsqueeze(1), self.cell(values, h), h)
             if bool((gap > 0).any()):
                 h = solve(self.evolution, h, (0.0, 1.0), args=(-gap,), **self.solver_keywords).z[-1]
@@ -94,14 +92,15 @@ class _Rescaled(nn.Module):
 
 
 def _backwards(series: Series, t0: float) -> tuple[Tensor, Tensor]:
-    """Steps `(batch, time, 2 obs_dim + 1)` from the last observation to the first, padded on the right, and counts.
+    """Steps `(batch, time, 2 obs_dim + 2)` from the last observation to the first, padded on the right, and counts.
 
-    A step is the values, the mask, and the gap to the observation before; all zero where a series is over.
+    A step is the values, the mask, the gap to the observation before, and the time since `t0`; all zero where a series
+    is over.
     """
     packed, counts = pack(series)
     start = packed.t.new_full((len(counts), 1), t0)
-    gap = torch.cat([start, packed.t], dim=1).diff(dim=1).unsqueeze(2)
-    steps = torch.cat([packed.x, packed.mask.to(packed.x), gap], dim=2)
+    gap = torch.cat([start, packed.t], dim=1).diff(dim=1)
+    steps = torch.cat([packed.x, packed.mask.to(packed.x), torch.stack([gap, packed.t - t0], dim=2)], dim=2)
     index = counts[:, None] - 1 - torch.arange(steps.shape[1], device=counts.device)
     over = (index < 0).unsqueeze(2)
     steps = steps.gather(1, index.clamp(min=0).unsqueeze(2).expand(-1, -1, steps.shape[2]))
