@@ -4,25 +4,35 @@ include("like.jl")
 
 address(x) = Int(pointer(x))
 
-"A solve of the sample field as Python asks for it: values, gradients, values in between, how it went."
+"""
+The numbers of a solve of the sample field, whose memory the calls point to, and the calls as Python makes them: `forward`
+with what a gradient needs kept, `pullback`, `interpolate`.
+"""
+function calls_of_sample(T, device, solver, sensitivity, ts)
+    x = (;
+        z = T[0.1, -0.2, 0.3, 0.4], W = T[0.1, 0.2, -0.3, 0.4], ts = T.(ts), at = T[0.2, 0.7], g = T.(sin.(1:12)),
+        out = zeros(T, 12), dz = zeros(T, 4), dW = zeros(T, 4), dts = zeros(T, 3), between = zeros(T, 8),
+        floats = zeros(8), back = zeros(8),
+    )
+    kernel, discrete = PyNODE.register("sample", lowercase(string(T)), PyNODE.SAMPLE), sensitivity === :discrete
+    forward = Int[device, kernel, PyNODE.solver_number(solver), 2, 3, discrete ? 2 : 3, !discrete, solver != "RK4"]
+    append!(forward, [10_000, 2^30, address(x.ts), 1, 4, address(x.z), address(x.out), 1, 4, address(x.W)])
+    pullback = Int[device, PyNODE.sensitivity_number(sensitivity), -1, address(x.dts), 1, 4, address(x.g)]
+    append!(pullback, [address(x.dz), 1, 4, address(x.dW)])
+    return x, forward, pullback, Int[device, 2, address(x.at), 1, 4, address(x.between)]
+end
+
+"Values, gradients, values in between, and how it went."
 function through_the_bridge(T, device, solver, sensitivity)
-    kernel = PyNODE.register("sample", lowercase(string(T)), PyNODE.SAMPLE)
-    z, W, ts, at = T[0.1, -0.2, 0.3, 0.4], T[0.1, 0.2, -0.3, 0.4], T[0, 0.3, 1], T[0.2, 0.7]
-    out, dz, dW, dts, g, between = zeros(T, 12), zeros(T, 4), zeros(T, 4), zeros(T, 3), T.(sin.(1:12)), zeros(T, 8)
-    adaptive = !(solver in ("Euler", "RK4"))
-    floats, back = Float64[1e-6, 1e-8, adaptive ? 0 : 0.05, 0, 0, 0, 0, 0], zeros(8)
-    discrete = sensitivity === :discrete
-    GC.@preserve z W ts at out dz dW dts g between floats back begin
-        call = Int[device, kernel, PyNODE.solver_number(solver), 2, 3, discrete ? 2 : 3, !discrete, adaptive, 1000, 2^30, address(ts)]
-        append!(call, [1, 4, address(z), address(out), 1, 4, address(W)])
-        kept = GC.@preserve call PyNODE.forward(address(call), length(call), address(floats))
-        call = Int[device, PyNODE.sensitivity_number(sensitivity), -1, address(dts), 1, 4, address(g), address(dz), 1, 4, address(dW)]
-        GC.@preserve call PyNODE.pullback(kept, address(call), length(call), address(back))
-        call = Int[device, 2, address(at), 1, 4, address(between)]
-        GC.@preserve call PyNODE.interpolate(kept, address(call), length(call))
+    x, call, pull, between = calls_of_sample(T, device, solver, sensitivity, [0, 0.3, 1])
+    x.floats[1:3] .= (1e-6, 1e-8, solver == "RK4" ? 0.05 : 0)
+    GC.@preserve x call pull between begin
+        kept = PyNODE.forward(address(call), length(call), address(x.floats))
+        PyNODE.pullback(kept, address(pull), length(pull), address(x.back))
+        PyNODE.interpolate(kept, address(between), length(between))
         PyNODE.release(kept)
     end
-    return out, dz, dW, dts, between, floats[4:8], back
+    return x.out, x.dz, x.dW, x.dts, x.between, x.floats[4:8], x.back
 end
 
 const WAYS = [
@@ -38,23 +48,18 @@ end
 
 "The least bytes that the calls of a solve allocate, of several: without a gradient, for one, for its pullback; and its steps."
 function allocations(T, solver, rtol)
-    kernel = PyNODE.register("sample", lowercase(string(T)), PyNODE.SAMPLE)
-    z, W, ts = T[0.1, -0.2, 0.3, 0.4], T[0.1, 0.2, -0.3, 0.4], T[0, 3, 10]
-    out, dz, dW, dts, g = zeros(T, 12), zeros(T, 4), zeros(T, 4), zeros(T, 3), T.(sin.(1:12))
-    floats, back, kept = zeros(8), zeros(8), 0
-    call = Int[HOST, kernel, PyNODE.solver_number(solver), 2, 3, 1, 0, 1, 10_000, 2^30, address(ts)]
-    append!(call, [1, 4, address(z), address(out), 1, 4, address(W)])
-    pull = Int[HOST, PyNODE.sensitivity_number(:discrete), -1, address(dts), 1, 4, address(g), address(dz), 1, 4, address(dW)]
-    found = GC.@preserve z W ts out dz dW dts g floats back call pull map(1:6) do _
-        floats[1:3] .= (rtol, rtol, 0)
+    x, call, pull, _ = calls_of_sample(T, HOST, solver, :discrete, [0, 3, 10])
+    kept = 0
+    found = GC.@preserve x call pull map(1:6) do _
+        x.floats[1:3] .= (rtol, rtol, 0)
         call[6] = 1
-        plain = @allocated PyNODE.forward(address(call), length(call), address(floats))
-        floats[1:3] .= (rtol, rtol, 0)
+        plain = @allocated PyNODE.forward(address(call), length(call), address(x.floats))
+        x.floats[1:3] .= (rtol, rtol, 0)
         call[6] = 2
-        taped = @allocated kept = PyNODE.forward(address(call), length(call), address(floats))
-        pulled = @allocated PyNODE.pullback(kept, address(pull), length(pull), address(back))
+        taped = @allocated kept = PyNODE.forward(address(call), length(call), address(x.floats))
+        pulled = @allocated PyNODE.pullback(kept, address(pull), length(pull), address(x.back))
         PyNODE.release(kept)
-        [plain, taped, pulled, Int(floats[2])]
+        [plain, taped, pulled, Int(x.floats[2])]
     end
     return reduce((a, b) -> min.(a, b), found)
 end
