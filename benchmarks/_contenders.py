@@ -153,7 +153,7 @@ end
 
 def with_diffeqflux(case: Case, tolerance: float) -> Runs:
     """DiffEqFlux's NeuralODE as it comes, in this process; its weights are its own, so that only time is compared."""
-    from pynode.engine import julia_runtime
+    from pynode.engine.julia import runtime as julia_runtime
 
     julia_runtime.start()
     from juliacall import Main  # only now: it starts Julia

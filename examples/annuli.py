@@ -23,7 +23,7 @@ from torch import nn
 from tqdm import trange
 
 from pynode import data, plot
-from pynode._text import table
+from pynode.cli.text import table
 from pynode.models import ANODE, NODE
 from pynode.nn import TimeSequential
 

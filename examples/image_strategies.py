@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
 from pynode import data, plot
-from pynode._text import table
+from pynode.cli.text import table
 from pynode.models import ANODE, NODE
 from pynode.nn import TimeSequential
 

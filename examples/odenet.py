@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from pynode import data
-from pynode._text import table
+from pynode.cli.text import table
 from pynode.models import NODE, ODENet, ResNet, RKNet
 
 BLOCKS = 6

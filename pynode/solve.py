@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pynode._derived import derived_field
-from pynode._event import Event
-from pynode._independent import EventOfEach, at_last_times, check_batching, check_unmixed, per_sample_times, span
-from pynode._inputs import check_args, check_count, check_number, check_state, check_times
-from pynode.engine._protocol import Engine, Gradients, Integration, Problem, Retcode, Stats
 from pynode.engine.choose import choose
+from pynode.engine.protocol import Engine, Gradients, Integration, Problem, Retcode, Stats
 from pynode.errors import EngineUnavailable, FieldError, InputError, SolveError
 from pynode.field import Field
+from pynode.field._derived import derived_field
+from pynode.problem.event import Event
+from pynode.problem.independent import EventOfEach, at_last_times, check_batching, check_unmixed, per_sample_times, span
+from pynode.problem.inputs import check_args, check_count, check_number, check_state, check_times
 from pynode.sensitivity import Sensitivity
 
 __all__ = ["Solution", "solve"]

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import pynode
 from pynode.engine import Availability, choose
-from pynode.engine._protocol import Gradients, Integration, Problem, Stats
-from pynode.engine._solvers import SOLVERS, SolverInfo
+from pynode.engine.protocol import Gradients, Integration, Problem, Stats
+from pynode.engine.solvers import SOLVERS, SolverInfo
 from pynode.field import Field
 
 Z0 = torch.tensor([[1.0, 2.0]])

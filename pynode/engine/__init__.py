@@ -1,10 +1,10 @@
 """The engines that integrate, behind one small protocol."""
 
-from pynode.engine._protocol import Availability as Availability
-from pynode.engine._protocol import Retcode as Retcode
-from pynode.engine._protocol import Stats as Stats
-from pynode.engine._solvers import SolverInfo as SolverInfo
-from pynode.engine._solvers import solvers as solvers
 from pynode.engine.choose import engines as engines
+from pynode.engine.protocol import Availability as Availability
+from pynode.engine.protocol import Retcode as Retcode
+from pynode.engine.protocol import Stats as Stats
+from pynode.engine.solvers import SolverInfo as SolverInfo
+from pynode.engine.solvers import solvers as solvers
 
 __all__ = ["Availability", "Retcode", "SolverInfo", "Stats", "engines", "solvers"]

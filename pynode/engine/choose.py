@@ -7,8 +7,8 @@ import importlib
 import logging
 import os
 
-from pynode.engine._protocol import Availability, Engine
-from pynode.engine._solvers import SolverInfo, resolve_solver
+from pynode.engine.protocol import Availability, Engine
+from pynode.engine.solvers import SolverInfo, resolve_solver
 from pynode.errors import EngineUnavailable, InputError, unknown_name
 from pynode.sensitivity import Sensitivity, find_sensitivity
 
@@ -18,8 +18,8 @@ logger = logging.getLogger("pynode")
 
 # In the order in which `engine="auto"` prefers them; imported when first asked for.
 _REGISTRY = {
-    "julia": ("pynode.engine.julia_engine", "JuliaEngine"),
-    "torch": ("pynode.engine.torch_engine", "TorchEngine"),
+    "julia": ("pynode.engine.julia.engine", "JuliaEngine"),
+    "torch": ("pynode.engine.torch.engine", "TorchEngine"),
 }
 
 

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pynode._finite import check_finite
 from pynode.errors import FieldError
 from pynode.field._bindings import Reads
 from pynode.field._fingerprint import attributes_read, fingerprint
+from pynode.field._finite import check_finite
 from pynode.field._parametrized import given, requires_grad, values_of
 from pynode.field._random import NoRandomness
 from pynode.field._watch import Watch

@@ -7,9 +7,9 @@ from array import array
 import torch
 from torch import Tensor
 
-from pynode._inputs import check_number, check_times
-from pynode.engine._julia_function import reporting
+from pynode.engine.julia.function import reporting
 from pynode.errors import FieldError, InputError, unknown_name
+from pynode.problem.inputs import check_number, check_times
 
 __all__ = ["collocate"]
 

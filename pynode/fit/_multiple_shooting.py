@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from pynode._inputs import check_times
 from pynode.errors import InputError
+from pynode.problem.inputs import check_times
 from pynode.solve import solve
 
 __all__ = ["multiple_shooting_loss"]

@@ -10,10 +10,10 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pynode._inputs import check_number
-from pynode.engine._solvers import find_solver, resolve_solver
 from pynode.engine.choose import named_engine
+from pynode.engine.solvers import find_solver, resolve_solver
 from pynode.errors import InputError, TraceError, unknown_name
+from pynode.problem.inputs import check_number
 from pynode.sensitivity import find_sensitivity
 from pynode.solve import solve
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pynode._derived import derived_field
-from pynode.engine._protocol import Stats
+from pynode.engine.protocol import Stats
 from pynode.errors import InputError, unknown_name
+from pynode.field._derived import derived_field
 from pynode.models._check import check_batch_norm, check_callables, check_depth, check_solver_keywords
 from pynode.models._dynamics import density_dynamics
 from pynode.models._flow import Base, Flow

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-from pynode.engine._protocol import Stats
+from pynode.engine.protocol import Stats
 from pynode.errors import InputError, unknown_name
 from pynode.models._cnf import CNF, check_flow_keywords
 from pynode.models._flow import Base, Flow, StandardNormal

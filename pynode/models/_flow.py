@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform, constraints
 
-from pynode._finite import check_finite
 from pynode.errors import InputError
+from pynode.field._finite import check_finite
 
 __all__ = ["Base", "Flow", "StandardNormal"]
 

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
-from pynode._inputs import check_count, check_number
-from pynode.engine._protocol import Stats
+from pynode.engine.protocol import Stats
 from pynode.errors import InputError, unknown_name
 from pynode.models._check import check_callables, check_solver_keywords
 from pynode.models._encoders import GRUEncoder, ODERNNEncoder
 from pynode.models._node import NODE
 from pynode.models._series import Series, check_series, check_series_times
 from pynode.nn import TimeSequential
+from pynode.problem.inputs import check_count, check_number
 
 __all__ = ["LatentODE"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pynode.engine._protocol import Stats
+from pynode.engine.protocol import Stats
 from pynode.errors import InputError
 from pynode.models._check import check_callables, check_depth, check_solver_keywords
 from pynode.nn import HigherOrder

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Normal
 
-from pynode._inputs import check_count
 from pynode.models._series import check_series, check_series_times, pack
+from pynode.problem.inputs import check_count
 
 __all__ = ["RNN"]
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pynode._inputs import check_times
-from pynode.engine._protocol import Retcode, Stats
+from pynode.engine.protocol import Retcode, Stats
 from pynode.errors import InputError
 from pynode.models._node import NODE
 from pynode.nn import HigherOrder
+from pynode.problem.inputs import check_times
 from pynode.solve import solve
 
 __all__ = ["StackedNODE"]

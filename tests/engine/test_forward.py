@@ -152,7 +152,7 @@ def test_gradient_of_a_stiff_field() -> None:
 
 @pytest.mark.julia
 def test_a_new_batch_size_needs_no_other_kernel() -> None:
-    from pynode.engine import julia_runtime
+    from pynode.engine.julia import runtime as julia_runtime
 
     field = LotkaVolterra()
     counts = []

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import pynode
-from pynode.engine import _julia_device, julia_runtime
-from pynode.engine._julia_device import Device, device_of
-from pynode.engine._solvers import resolve_solver
+from pynode.engine.julia import device as julia_device
+from pynode.engine.julia import runtime as julia_runtime
+from pynode.engine.julia.device import Device, device_of
+from pynode.engine.solvers import resolve_solver
 from pynode.models import CNF
 from pynode.nn import TimeConcat
 
@@ -38,7 +39,7 @@ def like_a_gpu() -> Device:
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch, like_a_gpu: Device) -> Callable[[], None]:
     """Called, has every solve from then on take place there."""
-    return lambda: monkeypatch.setattr(_julia_device, "device_of", lambda problem: like_a_gpu)
+    return lambda: monkeypatch.setattr(julia_device, "device_of", lambda problem: like_a_gpu)
 
 
 def both(elsewhere: Callable[[], None], run: Callable[[], list[Tensor]]) -> None:

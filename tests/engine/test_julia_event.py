@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pynode._derived import derived_field
-from pynode.engine._julia_event import _rates
+from pynode.engine.julia.event import _rates
 from pynode.field import Field
+from pynode.field._derived import derived_field
 from pynode.field._interpreter import interpret
 from pynode.field._trace import Trace, trace_field
 

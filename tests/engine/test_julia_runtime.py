@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import pynode
-from pynode.engine import julia_runtime
+from pynode.engine.julia import runtime as julia_runtime
 
 VARIABLES = ("PYTHON_JULIACALL_EXE", "PYTHON_JULIACALL_PROJECT")
 
@@ -75,7 +75,7 @@ def test_one_variable_of_two(project: Path, monkeypatch: pytest.MonkeyPatch, nam
 def test_no_julia_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(julia_runtime, "_juliapkg_project", lambda: tmp_path)
+    monkeypatch.setattr(julia_runtime, "juliapkg_project", lambda: tmp_path)
     state = julia_runtime.available()
     assert not state.ok
     assert state.why == "no Julia with the package PyNODE was found"

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import pynode
-from pynode.engine import julia_runtime
 from pynode.engine.choose import get_engine
+from pynode.engine.julia import runtime as julia_runtime
 from pynode.nn import TimeConcat
 
 pytestmark = pytest.mark.julia

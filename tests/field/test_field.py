@@ -18,10 +18,10 @@ from torch.nn.utils import parametrizations, parametrize
 
 import pynode
 from pynode import FieldError
-from pynode._derived import derived_field
 from pynode.field import Field, interpret
 from pynode.field import _field as fields
 from pynode.field import _trace as tracing
+from pynode.field._derived import derived_field
 
 T = torch.tensor(0.5, dtype=torch.float64)
 Z = torch.tensor([[0.3, -0.2], [1.0, 0.7], [-0.5, 0.1]], dtype=torch.float64)

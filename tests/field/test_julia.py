@@ -62,7 +62,7 @@ end
 @pytest.fixture(scope="module")
 def evaluate() -> Callable[..., Any]:
     """Lowers a graph and runs it on several inputs."""
-    from pynode.engine import julia_runtime
+    from pynode.engine.julia import runtime as julia_runtime
 
     return julia_runtime.start().seval(KERNEL)  # type: ignore[no-any-return]
 

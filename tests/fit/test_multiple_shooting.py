@@ -100,7 +100,7 @@ end
 @pytest.mark.julia
 @pytest.mark.slow
 def test_is_that_of_diffeqflux() -> None:
-    from pynode.engine import julia_runtime
+    from pynode.engine.julia import runtime as julia_runtime
 
     julia_runtime.start()
     from juliacall import Main

@@ -1,4 +1,4 @@
-"""Functions written in Julia: `pynode::julia` and its products, see `pynode.engine._julia_function`."""
+"""Functions written in Julia: `pynode::julia` and its products, see `pynode.engine.julia.function`."""
 
 from __future__ import annotations
 

@@ -1,0 +1,123 @@
+"""The `pynode` command: demo, doctor, solvers, julia install."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pynode import __version__
+from pynode.errors import InputError, PyNODEError
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: arguments without the program's name; those of the process where `None`.
+
+    Returns:
+        The exit code: 0 done, 1 failed (e.g. an engine that is not there), 2 wrong use.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except InputError as error:
+        return _fail(error, 2)
+    except (PyNODEError, OSError) as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+
+
+def _fail(error: object, code: int) -> int:
+    print(f"pynode: error: {error}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pynode", description="Neural differential equations for PyTorch, solved by Julia's SciML."
+    )
+    parser.add_argument("--version", action="version", version=f"pynode {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    demo = commands.add_parser(
+        "demo",
+        help="train a neural ODE on handwritten digits, beside a ResNet",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    engines = ("auto", "torch", "julia")
+    demo.add_argument("--engine", choices=engines, default="auto", help="which engine solves")
+    demo.add_argument("--epochs", type=_positive, default=30, help="passes over the training images")
+    demo.add_argument("--out", type=Path, default=Path("out/demo"), help="folder of results and figures")
+    demo.add_argument("--seed", type=int, default=0, help="of the split, the parameters and the batches")
+    demo.set_defaults(run=_demo)
+
+    doctor = commands.add_parser("doctor", help="what is installed, what is missing, what mends it")
+    doctor.add_argument("--time", action="store_true", help="also time import to first gradient, per engine")
+    doctor.set_defaults(run=_doctor)
+
+    solvers = commands.add_parser("solvers", help="list the solvers and the engines that have them")
+    solvers.set_defaults(run=_solvers)
+
+    julia = commands.add_parser("julia", help="manage the Julia side")
+    actions = julia.add_subparsers(title="actions", metavar="ACTION", required=True)
+    install = actions.add_parser("install", help="install Julia and the packages of the julia engine")
+    install.add_argument("--dry-run", action="store_true", help="print the plan, change nothing")
+    install.add_argument("--cuda", action="store_true", help="also CUDA.jl, to solve on a GPU")
+    install.set_defaults(run=_julia_install)
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return value
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from pynode.cli.demo import run
+
+    run(arguments.engine, arguments.epochs, arguments.out, arguments.seed)
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from pynode.cli.doctor import report
+
+    return 0 if report(timing=arguments.time) else 1
+
+
+def _solvers(arguments: argparse.Namespace) -> int:
+    from pynode.cli.text import table
+    from pynode.engine.solvers import solvers
+
+    header = ("name", "order", "step", "stiff", "engines", "OrdinaryDiffEq", "torchdiffeq")
+    rows = [
+        (
+            s.name,
+            s.order,
+            "adaptive" if s.adaptive else "fixed",
+            "yes" if s.stiff else "no",
+            ", ".join(s.engines),
+            s.julia or "-",
+            s.torch or "-",
+        )
+        for s in solvers()
+    ]
+    print(table(header, rows))
+    return 0
+
+
+def _julia_install(arguments: argparse.Namespace) -> int:
+    from pynode.engine.julia.install import install
+
+    plan = install(dry_run=arguments.dry_run, cuda=arguments.cuda)
+    if plan:
+        print(plan)
+    return 0

@@ -1,0 +1,117 @@
+"""Independent samples, one solve for each: what an engine without a faster way does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from pynode.engine.protocol import Gradients, Integration, PerSample, Problem, Retcode, Stats
+
+__all__ = ["is_per_sample", "sample_of", "solve_each", "summary"]
+
+
+def is_per_sample(x: Tensor, batch: int) -> bool:
+    """Whether the first dimension of a conditioning tensor is the batch."""
+    return x.dim() > 0 and x.shape[0] == batch
+
+
+def sample_of(problem: Problem, b: int) -> Problem:
+    """The problem of one sample of a problem of independent ones, a batch of one."""
+    batch = problem.z0[0].shape[0]
+    return replace(
+        problem,
+        z0=tuple(z[b : b + 1] for z in problem.z0),
+        t=problem.t[b][~problem.t[b].isnan()],
+        args=tuple(a[b : b + 1] if is_per_sample(a, batch) else a for a in problem.args),
+    )
+
+
+def summary(per_sample: PerSample) -> Stats:
+    """The totals over the samples."""
+
+    def total(x: Tensor | None) -> int | None:
+        return None if x is None else int(x.sum())
+
+    nfe, accepted, rejected = per_sample.nfe, per_sample.n_accepted, per_sample.n_rejected
+    return Stats(int(nfe.sum()), None, total(accepted), total(rejected), 0.0, per_sample)
+
+
+def solve_each(solve: Callable[[Problem], Integration], problem: Problem) -> Integration:
+    """Solve each sample by itself.
+
+    Args:
+        solve: solves a problem of one sample.
+        problem: a problem of independent samples.
+    """
+    batch, time = problem.t.shape
+    parts = [solve(sample_of(problem, b)) for b in range(batch)]
+    z = tuple(x.new_full((time, *x.shape), float("nan")) for x in problem.z0)
+    for b, part in enumerate(parts):
+        for whole, x in zip(z, part.z, strict=True):
+            whole[: len(x), b] = x[:, 0]
+
+    def counts(name: str) -> Tensor | None:
+        values = [getattr(part.stats, name) for part in parts]
+        return None if None in values else torch.tensor(values)
+
+    nfe = counts("nfe")
+    assert nfe is not None
+    retcodes = tuple(part.retcode for part in parts)
+    per_sample = PerSample(nfe, None, counts("n_accepted"), counts("n_rejected"), retcodes)
+    stats = summary(per_sample)
+    stats.seconds = sum(part.stats.seconds for part in parts)
+    first = next((b for b, code in enumerate(retcodes) if code is not Retcode.SUCCESS), 0)
+    integration = Integration(z, stats, retcodes[first], parts[first].t_end)
+    if problem.sensitivity is not None:
+
+        def pullback(cotangents: Sequence[Tensor | None]) -> Gradients:
+            found = _pull_back(problem, parts, cotangents)
+            per_sample.nfe_backward = counts("nfe_backward")
+            stats.nfe_backward = None if per_sample.nfe_backward is None else int(per_sample.nfe_backward.sum())
+            return found
+
+        integration.pullback = pullback
+    if problem.dense:
+        integration.interpolant = lambda times: _interpolate(parts, times)
+    return integration
+
+
+def _pull_back(problem: Problem, parts: Sequence[Integration], cotangents: Sequence[Tensor | None]) -> Gradients:
+    """The gradients of all samples: beside one another where each has its own, else summed."""
+    batch = problem.z0[0].shape[0]
+    wants = problem.wants
+
+    def zeros(key: str, tensors: Sequence[Tensor]) -> list[Tensor | None]:
+        return [torch.zeros_like(x) if w else None for x, w in zip(tensors, wants[key], strict=True)]
+
+    z0, (t,), args = zeros("z0", problem.z0), zeros("t", (problem.t,)), zeros("args", problem.args)
+    parameters = zeros("parameters", problem.parameters)
+    for b, part in enumerate(parts):
+        asked = ~problem.t[b].isnan()
+        assert part.pullback is not None
+        got = part.pullback([None if g is None else g[asked, b : b + 1] for g in cotangents])
+        for whole, g in zip(z0, got.z0, strict=True):
+            if whole is not None and g is not None:
+                whole[b] = g[0]
+        if t is not None and got.t is not None:
+            t[b, asked] = got.t
+        for x, whole, g in zip(problem.args, args, got.args, strict=True):
+            if whole is not None and g is not None:
+                part_of = whole[b : b + 1] if is_per_sample(x, batch) else whole
+                part_of += g
+        for whole, g in zip(parameters, got.parameters, strict=True):
+            if whole is not None and g is not None:
+                whole += g
+    return Gradients(z0, t, args, parameters)
+
+
+def _interpolate(parts: Sequence[Integration], times: Tensor) -> tuple[Tensor, ...]:
+    """The states at `(n,)` times, or at those of each sample, `(batch, n)`."""
+    found = []
+    for b, part in enumerate(parts):
+        assert part.interpolant is not None
+        found.append(part.interpolant(times if times.dim() == 1 else times[b]))
+    return tuple(torch.cat(x, 1) for x in zip(*found, strict=True))

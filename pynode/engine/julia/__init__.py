@@ -1,0 +1,1 @@
+"""The julia engine: traced fields, solved and differentiated by PyNODE.jl."""

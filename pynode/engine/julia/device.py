@@ -1,0 +1,85 @@
+"""The device that Julia works on: the processor, or a GPU in step with PyTorch's current stream."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pynode.engine.julia import runtime as julia_runtime
+from pynode.engine.protocol import Problem
+from pynode.errors import EngineUnavailable, FieldError
+
+__all__ = ["Device", "device_of"]
+
+
+class Device:
+    """Where the tensors of a call to Julia lie; the context in which to make the call.
+
+    Args:
+        number: PyNODE.jl's number of the device, -1 for the processor.
+        stream: of a GPU, the stream on which Julia works.
+    """
+
+    def __init__(self, number: int, stream: Any = None) -> None:
+        self.number, self.stream = number, stream
+
+    def contiguous(self, *tensors: Tensor) -> list[Tensor]:
+        """Tensors as Julia reads them: their numbers in order, on the device; no part of autograd's graph."""
+        if self.stream is not None:  # numbers may be the processor's even if all else is the GPU's
+            tensors = tuple(x.to(self.stream.device) for x in tensors)
+        return [x.detach().contiguous() for x in tensors]
+
+    def __enter__(self) -> None:
+        if self.stream is not None:  # what Julia is to read is written by then
+            self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
+
+    def __exit__(self, *_: object) -> None:
+        if self.stream is not None:  # PyTorch reads what Julia writes, and uses again what Julia has read, afterwards
+            torch.cuda.current_stream(self.stream.device).wait_stream(self.stream)
+
+
+_PROCESSOR = Device(-1)
+
+
+def device_of(problem: Problem) -> Device:
+    """The device that a problem's state is on.
+
+    Raises:
+        EngineUnavailable: Julia does not work on that device, or not on this kind of problem there.
+        FieldError: the state is on a GPU, and a parameter or conditioning tensor is elsewhere.
+    """
+    where = problem.z0[0].device
+    if where.type == "cpu":
+        return _PROCESSOR
+    move = 'move the field and the state to the CPU, or use engine="torch"'
+    if where.type != "cuda":
+        raise EngineUnavailable(f"the julia engine works on CPU and CUDA tensors, the state is on {where}: {move}")
+    if problem.solver.stiff:
+        raise EngineUnavailable(
+            f"the julia engine has the solver {problem.solver.name!r} on the CPU only, the state is on {where}: "
+            f"{move}, or take an explicit solver"
+        )
+    if problem.t.dim() == 2:
+        raise EngineUnavailable(
+            f"the julia engine solves independent samples on the CPU only, the state is on {where}: {move}, "
+            'or pass batching="joint"'
+        )
+    for what, tensors in (("parameter", problem.parameters), ("conditioning tensor", problem.args)):
+        for x in tensors:
+            if x.device != where:
+                raise FieldError(
+                    f"the state is on {where}, and a {what} of shape {tuple(x.shape)} on {x.device}: move "
+                    "the field, z0 and args to the same device"
+                )
+    return _gpu(where.index or 0)
+
+
+@functools.cache
+def _gpu(index: int) -> Device:
+    number = julia_runtime.open_cuda(index)
+    # Backward would run on a thread of autograd's own, and Julia runs on the main thread.
+    torch.autograd.set_multithreading_enabled(False)
+    return Device(index, torch.cuda.ExternalStream(number, device=index))

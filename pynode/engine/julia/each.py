@@ -1,0 +1,122 @@
+"""Independent samples in Julia: one call for all of them, shared out among Julia's threads."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pynode.engine.each import is_per_sample, sample_of, solve_each, summary
+from pynode.engine.julia.call import Floats, integers
+from pynode.engine.julia.device import Device
+from pynode.engine.julia.session import RETCODES, Kept, Session
+from pynode.engine.protocol import Gradients, Integration, PerSample, Problem, Retcode
+from pynode.field._trace import trace_field
+
+__all__ = ["solve_samples"]
+
+
+def solve_samples(
+    session: Session, problem: Problem, solve: Callable[[Problem], Integration], device: Device, memory: int
+) -> Integration:
+    """Solve every sample with steps of its own.
+
+    The discrete adjoint and solves without a gradient are one call; continuous adjoints and interpolants are solved
+    one sample after the other.
+
+    Args:
+        session: the Julia that runs.
+        problem: a problem of independent samples.
+        solve: solves a problem of one sample.
+        device: where its tensors lie.
+        memory: what is kept of the steps of all samples may take this many bytes.
+    """
+    how = problem.sensitivity
+    if problem.dense or (how is not None and how.name != "discrete"):
+        return solve_each(solve, problem)
+    started = time.perf_counter()
+    problem.field.check_finite(problem.z0, problem.args)
+    batch, times = problem.t.shape
+    one = sample_of(problem, 0)
+    trace = trace_field(problem.field, one.z0, one.t[0], one.args)
+    session.start()
+    z0 = [z.contiguous() for z in problem.z0]
+    t = problem.t.contiguous()
+    counts = (~t.isnan()).sum(1)
+    results = torch.zeros(batch, 5, dtype=torch.float64)
+    out = [z.new_empty((times, *z.shape)) for z in z0]
+    has_rows = [is_per_sample(a, batch) for a in problem.args]
+    args = [a.contiguous() for a in problem.args]
+    rest = [x.detach().contiguous() for x in trace.bound(problem.field)]
+    solver = problem.solver
+    assert solver.julia is not None
+    values = [session.kernel(trace, z0[0].dtype), session.number("solver", solver.julia), batch, times]
+    values += [1 if how is None else 2, int(solver.adaptive), problem.max_steps, memory // batch]
+    values += [t.data_ptr(), counts.data_ptr(), results.data_ptr(), len(z0)]
+    for z, o in zip(z0, out, strict=True):
+        values += (z.numel() // batch, z.data_ptr(), o.data_ptr())
+    values.append(len(args) + len(rest))
+    for x, rows in zip((*args, *rest), (*has_rows, *[False] * len(rest)), strict=True):
+        values += (x.numel() // batch if rows else x.numel(), x.data_ptr(), int(rows))
+    data, address, length = integers(values)
+    floats = Floats(problem.rtol, problem.atol, problem.dt or 0.0)
+    kept = session.module.forward_each._jl_call_nogil(address, length, floats.address)
+    del data
+    codes = tuple(RETCODES[int(i)] for i in results[:, 3])
+    nfe, accepted, rejected = results[:, :3].long().unbind(1)
+    stats = summary(PerSample(nfe, None, accepted, rejected, codes))
+    stats.seconds = time.perf_counter() - started
+    first = next((b for b, code in enumerate(codes) if code is not Retcode.SUCCESS), 0)
+    integration = Integration(tuple(out), stats, codes[first], results[first, 4].item())
+    if kept:
+        handle = Kept(session, kept, device)
+
+        def pullback(cotangents: Sequence[Tensor | None]) -> Gradients:
+            return _pull_back(session, handle.number, problem, has_rows, stats, cotangents)
+
+        integration.pullback = pullback
+    return integration
+
+
+def _pull_back(
+    session: Session,
+    number: int,
+    problem: Problem,
+    has_rows: Sequence[bool],
+    stats: Any,
+    cotangents: Sequence[Tensor | None],
+) -> Gradients:
+    session.start()
+    batch, times = problem.t.shape
+
+    def room(key: str, tensors: Sequence[Tensor]) -> list[Tensor | None]:
+        wants = problem.wants[key]
+        contiguous = torch.contiguous_format
+        return [
+            torch.zeros_like(x, memory_format=contiguous) if w else None for x, w in zip(tensors, wants, strict=True)
+        ]
+
+    def address(x: Tensor | None) -> int:
+        return 0 if x is None else x.data_ptr()
+
+    z0, (t,), args = room("z0", problem.z0), room("t", (problem.t,)), room("args", problem.args)
+    parameters = room("parameters", problem.parameters)
+    given = [None if g is None else g.contiguous() for g in cotangents]
+    nfe = torch.zeros(batch, dtype=torch.float64)
+    values = [address(t), times, nfe.data_ptr(), len(z0)]
+    for x, g, dx in zip(problem.z0, given, z0, strict=True):
+        values += (x.numel() // batch, address(g), address(dx))
+    values.append(len(args) + len(parameters))
+    for x, dx, rows in zip(problem.args, args, has_rows, strict=True):
+        values += (x.numel() // batch if rows else x.numel(), address(dx), int(rows))
+    for x, dx in zip(problem.parameters, parameters, strict=True):
+        values += (x.numel(), address(dx), 0)
+    data, start, length = integers(values)
+    session.module.pullback_each._jl_call_nogil(number, start, length)
+    del data
+    stats.per_sample.nfe_backward = nfe.long()
+    stats.nfe_backward = int(nfe.sum())
+    return Gradients(z0, t, args, parameters)

@@ -1,0 +1,189 @@
+"""The julia engine: traced fields, solved by OrdinaryDiffEq and differentiated natively by PyNODE.jl."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pynode.engine.forward import solve_forward
+from pynode.engine.julia import device as julia_device
+from pynode.engine.julia import runtime as julia_runtime
+from pynode.engine.julia.call import Floats, addresses, integers
+from pynode.engine.julia.each import solve_samples
+from pynode.engine.julia.event import find_event
+from pynode.engine.julia.session import RETCODES, Kept, Session
+from pynode.engine.julia.tangent import link_tangent
+from pynode.engine.protocol import (
+    Availability,
+    Crossing,
+    EventSearch,
+    Gradients,
+    Integration,
+    Problem,
+    Stats,
+)
+from pynode.engine.solvers import SolverInfo
+from pynode.errors import PyNODEError
+from pynode.field._trace import trace_field
+from pynode.sensitivity import Forward
+
+__all__ = ["JuliaEngine"]
+
+_CONTINUOUS = ("gauss", "interpolating", "quadrature", "backsolve")
+_KEEP = {"ends": 1, "stages": 2, "dense": 3, "saved": 4}
+# What a sensitivity needs of the forward solve's steps; "saved" is the states at the times asked for.
+_NEEDS = {"discrete": "stages", "backsolve": "saved"}
+_MEMORY = 2**30  # what `Discrete` keeps at most unless told otherwise
+
+
+class JuliaEngine:
+    """Solves and differentiates in Julia; no step of a solve calls back into Python."""
+
+    name = "julia"
+
+    def __init__(self) -> None:
+        self.session = Session()
+
+    def available(self) -> Availability:
+        """Whether Julia with PyNODE can be started here; starts nothing."""
+        return julia_runtime.available()
+
+    def sensitivities(self, solver: SolverInfo) -> tuple[str, ...]:
+        """The discrete adjoint for explicit Runge–Kutta methods, SciMLSensitivity's continuous adjoints, `forward`."""
+        if solver.matrix_free:  # the tangents have no derivative of their own in a trace
+            return _CONTINUOUS
+        return (*_CONTINUOUS, "forward") if solver.stiff else ("discrete", *_CONTINUOUS, "forward")
+
+    def solve(self, problem: Problem) -> Integration:
+        """Integrate; see `Engine.solve`.
+
+        Raises:
+            TraceError: the field cannot be turned into a graph.
+            EngineUnavailable: Julia cannot be started, or does not work on the state's device.
+        """
+        state = problem.z0[0]
+        device = julia_device.device_of(problem)
+        if problem.t.dim() == 2:
+            return solve_samples(self.session, problem, self.solve, device, _memory(problem))
+        if isinstance(problem.sensitivity, Forward):
+            return solve_forward(self.solve, problem, norm_over_all=True)
+        started = time.perf_counter()
+        trace = trace_field(problem.field, problem.z0, problem.t[0], problem.args)
+        session = self.session
+        julia = session.start()
+        kernel = session.kernel(trace, state.dtype)
+        if problem.solver.matrix_free:
+            link_tangent(session, problem, trace, kernel)
+        sensitivity = problem.sensitivity
+        keep = "dense" if problem.dense else "ends"
+        if sensitivity is not None and not (problem.dense and sensitivity.name == "backsolve"):
+            keep = _NEEDS.get(sensitivity.name, "dense")
+        z0 = [z.contiguous() for z in problem.z0]
+        t = problem.t.cpu().contiguous()
+        others = device.contiguous(*problem.args, *trace.bound(problem.field))
+        out = [z.new_empty((len(t), *z.shape)) for z in z0]
+        batch = state.shape[0] if state.dim() else 1
+        split = sensitivity is not None and sensitivity.name != "discrete"
+        assert problem.solver.julia is not None
+        values = [device.number, kernel, session.number("solver", problem.solver.julia), batch, len(t), _KEEP[keep]]
+        values += [int(split), int(problem.solver.adaptive), problem.max_steps, _memory(problem), t.data_ptr(), len(z0)]
+        for z, o in zip(z0, out, strict=True):
+            values += (z.numel(), z.data_ptr(), o.data_ptr())
+        data, address, length = integers(values + addresses(others))
+        floats = Floats(problem.rtol, problem.atol, problem.dt or 0.0)
+        with device:
+            kept = julia.forward(address, length, floats.address)
+        del data
+        nfe, accepted, rejected, outcome, reached = floats.values[:5]
+        if outcome < 0:
+            problem.field.check_finite(problem.z0, problem.args)
+            raise PyNODEError("Julia found an input that is not finite, and Python does not: please report this")
+        stats = Stats(int(nfe), None, int(accepted), int(rejected), time.perf_counter() - started)
+        integration = Integration(tuple(out), stats, RETCODES[int(outcome)], reached)
+        if kept:
+            held = Kept(session, kept, device)
+            if sensitivity is not None:
+                integration.pullback = _Pullback(held, problem, stats)
+            if problem.dense:
+                integration.interpolant = _Interpolant(held, problem)
+        return integration
+
+    def find_event(self, problem: Problem, search: EventSearch) -> Crossing:
+        """Step until a value has changed its sign, and find the time within that step.
+
+        Raises:
+            TraceError: the field or the event function cannot be turned into a graph.
+            EngineUnavailable: Julia cannot be started, or does not work on the state's device.
+        """
+        return find_event(self.session, problem, search, julia_device.device_of(problem))
+
+
+def _memory(problem: Problem) -> int:
+    """The bytes that the steps kept for the discrete adjoint may take."""
+    how = problem.sensitivity
+    return _MEMORY if how is None else int(how.options.get("memory", _MEMORY))  # type: ignore[call-overload]
+
+
+class _Pullback:
+    """Pulls cotangents of the solution back through a kept solve."""
+
+    def __init__(self, kept: Kept, problem: Problem, stats: Stats) -> None:
+        self.kept, self.problem, self.stats = kept, problem, stats
+
+    def __call__(self, cotangents: Sequence[Tensor | None]) -> Gradients:
+        problem, session = self.problem, self.kept.session
+        julia = session.start()
+        given = [None if g is None else g.contiguous() for g in cotangents]
+        z0 = [_room(x, wanted) for x, wanted in zip(problem.z0, problem.wants["z0"], strict=True)]
+        args = [_room(x, wanted) for x, wanted in zip(problem.args, problem.wants["args"], strict=True)]
+        parameters = [_room(x, w) for x, w in zip(problem.parameters, problem.wants["parameters"], strict=True)]
+        t = _room(problem.t.cpu(), problem.wants["t"][0])
+        sensitivity = problem.sensitivity
+        assert sensitivity is not None
+        options = sensitivity.options
+        checkpointing = options.get("checkpointing", -1)
+        values = [self.kept.device.number, session.number("sensitivity", sensitivity.name)]
+        values += [int(checkpointing), _address(t), len(z0)]  # type: ignore[call-overload]
+        for x, g, room in zip(problem.z0, given, z0, strict=True):
+            values += (x.numel(), _address(g), _address(room))
+        values.append(len(args) + len(parameters))
+        for x, room in zip((*problem.args, *problem.parameters), (*args, *parameters), strict=True):
+            values += (x.numel(), _address(room))
+        data, address, length = integers(values)
+        floats = Floats(float(options.get("rtol", 0.0)), float(options.get("atol", 0.0)))  # type: ignore[arg-type]
+        with self.kept.device:
+            julia.pullback(self.kept.number, address, length, floats.address)
+        del data
+        self.stats.nfe_backward = int(floats.values[0])
+        return Gradients(z0, None if t is None else t.to(problem.t.device), args, parameters)
+
+
+class _Interpolant:
+    """A kept dense solve as a function of time."""
+
+    def __init__(self, kept: Kept, problem: Problem) -> None:
+        self.kept, self.problem = kept, problem
+
+    def __call__(self, times: Tensor) -> tuple[Tensor, ...]:
+        julia = self.kept.session.start()
+        times = times.cpu().contiguous()
+        out = [z.new_empty((len(times), *z.shape)) for z in self.problem.z0]
+        values = [self.kept.device.number, len(times), times.data_ptr(), len(out)]
+        for z, o in zip(self.problem.z0, out, strict=True):
+            values += (z.numel(), o.data_ptr())
+        data, address, length = integers(values)
+        with self.kept.device:
+            julia.interpolate(self.kept.number, address, length)
+        del data
+        return tuple(out)
+
+
+def _room(x: Tensor, wanted: bool) -> Tensor | None:
+    return torch.empty_like(x, memory_format=torch.contiguous_format) if wanted else None
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()

@@ -1,0 +1,63 @@
+"""The search for an event in Julia: the event function becomes a graph like a field's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pynode.engine.julia.call import Floats, addresses, integers
+from pynode.engine.julia.device import Device
+from pynode.engine.julia.session import Session
+from pynode.engine.protocol import Crossing, EventSearch, Problem
+from pynode.errors import FieldError, TraceError
+from pynode.field import Field
+from pynode.field._derived import derived_field
+from pynode.field._trace import trace_field
+
+__all__ = ["find_event"]
+
+
+def find_event(session: Session, problem: Problem, search: EventSearch, device: Device) -> Crossing:
+    """The first change of sign, found by steps that never call back into Python.
+
+    Raises:
+        TraceError: the field or the event function cannot be turned into a graph.
+    """
+    state, n = problem.z0[0], len(search.signs)
+    z0 = [z.contiguous() for z in problem.z0]
+    t, t0, batch = problem.t.cpu().contiguous(), problem.t[0], state.shape[0]
+    watched = (*z0[: search.n_states], state.new_zeros(batch, n))
+    try:
+        event = Field(derived_field(_rates, search.owner, search.is_tuple), watched, t0, problem.args, True)
+        of_event = trace_field(event, watched, t0, problem.args)
+    except (FieldError, TraceError) as error:
+        raise type(error)(f"event: {error}") from error
+    trace = trace_field(problem.field, problem.z0, t0, problem.args)
+    session.start()
+    others = device.contiguous(*problem.args, *trace.bound(problem.field))
+    others_of_event = device.contiguous(*problem.args, *of_event.bound(event))
+    signs = torch.tensor(search.signs, dtype=torch.float64)
+    how, solver = problem.sensitivity, problem.solver
+    split = how is not None and how.name != "discrete"  # the solve that follows runs in the same workspace
+    assert solver.julia is not None
+    kernels = session.kernel(trace, state.dtype), session.kernel(of_event, state.dtype)
+    values = [device.number, *kernels, n, signs.data_ptr()]
+    values += [session.number("solver", solver.julia), batch, len(t), 0, int(split)]
+    values += [int(solver.adaptive), problem.max_steps, 0, t.data_ptr(), len(z0)]
+    for z in z0:
+        values += (z.numel(), z.data_ptr(), 0)
+    data, address, length = integers(values + addresses(others) + addresses(others_of_event))
+    floats = Floats(problem.rtol, problem.atol, problem.dt or 0.0)
+    with device:
+        index = session.module.find_event._jl_call_nogil(address, length, floats.address)
+    del data
+    nfe, found = floats.values[:2]
+    return Crossing(found if index else None, index - 1, int(nfe))
+
+
+def _rates(event: Any, is_tuple: bool, owner: Any, t: Tensor, z: tuple[Tensor, ...], *args: Tensor) -> Any:
+    """The values as the rates of the last state tensor, one row for each sample; all without a gradient."""
+    values = event(t, z[:-1] if is_tuple else z[0], *args)
+    return (*(torch.zeros_like(x) for x in z[:-1]), values.detach().reshape(-1).expand_as(z[-1]))

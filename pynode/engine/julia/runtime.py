@@ -1,0 +1,184 @@
+"""The one place that starts Julia: lazily, through juliacall, on the main thread of the process that asked.
+
+Julia is found through the environment variables `PYTHON_JULIACALL_EXE` and `PYTHON_JULIACALL_PROJECT`, or in the
+environment that `install` has made with juliapkg. Nothing is ever installed without being asked for.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+import os
+import re
+import shutil
+import threading
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pynode.engine.protocol import Availability
+from pynode.errors import EngineUnavailable
+
+__all__ = ["PYNODE_UUID", "available", "julia_folder", "juliapkg_project", "manifest_versions", "open_cuda", "start"]
+
+PYNODE_UUID = "6f1c7d0e-53f0-4a7b-9d6e-0c7c4f5a8b21"
+
+_INSTALL = "Run `pynode julia install`, or set PYTHON_JULIACALL_EXE and PYTHON_JULIACALL_PROJECT"
+
+# What juliacall reads when it starts Julia; what the user has set stays.
+_DEFAULTS = {
+    "PYTHON_JULIACALL_HANDLE_SIGNALS": "yes",
+    "PYTHON_JULIACALL_THREADS": "1",
+    "PYTHON_JULIACALL_STARTUP_FILE": "no",
+    "PYTHON_JULIACALL_AUTOLOAD_IPYTHON_EXTENSION": "no",
+    "PYTHON_JULIAPKG_OFFLINE": "yes",
+}
+
+
+def julia_folder() -> Path:
+    """The folder of the Julia package PyNODE: inside an installed wheel, or at the top of a checkout."""
+    package = Path(__file__).resolve().parents[2]
+    shipped = package / "_julia"
+    return shipped if shipped.exists() else package.parent / "julia"
+
+
+def available() -> Availability:
+    """Whether Julia with PyNODE can be started here. Starts nothing and installs nothing."""
+    if importlib.util.find_spec("juliacall") is None:
+        return Availability(False, "the Python package juliacall is not installed", "Run `pip install juliacall`")
+    exe, project = os.environ.get("PYTHON_JULIACALL_EXE"), os.environ.get("PYTHON_JULIACALL_PROJECT")
+    if exe and project:
+        return _check_given(exe, Path(project))
+    if exe or project:
+        missing = "PYTHON_JULIACALL_PROJECT" if exe else "PYTHON_JULIACALL_EXE"
+        return Availability(False, f"only one of Julia's two variables is set, {missing} is not", f"Set {missing} too")
+    made = juliapkg_project()
+    if not (made / "pyjuliapkg" / "meta.json").exists() or not _has_pynode(made):
+        return Availability(False, "no Julia with the package PyNODE was found", _INSTALL)
+    return Availability(True)
+
+
+def _check_given(exe: str, project: Path) -> Availability:
+    if shutil.which(exe) is None:
+        return Availability(
+            False, f"PYTHON_JULIACALL_EXE is {exe!r}, which is not an executable file", "Set it to Julia's executable"
+        )
+    command = f"""{exe} --project={project} -e 'using Pkg; Pkg.develop(path="{julia_folder()}")'"""
+    theirs, ours = manifest_versions(_manifest(project)).get("PythonCall"), importlib.metadata.version("juliacall")
+    if theirs is not None and theirs != ours:
+        return Availability(
+            False,
+            f"the Julia environment {project} has PythonCall {theirs}, which needs the same version of juliacall, "
+            f"and juliacall {ours} is installed",
+            f"Run `pip install juliacall=={theirs}`",
+        )
+    if not _has_pynode(project):
+        return Availability(
+            False, f"the Julia environment {project} does not have the package PyNODE", f"Run: {command}"
+        )
+    folder = re.search(rf'^path = "([^"]+)"\nuuid = "{PYNODE_UUID}"', _manifest(project), flags=re.M)
+    if folder and not (project / folder.group(1)).exists():
+        return Availability(
+            False,
+            f"the Julia environment {project} has PyNODE in the folder {folder.group(1)}, which is not there",
+            f"Run: {command}",
+        )
+    return Availability(True)
+
+
+def _manifest(project: Path) -> str:
+    found = [project / name for name in ("JuliaManifest.toml", "Manifest.toml") if (project / name).exists()]
+    return found[0].read_text() if found else ""
+
+
+def _has_pynode(project: Path) -> bool:
+    return PYNODE_UUID in _manifest(project)
+
+
+def manifest_versions(manifest: str) -> dict[str, str]:
+    """The version of each package that the text of a Manifest.toml lists."""
+    entry = re.compile(r"^\[\[deps\.(\w+)\]\]$(.*?)(?=^\[\[|\Z)", flags=re.M | re.S)
+    found = {}
+    for name, body in entry.findall(manifest):
+        match = re.search(r'^version = "([^"]+)"', body, flags=re.M)
+        found[name] = match.group(1) if match else "without a version"
+    return found
+
+
+def juliapkg_project() -> Path:
+    """The Julia environment that juliapkg has made, or would make."""
+    from juliapkg.state import STATE
+
+    return Path(STATE["project"])
+
+
+_pid: int | None = None
+
+
+def start() -> Any:
+    """Start Julia, once, and return the Julia module PyNODE.
+
+    Raises:
+        EngineUnavailable: Julia is not there, this is not the main thread, or the process was forked from one
+            that had started Julia.
+    """
+    if _pid is not None and _pid != os.getpid():
+        raise EngineUnavailable(
+            "this process was forked from one in which Julia runs, and Julia does not survive a fork: start worker "
+            'processes with multiprocessing.get_context("spawn"), or use engine="torch" in them'
+        )
+    if threading.current_thread() is not threading.main_thread():
+        raise EngineUnavailable(
+            'Julia runs on the main thread only: solve there, or use engine="torch" in other threads'
+        )
+    return _started()
+
+
+@functools.cache
+def _started() -> Any:
+    global _pid
+    state = available()
+    if not state.ok:
+        raise EngineUnavailable(f"the julia engine is not available here: {state.why}. {state.fix}")
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    with warnings.catch_warnings():
+        # juliacall warns of torch being imported first; both orders are tested.
+        warnings.filterwarnings("ignore", message="torch was imported before juliacall")
+        import juliacall
+    try:
+        juliacall.Main.seval("import PyNODE")
+        module = juliacall.Main.PyNODE
+        module.set_blas_threads(torch.get_num_threads())
+    except juliacall.JuliaError as error:
+        raise EngineUnavailable(f"Julia started, but PyNODE could not be loaded: {error}") from error
+    _pid = os.getpid()
+    return module
+
+
+def open_cuda(index: int) -> int:
+    """Let Julia work on a GPU, and return the handle of the stream on which it does.
+
+    Raises:
+        EngineUnavailable: Julia is not there, or has no CUDA.jl, or finds no GPU.
+    """
+    module = start()
+    import juliacall
+
+    otherwise = 'Or move the field and the state to the CPU, or use engine="torch"'
+    try:
+        juliacall.Main.seval("import CUDA")
+    except juliacall.JuliaError as error:
+        raise EngineUnavailable(
+            f"the state is on cuda:{index}, and Julia could not load the package CUDA: {error.exception}. Run `pynode "
+            f"julia install --cuda`, or add CUDA to your own Julia environment. {otherwise}"
+        ) from error
+    if not juliacall.Main.CUDA.functional():
+        raise EngineUnavailable(
+            f"the state is on cuda:{index}, and Julia's package CUDA finds no GPU that works: `CUDA.versioninfo()` "
+            f"in Julia says why. {otherwise}"
+        )
+    return int(module.open_cuda(index))

@@ -1,0 +1,218 @@
+"""What an engine is: the problem it gets, the integration it returns, and the small protocol between."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from pynode.engine.solvers import SolverInfo
+from pynode.field import Field
+from pynode.sensitivity import Sensitivity
+
+__all__ = [
+    "Availability",
+    "Crossing",
+    "Engine",
+    "EventSearch",
+    "Gradients",
+    "Integration",
+    "PerSample",
+    "Problem",
+    "Retcode",
+    "Stats",
+]
+
+
+class Retcode(enum.Enum):
+    """How an integration ended; the value is the remedy."""
+
+    SUCCESS = "the solution reached the last time, or the event"
+    MAX_STEPS = "max_steps was reached: raise max_steps, loosen rtol/atol, or use a stiff solver"
+    STEP_UNDERFLOW = (
+        "the step size fell below what the floating-point type resolves: the solution blows up or the field "
+        "is stiff there; shorten t, use a stiff solver, or bound the field"
+    )
+    NON_FINITE = (
+        "the state or the field became infinite or NaN: shorten t, bound the field (e.g. tanh), "
+        "or reduce dt of a fixed-step solver"
+    )
+    FAILURE = "the solver gave up: try another solver or looser tolerances"
+
+
+@dataclass
+class PerSample:
+    """What the solve of each of several independent samples cost: tensors `(batch,)`, on the CPU.
+
+    Attributes:
+        nfe: evaluations of the vector field, each of one sample, in the forward solve.
+        nfe_backward: evaluations in the backward pass; `None` until backward has run.
+        n_accepted: accepted steps, `None` where the solver does not tell.
+        n_rejected: rejected steps, `None` where the solver does not tell.
+        retcode: how each ended.
+    """
+
+    nfe: torch.Tensor
+    nfe_backward: torch.Tensor | None
+    n_accepted: torch.Tensor | None
+    n_rejected: torch.Tensor | None
+    retcode: tuple[Retcode, ...]
+
+
+@dataclass
+class Stats:
+    """What a solve cost.
+
+    Attributes:
+        nfe: evaluations of the vector field in the forward solve.
+        nfe_backward: evaluations of the field or of its vector-Jacobian product in the backward pass;
+            `None` until backward has run.
+        n_accepted: accepted steps, `None` where the solver does not tell.
+        n_rejected: rejected steps, `None` where the solver does not tell.
+        seconds: wall time of the forward solve.
+        per_sample: the counts of each sample, where the samples are independent; those above are then their sums.
+    """
+
+    nfe: int = 0
+    nfe_backward: int | None = None
+    n_accepted: int | None = None
+    n_rejected: int | None = None
+    seconds: float = 0.0
+    per_sample: PerSample | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether an engine can run here, why not, and the command or setting that mends it."""
+
+    ok: bool
+    why: str = ""
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One initial value problem, validated, as an engine gets it.
+
+    Attributes:
+        field: the vector field under one calling convention.
+        z0: state tensors, each `(batch, *features)`, detached.
+        t: `(time,)`, strictly monotone, same dtype as the state, detached; or `(batch, time)`, which asks for
+            independent samples, each row possibly ending in NaN for times that its sample is not asked for.
+        args: conditioning tensors, detached.
+        parameters: the leaf tensors of `field.parameters`, in that order.
+        solver: which solver, resolved for the engine.
+        rtol: relative tolerance.
+        atol: absolute tolerance.
+        dt: step of a fixed-step solver, or first step of an adaptive one (`None`: automatic).
+        max_steps: bound on the number of steps.
+        sensitivity: how gradients will be asked for; `None` when nothing requires one.
+        wants: which gradients are wanted, by group: `z0`, `t`, `args`, `parameters`, each a tuple of bools
+            (`t` a single-element tuple).
+        dense: whether an interpolant is wanted.
+    """
+
+    field: Field
+    z0: tuple[torch.Tensor, ...]
+    t: torch.Tensor
+    args: tuple[torch.Tensor, ...]
+    parameters: tuple[torch.Tensor, ...]
+    solver: SolverInfo
+    rtol: float
+    atol: float
+    dt: float | None
+    max_steps: int
+    sensitivity: Sensitivity | None
+    wants: Mapping[str, tuple[bool, ...]]
+    dense: bool = False
+
+
+@dataclass
+class Gradients:
+    """Cotangents of the inputs of a `Problem`; `None` where not wanted."""
+
+    z0: Sequence[torch.Tensor | None]
+    t: torch.Tensor | None
+    args: Sequence[torch.Tensor | None]
+    parameters: Sequence[torch.Tensor | None]
+
+
+@dataclass
+class Integration:
+    """What an engine returns.
+
+    Attributes:
+        z: for each state tensor, `(time, batch, *features)`; entries after a failure are NaN.
+        stats: counts and time; `pullback` fills in `nfe_backward`.
+        retcode: how it ended.
+        t_end: the time that was reached.
+        pullback: maps the cotangents of `z` (same shapes; `None` for zero) to `Gradients`; `None` when
+            `Problem.sensitivity` is `None`. May be called more than once.
+        interpolant: maps times `(n,)` to a tuple of `(n, batch, *features)`; `None` unless `Problem.dense`.
+    """
+
+    z: tuple[torch.Tensor, ...]
+    stats: Stats
+    retcode: Retcode
+    t_end: float
+    pullback: Callable[[Sequence[torch.Tensor | None]], Gradients] | None = None
+    interpolant: Callable[[torch.Tensor], tuple[torch.Tensor, ...]] | None = None
+
+
+@dataclass(frozen=True)
+class EventSearch:
+    """What ends a solve.
+
+    Attributes:
+        function: maps `t`, 0-d, the state tensors and the conditioning tensors to the values, `(n_events,)`.
+        owner: the user's callable, which takes `t`, a state and the conditioning tensors.
+        n_states: how many of the state tensors are that state.
+        is_tuple: whether `owner` takes it as a tuple.
+        signs: of each value at the start; 0 for one that takes its sign later.
+    """
+
+    function: Callable[..., torch.Tensor]
+    owner: Callable[..., torch.Tensor]
+    n_states: int
+    is_tuple: bool
+    signs: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """Where a value of an `EventSearch` first changes its sign.
+
+    Attributes:
+        t: the time; `None` if none does before the last time, or the integration fails.
+        index: which value.
+        nfe: evaluations of the vector field that the search took.
+    """
+
+    t: float | None
+    index: int
+    nfe: int
+
+
+class Engine(Protocol):
+    """An engine: solves a `Problem` and can pull cotangents back through the solution."""
+
+    name: str
+
+    def available(self) -> Availability:
+        """Whether it can run here."""
+
+    def sensitivities(self, solver: SolverInfo) -> tuple[str, ...]:
+        """Names of the sensitivities that it has for that solver, its default first."""
+
+    def solve(self, problem: Problem) -> Integration:
+        """Integrate; never raises for a failed integration (see `Retcode`).
+
+        Raises:
+            InputError: the state, a conditioning tensor or a parameter is not finite (see `Field.check_finite`).
+        """
+
+    def find_event(self, problem: Problem, search: EventSearch) -> Crossing:
+        """Integrate, without regard to `sensitivity` and `dense`, to where a value first changes its sign."""

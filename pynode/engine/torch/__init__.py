@@ -1,0 +1,1 @@
+"""The torch engine: torchdiffeq runs the field as it is."""

@@ -1,0 +1,338 @@
+"""The embedded engine: torchdiffeq integrates and differentiates, in PyTorch alone.
+
+torchdiffeq (R. T. Q. Chen, 2018, https://github.com/rtqichen/torchdiffeq) does all the integration; this
+module translates a `Problem` into its calls, and its ways to fail into a `Retcode`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torchdiffeq
+from torch import Tensor
+
+from pynode.engine.each import solve_each
+from pynode.engine.forward import solve_forward
+from pynode.engine.grid import substeps
+from pynode.engine.protocol import (
+    Availability,
+    Crossing,
+    EventSearch,
+    Gradients,
+    Integration,
+    Problem,
+    Retcode,
+    Stats,
+)
+from pynode.engine.solvers import SolverInfo
+from pynode.engine.torch.event_watch import Crossed, EventWatch
+from pynode.engine.torch.rhs import SCIPY, AdaptiveRhs, Rhs, Stop, all_finite, right_hand_side
+from pynode.engine.torch.stacked import STACKED_DOPRI5
+from pynode.errors import EngineUnavailable, SolveError
+from pynode.sensitivity import Forward
+
+__all__ = ["TorchEngine"]
+
+_BLOCK = 64  # reported times for which a fixed-step solve is one call of torchdiffeq's
+_QUARTIC = 4  # torchdiffeq interpolates each step by a polynomial of this degree
+
+
+class TorchEngine:
+    """Runs the vector field as it is through torchdiffeq (its SciPy solvers for stiff fields)."""
+
+    name = "torch"
+
+    def available(self) -> Availability:
+        """Always: torchdiffeq is a dependency of pynode."""
+        return Availability(True)
+
+    def sensitivities(self, solver: SolverInfo) -> tuple[str, ...]:
+        """`discrete`, `backsolve` and `forward`; autograd does not see through SciPy's solvers: no `discrete`."""
+        return ("backsolve", "forward") if solver.name in SCIPY else ("discrete", "backsolve", "forward")
+
+    def find_event(self, problem: Problem, search: EventSearch) -> Crossing:
+        """Step until a value has changed its sign, then find the time within that step's interpolant.
+
+        Raises:
+            EngineUnavailable: the solver is one of SciPy's.
+        """
+        if problem.solver.name in SCIPY:
+            raise EngineUnavailable(
+                f"the torch engine's {problem.solver.name!r}, which is SciPy's, takes no event: use another solver"
+            )
+        plain = replace(problem, sensitivity=None, dense=False)
+        if _too_many_steps(plain) is not None:
+            return Crossing(None, -1, 0)
+        rhs = right_hand_side(plain)
+        watch = EventWatch(search, rhs, problem.args)
+        with torch.no_grad(), contextlib.suppress(Stop, AssertionError):
+            try:
+                z = _odeint(plain, rhs, plain.t)
+                watch(plain.t[-1], tuple(x[-1] for x in z))
+            except Crossed as step:
+                end = torch.stack([step.start, step.end])
+                again = self.solve(replace(plain, z0=step.z, t=end, dt=abs(float(end[1] - end[0])), dense=True))
+                t, index = step.locate(again.interpolant)
+                return Crossing(t, index, rhs.nfe + again.stats.nfe)
+        return Crossing(None, -1, rhs.nfe)
+
+    def solve(self, problem: Problem) -> Integration:
+        """Integrate with torchdiffeq.
+
+        `discrete` keeps the autograd graph of the forward solve for as long as the pullback lives.
+        `backsolve` is `torchdiffeq.odeint_adjoint` (Chen et al. 2018, algorithm 1) with respect to `z0`, `t`,
+        `args` and the parameters.
+
+        Raises:
+            EngineUnavailable: `dt` or `dense` with one of SciPy's solvers.
+        """
+        if problem.t.dim() == 2:
+            return solve_each(self.solve, problem)
+        if isinstance(problem.sensitivity, Forward):
+            return solve_forward(self.solve, problem, norm_over_all=problem.solver.name in SCIPY)
+        started = time.perf_counter()
+        if problem.field.facts.runs_on not in (None, self.name):
+            raise EngineUnavailable(
+                f"the field is, or contains, a JuliaField, which runs on the {problem.field.facts.runs_on} engine "
+                'only: use engine="julia", and a solver and sensitivity that it has'
+            )
+        problem.field.check_finite(problem.z0, problem.args)
+        _refuse_for_scipy(problem)
+        tracked = problem if problem.sensitivity is None else _on_leaves(problem)
+        rhs = right_hand_side(tracked)
+        stop = _too_many_steps(problem)
+        if stop is None:
+            try:
+                with torch.set_grad_enabled(problem.sensitivity is not None):
+                    z = _odeint(tracked, rhs, tracked.t)
+                stop = None if all_finite(x[-1] for x in z) else Stop(Retcode.NON_FINITE, rhs.t_last)
+            except (Stop, AssertionError, ValueError) as error:
+                stop = rhs.diagnose(error)
+        stats = rhs.stats()
+        pullback = interpolant = None
+        if stop is not None:
+            z = _reached(problem, stop.t_end)
+        else:
+            pullback = None if problem.sensitivity is None else _Pullback(tracked, z, rhs, stats)
+            interpolant = _interpolant(problem, rhs, stats) if problem.dense else None
+        stats.seconds = time.perf_counter() - started
+        return Integration(
+            tuple(x.detach() for x in z),
+            stats,
+            stop.retcode if stop else Retcode.SUCCESS,
+            stop.t_end if stop else float(problem.t[-1]),
+            pullback,
+            interpolant,
+        )
+
+
+def _refuse_for_scipy(problem: Problem) -> None:
+    name = problem.solver.name
+    given = "dt" if problem.dt is not None else "dense=True" if problem.dense else None
+    if name in SCIPY and given:
+        raise EngineUnavailable(
+            f"the torch engine's {name!r}, which is SciPy's, takes no {given}: leave it out, or use another solver"
+        )
+
+
+def _on_leaves(problem: Problem) -> Problem:
+    """The problem on leaf tensors that autograd tracks where a gradient is wanted."""
+
+    def leaves(key: str, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return tuple(x.detach().requires_grad_(w) for x, w in zip(tensors, problem.wants[key], strict=True))
+
+    (t,) = leaves("t", (problem.t,))
+    return replace(problem, z0=leaves("z0", problem.z0), t=t, args=leaves("args", problem.args))
+
+
+def _too_many_steps(problem: Problem) -> Stop | None:
+    """Refuse a fixed-step solve that would exceed `max_steps`, before it starts."""
+    if problem.dt is None or problem.solver.adaptive:
+        return None
+    if sum(substeps(problem.t.tolist(), problem.dt)) <= problem.max_steps:
+        return None
+    return Stop(Retcode.MAX_STEPS, float(problem.t[0]))
+
+
+def _options(problem: Problem, t: Tensor) -> dict[str, Any]:
+    """The options of torchdiffeq for a solve that reports at `t`."""
+    solver, dt = problem.solver, problem.dt
+    if solver.name in SCIPY:
+        return {"solver": solver.torch}
+    if not solver.adaptive:
+        assert dt is not None
+        if solver.name == "adams":  # a multistep method: its coefficients hold for equal steps only
+            return {"grid_constructor": lambda func, y0, t: _even_grid(t, dt), "interp": "cubic"}
+        return {"grid_constructor": lambda func, y0, t: _grid(t, dt)}
+    options: dict[str, Any] = {"step_t": t[-1:]}  # so that the field is not evaluated beyond the last time
+    return options if dt is None else options | {"first_step": dt}
+
+
+def _grid(t: Tensor, dt: float) -> Tensor:
+    """Steps of `dt` from each entry of `t`, cut short at the next one (see `substeps`); differentiable."""
+    counts = torch.tensor(substeps(t.tolist(), dt), device=t.device)
+    first = (counts.cumsum(0) - counts).repeat_interleave(counts)
+    offset = (torch.arange(len(first), device=t.device) - first).to(t.dtype) * dt
+    return torch.cat([t[:-1].repeat_interleave(counts) + (offset if t[1] > t[0] else -offset), t[-1:]])
+
+
+def _even_grid(t: Tensor, dt: float) -> Tensor:
+    """Equal steps of at most `dt` from the first to the last entry of `t`; differentiable in both."""
+    (count,) = substeps((t[0].item(), t[-1].item()), dt)
+    fraction = torch.arange(count, dtype=t.dtype, device=t.device) / count
+    return torch.cat([t[0] + (t[-1] - t[0]) * fraction, t[-1:]])
+
+
+def _odeint(problem: Problem, rhs: Rhs, t: Tensor, options: dict[str, Any] | None = None) -> tuple[Tensor, ...]:
+    """Call torchdiffeq; one `(time, batch, *features)` tensor per state tensor."""
+    solver, how = problem.solver, problem.sensitivity
+    if isinstance(rhs, AdaptiveRhs) and solver.name != "dopri5" and len(t) > 2:
+        # torchdiffeq interpolates between steps as accurately as dopri5, but not as the others (bosh3 loses three
+        # digits): these stop at each time, and go on with the step that they had.
+        states = [problem.z0]
+        for i in range(len(t) - 1):
+            problem = replace(problem, z0=states[-1], dt=rhs.dt_last if i else problem.dt)
+            states.append(tuple(x[1] for x in _odeint(problem, rhs, t[i : i + 2])))
+        return tuple(torch.stack(x) for x in zip(*states, strict=True))
+    tracked = how is not None and torch.is_grad_enabled()
+    discrete = how is not None and tracked and how.name == "discrete"
+    if discrete and not solver.adaptive and solver.name != "adams" and len(t) > _BLOCK + 1:
+        # torchdiffeq's backward pass copies what it returns once for each reported time. These solvers keep nothing
+        # from one time to the next.
+        parts: list[tuple[Tensor, ...]] = []
+        for i in range(0, len(t) - 1, _BLOCK):
+            start = tuple(x[-1] for x in parts[-1]) if parts else problem.z0
+            part = _odeint(replace(problem, z0=start), rhs, t[i : i + _BLOCK + 1])
+            parts.append(part if i == 0 else tuple(x[1:] for x in part))
+        return tuple(torch.cat(x) for x in zip(*parts, strict=True))
+    method = STACKED_DOPRI5 if discrete and solver.name == "dopri5" else solver.torch
+    call: dict[str, Any] = {
+        "rtol": problem.rtol,
+        "atol": problem.atol,
+        "method": "scipy_solver" if solver.name in SCIPY else method,
+        "options": options or _options(problem, t),
+    }
+    odeint: Callable[..., Any] = torchdiffeq.odeint
+    if tracked and how is not None and how.name == "backsolve":
+        odeint = torchdiffeq.odeint_adjoint
+        call |= {f"adjoint_{key}": value for key, value in how.options.items()}
+        call["adjoint_params"] = (*problem.args, *problem.parameters)
+        if solver.adaptive and solver.name not in SCIPY:
+            call["adjoint_options"] = {"step_t": t.detach()}
+    with _without_scipy_warning(problem):
+        z = odeint(rhs, problem.z0 if problem.field.is_tuple else problem.z0[0], t, **call)
+    z = tuple(z) if problem.field.is_tuple else (z,)
+    if len(z[0]) < len(t):  # how torchdiffeq lets on that SciPy gave up
+        raise Stop(Retcode.FAILURE, rhs.t_last)
+    if solver.name in SCIPY:  # LSODA interpolates at the first time too
+        z = tuple(torch.cat([first[None], x[1:]]) for first, x in zip(problem.z0, z, strict=True))
+    return z
+
+
+@contextlib.contextmanager
+def _without_scipy_warning(problem: Problem) -> Iterator[None]:
+    """Silence SciPy on `min_step`, which torchdiffeq passes also to the solvers that have none."""
+    if problem.solver.name not in ("bdf", "radau"):
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The following arguments have no effect")
+        yield
+
+
+def _reached(problem: Problem, t_end: float) -> tuple[Tensor, ...]:
+    """The states at the times up to `t_end`, NaN after it.
+
+    torchdiffeq keeps nothing of a failed solve: what was reached is integrated once more.
+    """
+    t = problem.t
+    count = int(((t - t[0]).abs() <= abs(t_end - float(t[0]))).sum())
+    z = tuple(x.new_full((len(t), *x.shape), float("nan")) for x in problem.z0)
+    part = [x.detach()[None] for x in problem.z0]
+    if count > 1:
+        with torch.no_grad(), contextlib.suppress(Stop, AssertionError):
+            part = list(_odeint(problem, right_hand_side(problem), t[:count]))
+    for whole, some in zip(z, part, strict=True):
+        whole[: len(some)] = some
+    return z
+
+
+@dataclass
+class _Pullback:
+    """From cotangents of the states to `Gradients`, through the autograd graph of the solve."""
+
+    problem: Problem
+    z: tuple[Tensor, ...]
+    rhs: Rhs
+    stats: Stats
+
+    def __call__(self, cotangents: Sequence[Tensor | None]) -> Gradients:
+        problem, rhs = self.problem, self.rhs
+        wants = [problem.wants[key] for key in ("z0", "t", "args", "parameters")]
+        tensors = (*problem.z0, problem.t, *problem.args, *problem.parameters)
+        inputs = [x for x, w in zip(tensors, sum(wants, ()), strict=True) if w]
+        pairs = [(z, g) for z, g in zip(self.z, cotangents, strict=True) if g is not None and z.requires_grad]
+        before, rhs.steps = rhs.nfe, 0  # max_steps bounds the backward solve too
+        found: Sequence[Tensor | None] = [None] * len(inputs)
+        if pairs:
+            try:
+                with _without_scipy_warning(problem):
+                    found = torch.autograd.grad(
+                        [z for z, _ in pairs],
+                        inputs,
+                        [g for _, g in pairs],
+                        retain_graph=True,
+                        allow_unused=True,
+                    )
+            except (Stop, AssertionError, ValueError) as error:
+                stop = rhs.diagnose(error)
+                raise SolveError(
+                    f"the backward solve stopped at t={stop.t_end:.6g}: {stop.retcode.value}", stop.retcode
+                ) from None
+        solved = rhs.nfe - before  # none, if the graph of the forward solve was walked
+        self.stats.nfe_backward = solved or rhs.nfe_differentiated
+        rest = iter([torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)])
+        z0, t, args, parameters = ([next(rest) if w else None for w in want] for want in wants)
+        return Gradients(z0, t[0], args, parameters)
+
+
+def _interpolant(problem: Problem, rhs: Rhs, stats: Stats) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """The polynomial of each step, read off at five of its points by a second solve.
+
+    torchdiffeq interpolates at the times that it is asked for and keeps no interpolant.
+    """
+    sign = 1.0 if problem.t[-1] > problem.t[0] else -1.0
+    options = None
+    if isinstance(rhs, AdaptiveRhs):
+        start, length = torch.tensor(rhs.accepted, dtype=torch.float64).unbind(1)
+        knots = torch.cat([start, (start + sign * length)[-1:]])
+    else:
+        grid = _options(problem, problem.t)["grid_constructor"](None, None, problem.t)
+        options = {"grid_constructor": lambda func, y0, t: grid.to(t), "interp": "cubic"}
+        knots = grid.double().cpu()
+    within = torch.arange(_QUARTIC, dtype=torch.float64) / _QUARTIC
+    points = (knots[:-1, None] + knots.diff()[:, None] * within).flatten()
+    plain = replace(problem, sensitivity=None)
+    again = right_hand_side(plain)
+    with torch.no_grad():
+        values = _odeint(plain, again, torch.cat([points, knots[-1:]]).to(problem.t.device), options)
+    stats.nfe += again.nfe
+    nodes = torch.linspace(0, 1, _QUARTIC + 1, dtype=torch.float64)
+    powers = torch.arange(_QUARTIC + 1)
+    lagrange = torch.linalg.inv(nodes[:, None] ** powers)  # column j: the coefficients of the j-th basis polynomial
+
+    def interpolate(times: Tensor) -> tuple[Tensor, ...]:
+        s = times.detach().double().cpu()
+        step = torch.searchsorted(sign * knots, sign * s).clamp(1, len(knots) - 1) - 1
+        x = (s - knots[step]) / (knots[step + 1] - knots[step])
+        weights = (x[:, None] ** powers) @ lagrange
+        picked = _QUARTIC * step[:, None] + powers
+        return tuple(torch.einsum("nk,nk...->n...", weights.to(v), v[picked.to(v.device)]) for v in values)
+
+    return interpolate

@@ -1,0 +1,87 @@
+"""Watches the steps of torchdiffeq for a value that changes its sign."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from scipy.optimize import brentq
+from torch import Tensor
+
+from pynode.engine.protocol import EventSearch
+from pynode.engine.torch.rhs import Rhs
+
+__all__ = ["Crossed", "EventWatch"]
+
+
+class EventWatch:
+    """Looks at the state at the start of each step that a right-hand side is told of.
+
+    Args:
+        search: the values, and their signs at the start.
+        rhs: its callback is replaced.
+        args: the conditioning tensors.
+    """
+
+    def __init__(self, search: EventSearch, rhs: Rhs, args: Sequence[Tensor]) -> None:
+        self.search, self.args = search, args
+        self.signs = list(search.signs)
+        self.before: tuple[Tensor, tuple[Tensor, ...]] | None = None
+        begin: Callable[..., None] = rhs.callback_step  # type: ignore[attr-defined]
+
+        def callback(t: Tensor, z: Any, dt: Tensor) -> None:
+            begin(t, z, dt)
+            self(t, z if isinstance(z, tuple) else (z,))
+
+        rhs.callback_step = callback  # type: ignore[attr-defined]
+
+    def __call__(self, t: Tensor, z: tuple[Tensor, ...]) -> None:
+        """At the end of a step.
+
+        Raises:
+            Crossed: a value has changed its sign.
+        """
+        values = self.search.function(t, z, self.args).tolist()
+        if self.before is not None:
+            found = [i for i, (s, v) in enumerate(zip(self.signs, values, strict=True)) if s * v < 0 or (s and v == 0)]
+            if found:
+                raise Crossed(self, *self.before, t, found)
+        self.signs = [s or (v > 0) - (v < 0) for s, v in zip(self.signs, values, strict=True)]
+        self.before = (t.detach(), tuple(x.detach().clone() for x in z))
+
+
+class Crossed(Exception):
+    """A step at whose end a value has another sign than at its start.
+
+    Attributes:
+        start: 0-d, the time at which it starts.
+        z: the state there.
+        end: 0-d, the time at which it ends.
+    """
+
+    def __init__(
+        self, watch: EventWatch, start: Tensor, z: tuple[Tensor, ...], end: Tensor, indices: list[int]
+    ) -> None:
+        super().__init__("an event was met")
+        self.watch, self.start, self.z, self.end, self.indices = watch, start.to(z[0]), z, end.to(z[0]), indices
+
+    def locate(self, interpolant: Callable[[Tensor], tuple[Tensor, ...]] | None) -> tuple[float, int]:
+        """The first time at which a value is zero, and its index; the step's end without an interpolant."""
+        if interpolant is None:
+            return self.end.item(), self.indices[0]
+        watch, like = self.watch, self.z[0]
+        a, b = self.start.item(), self.end.item()
+
+        def value(t: float, i: int) -> float:
+            at = torch.tensor([t], dtype=like.dtype, device=like.device)
+            return float(watch.search.function(at[0], [x[0] for x in interpolant(at)], watch.args)[i])
+
+        times = []
+        for i in self.indices:
+            before, after = value(a, i), value(b, i)
+            if before * after < 0:
+                times.append((brentq(value, a, b, args=(i,), xtol=1e-15, rtol=1e-14), i))
+            else:  # zero at one end, but for rounding
+                times.append((b if abs(after) <= abs(before) else a, i))
+        return min(times, key=lambda found: abs(found[0] - a))

@@ -1,0 +1,1 @@
+"""What a problem is before an engine has it: its inputs, its events, its samples."""

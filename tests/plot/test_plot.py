@@ -1,0 +1,171 @@
+import pytest
+import torch
+
+from pynode import plot
+from pynode.errors import InputError
+
+
+def test_principal_plane_keeps_what_lies_in_a_plane():
+    """Points of a plane in five dimensions keep their distances; the first axis has the larger variance."""
+    flat = torch.randn(7, 4, 2, dtype=torch.float64) * torch.tensor([5.0, 1.0])
+    directions = torch.linalg.qr(torch.randn(5, 2, dtype=torch.float64)).Q
+    z = plot.principal_plane(flat @ directions.T + 3.0)
+    assert z.shape == (7, 4, 2)
+    torch.testing.assert_close(
+        torch.cdist(z.reshape(-1, 2), z.reshape(-1, 2)), torch.cdist(flat.reshape(-1, 2), flat.reshape(-1, 2))
+    )
+    torch.testing.assert_close(z.mean((0, 1)), torch.zeros(2, dtype=torch.float64), atol=1e-12, rtol=0)
+    assert z[..., 0].var() > z[..., 1].var()
+
+
+def test_principal_plane_needs_two_features():
+    with pytest.raises(InputError, match=r"2 features or more, got \(3, 4, 1\)"):
+        plot.principal_plane(torch.zeros(3, 4, 1))
+
+
+def test_history_draws_every_line_and_takes_a_logarithm_over_decades():
+    figure = plot.history({"loss": {"a": [10.0, 1.0, 0.01], "b": [1.0, 1.0]}, "accuracy": {"a": [0.5, 0.9, 1.0]}})
+    loss, accuracy = figure.axes
+    assert [list(line.get_ydata()) for line in loss.lines] == [[10.0, 1.0, 0.01], [1.0, 1.0]]
+    assert list(loss.lines[0].get_xdata()) == [1, 2, 3]
+    assert (loss.get_yscale(), accuracy.get_yscale()) == ("log", "linear")
+    assert (loss.get_title(), accuracy.get_title()) == ("loss", "accuracy")
+
+
+def test_flow_draws_one_path_per_sample_in_the_colour_of_its_class():
+    z = torch.randn(6, 3, 2, requires_grad=True)
+    figure = plot.flow({"NODE": z}, torch.tensor([1, 0, 1]))
+    lines = figure.axes[0].lines
+    assert [line.get_color() for line in lines] == ["C1", "C0", "C1"]
+    torch.testing.assert_close(torch.tensor(lines[1].get_xydata(), dtype=torch.float32), z[:, 1].detach())
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["0", "1"]
+
+
+def test_fit_trajectories_and_phase_draw_what_they_are_given():
+    x = torch.linspace(0, 1, 5).unsqueeze(1)
+    axis = plot.fit({"model": (x, x**2)}, (x[:2], x[:2])).axes[0]
+    assert list(axis.lines[0].get_ydata()) == (x**2).flatten().tolist()
+    assert len(axis.collections[0].get_offsets()) == 2
+    axis = plot.trajectories({"model": (x.flatten(), torch.stack([x, 2 * x], 1))}).axes[0]
+    assert [list(line.get_ydata()) for line in axis.lines] == [x.flatten().tolist(), (2 * x).flatten().tolist()]
+    curve = torch.randn(5, 2)
+    axis = plot.phase({"data": curve, "fit": 2 * curve}).axes[0]
+    torch.testing.assert_close(torch.tensor(axis.lines[1].get_xydata(), dtype=torch.float32), 2 * curve)
+
+
+def test_density_on_grid_is_the_density_in_the_middle_of_the_cells():
+    """Of a normal distribution with its centre off the grid's: the values, the axes, and the share on the grid."""
+    mean, std = torch.tensor([0.5, -1.0]), torch.tensor([0.4, 0.7])
+    normal = torch.distributions.Independent(torch.distributions.Normal(mean, std), 1)
+    density, integral = plot.density_on_grid(normal.log_prob, 2.0, n=160)  # in more than one part
+    assert density.shape == (160, 160)
+    side = 4 / 160
+    at = torch.tensor([-2 + 2.5 * side, -2 + 70.5 * side])
+    torch.testing.assert_close(density[2, 70], normal.log_prob(at).exp())
+    marginals = torch.distributions.Normal(mean, std)
+    share = (marginals.cdf(torch.tensor(2.0)) - marginals.cdf(torch.tensor(-2.0))).prod().item()
+    assert share < 0.93
+    assert integral == pytest.approx(share, abs=1e-4)
+
+
+def test_densities_draws_a_row_for_each():
+    torch.manual_seed(0)
+    data, heat, paths = torch.randn(50, 2), torch.rand(20, 10), torch.randn(7, 5, 2)
+    figure = plot.densities({"a": (data, heat, data + 1, paths), "b": (data, heat, data, paths)}, extent=(-2, 2, -1, 1))
+    assert len(figure.axes) == 8
+    points, image, samples, way = figure.axes[:4]
+    torch.testing.assert_close(torch.tensor(points.collections[0].get_offsets().data, dtype=torch.float32), data)
+    torch.testing.assert_close(torch.tensor(samples.collections[0].get_offsets().data, dtype=torch.float32), data + 1)
+    assert image.images[0].get_array().shape == (10, 20)  # rows are y
+    assert image.images[0].get_extent() == [-2, 2, -1, 1]
+    assert len(way.lines) == 5
+    torch.testing.assert_close(torch.tensor(way.lines[2].get_xydata(), dtype=torch.float32), paths[:, 2])
+    part = plot.densities({"a": (data, heat, data, paths)}, extent=(-2, 2, -1, 1), shown=(-1, 1, 0, 1)).axes[1]
+    assert (part.get_xlim(), part.get_ylim()) == ((-1, 1), (0, 1))
+    assert part.images[0].get_extent() == [-2, 2, -1, 1]
+
+
+def test_images_lays_them_out_in_lines():
+    x = torch.rand(5, 1, 3, 2)
+    figure = plot.images({"some": x}, columns=3)
+    sheet = torch.tensor(figure.axes[0].images[0].get_array().data)
+    assert sheet.shape == (7, 8)
+    torch.testing.assert_close(sheet[:3, 3:5], x[1, 0])
+    torch.testing.assert_close(sheet[4:, :2], x[3, 0])
+    assert (sheet[3] == 1).all()
+
+
+def test_bands_hold_the_shares_of_the_draws_that_they_say():
+    t = torch.linspace(0, 1, 3)
+    draws = torch.arange(101.0).unsqueeze(1) * torch.tensor([1.0, 2.0, 3.0])
+    draws[:50, 2] = torch.nan  # draws that a time has not
+    points = {"a": {"seen": (t[:2], t[:2]), "left out": (t[2:], t[2:])}}
+    figure = plot.bands({"a": (t, draws)}, points, since=0.5, xlabel="year")
+    axis = figure.axes[0]
+    assert list(axis.lines[0].get_ydata()) == [50.0, 100.0, 225.0]
+    wide, narrow, seen, left_out = axis.collections
+    for band, low, high in ((wide, 5.0, 95.0), (narrow, 25.0, 75.0)):
+        first = band.get_paths()[0].vertices
+        first = first[first[:, 0] == 0][:, 1]
+        assert (first.min(), first.max()) == (low, high)
+    assert (len(seen.get_offsets()), len(left_out.get_offsets())) == (2, 1)
+    assert axis.get_xlabel() == "year"
+    assert [text.get_text() for text in figure.legends[0].get_texts()][2:] == ["median", "seen", "left out"]
+
+
+@pytest.mark.parametrize("shape", [(3, 10, 2), (4, 3, 10, 2)])
+def test_paths_draw_each_model_in_its_row_and_part_where_extrapolation_begins(shape):
+    truth, draws = torch.randn(3, 10, 2), torch.randn(shape)
+    figure = plot.paths({"RNN": torch.randn(3, 10, 2), "ODE": draws}, truth, [truth[i, :4] for i in range(3)], split=6)
+    assert len(figure.axes) == 6
+    axis = figure.axes[3]
+    assert axis.get_ylabel() == "ODE"
+    first = draws.reshape(-1, 3, 10, 2)[0, 0]
+    assert len(axis.lines) == 1 + 2 * draws.reshape(-1, 3, 10, 2).shape[0]
+    found = [torch.tensor(line.get_xydata(), dtype=torch.float32) for line in axis.lines[:3]]
+    for got, expected in zip(found, (truth[0], first[:6], first[5:]), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+def test_lines_marks_few_points_and_takes_a_logarithm_over_decades():
+    x = torch.linspace(0, 1, 30)
+    first, second = plot.lines(
+        {"error": {"a": ((1, 2), (1.0, 1e-3)), "true": ((1, 2), (1.0, 1.0))}, "A": {"a": (x, x - 0.5)}}, xlabel="n"
+    ).axes
+    assert [list(line.get_ydata()) for line in first.lines] == [[1.0, 1e-3], [1.0, 1.0]]
+    assert [line.get_color() == "black" for line in first.lines] == [False, True]
+    assert (first.get_yscale(), second.get_yscale()) == ("log", "linear")
+    assert (first.lines[0].get_marker(), second.lines[0].get_marker()) == (".", "")
+    assert first.get_xlabel() == "n"
+
+
+def test_points_of_the_plane_and_of_space():
+    flat, solid, labels = torch.randn(4, 2), torch.randn(4, 3), torch.tensor([0, 1, 1, 0])
+    plane, space = plot.points({"plane": flat, "space": solid}, labels).axes
+    assert (plane.name, space.name) == ("rectilinear", "3d")
+    assert (plane.get_title(), space.get_title()) == ("plane", "space")
+    torch.testing.assert_close(torch.tensor(plane.collections[0].get_offsets()).float(), flat)
+    assert len({tuple(c) for c in plane.collections[0].get_facecolors()}) == 2
+
+
+def test_surface_of_a_function_on_the_plane():
+    side, values = plot.on_grid(lambda x: x[:, :1] + 10 * x[:, 1:], 2.0, 5)
+    torch.testing.assert_close(side, torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0]))
+    torch.testing.assert_close(values, side + 10 * side[:, None])
+    figure = plot.surface({"model": (side, values)}, torch.randn(4, 2), torch.tensor([0, 1, 1, 0]))
+    (line,) = figure.axes[0].collections[1].get_paths()  # the contour of 0, x + 10 y = 0
+    torch.testing.assert_close(line.vertices[:, 0], -10 * line.vertices[:, 1])
+
+
+def test_many_panels_come_in_rows():
+    line = (torch.arange(3.0), torch.randn(3, 2, 1))
+    figure = plot.trajectories({str(i): line for i in range(5)})
+    assert [axis.get_title() for axis in figure.axes] == ["0", "1", "2", "3", "4"]
+    rows = [axis.get_subplotspec().rowspan.start for axis in figure.axes]
+    assert rows == [0, 0, 0, 1, 1]
+
+
+def test_without_matplotlib_the_error_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr("pynode.plot._figures.available", lambda: False)
+    with pytest.raises(ModuleNotFoundError, match=r'figures need matplotlib.*pip install "pynode\[plot\]"'):
+        plot.history({"loss": {"a": [1.0]}})
