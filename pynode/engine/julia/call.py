@@ -1,6 +1,6 @@
 """How a problem crosses to Julia: sizes and addresses in one array of integers, numbers in one of floats.
 
-Julia reads and writes the tensors' memory in place; the layouts are those of `julia/src/bridge.jl`.
+Julia reads and writes the tensors' memory in place; the layouts are those of `julia/src/bridge/bridge.jl`.
 """
 
 from __future__ import annotations

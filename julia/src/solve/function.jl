@@ -1,0 +1,135 @@
+# A field as SciML's `ODEFunction`, with the derivatives that a solver of stiff fields asks for.
+
+"""
+The state's Jacobian from vector-Jacobian products: row by row, or, where no sample depends on another, a row of every
+sample at once.
+"""
+struct Jacobian{T,V<:AbstractVector{T}}
+    field::TracedField{T,V}
+    v::V
+    samples::Vector{Vector{Int}}     # entries of the state that belong to each sample
+    separate::Base.RefValue{Bool}    # whether the samples' blocks are all there is
+    known::Base.RefValue{Bool}
+end
+
+Jacobian(f::TracedField) = Jacobian(f, fill!(similar(f.dz), 0), f.samples, Ref(false), Ref(false))
+
+function (j::Jacobian)(J, u, p, t)
+    rebind!(j.field, p)
+    length(j.samples) > 1 && !j.known[] && look!(j, u, t)
+    j.separate[] ? blocks!(J, j, u, t) : rows!(J, j, u, t)
+    return nothing
+end
+
+function rows!(J, j::Jacobian, u, t)
+    for i in eachindex(j.v)
+        fill!(j.v, 0)
+        fill!(view(j.v, i:i), 1)
+        vjp!(j.field, j.v, u, t)
+        copyto!(view(J, i, :), j.field.dz)
+    end
+    return
+end
+
+function blocks!(J, j::Jacobian, u, t)
+    fill!(J, 0)
+    for i in eachindex(first(j.samples))
+        fill!(j.v, 0)
+        foreach(entries -> j.v[entries[i]] = 1, j.samples)
+        vjp!(j.field, j.v, u, t)
+        for entries in j.samples
+            J[entries[i], entries] .= view(j.field.dz, entries)
+        end
+    end
+    return
+end
+
+"Whether the samples' blocks are the whole Jacobian: by one product of either with an arbitrary vector."
+function look!(j::Jacobian{T}, u, t) where {T}
+    w = T[cos(0.7 * i) for i in eachindex(j.v)]
+    vjp!(j.field, w, u, t)
+    whole, J = copy(j.field.dz), zeros(T, length(w), length(w))
+    all(isfinite, whole) || return
+    blocks!(J, j, u, t)
+    j.separate[] = isapprox(transpose(J) * w, whole; rtol = sqrt(eps(T)))
+    j.known[] = true
+    return
+end
+
+"The derivative of a field in `t`, entry by entry from vector-Jacobian products."
+struct TimeGradient{F<:TracedField,V}
+    field::F
+    v::V
+end
+
+function (g::TimeGradient)(dT, u, p, t)
+    rebind!(g.field, p)
+    for i in eachindex(g.v)
+        fill!(g.v, 0)
+        fill!(view(g.v, i:i), 1)
+        vjp!(g.field, g.v, u, t)
+        copyto!(view(dT, i:i), g.field.dt)
+    end
+    fill!(g.v, 0)
+    return nothing
+end
+
+"""
+    ode_function(field, solver)
+
+A field as an in-place `ODEFunction` that carries its vector-Jacobian products, and for a solver of stiff fields its
+Jacobian or, where that is not wanted, its products with a vector.
+"""
+function ode_function(f::TracedField, solver::AbstractString)
+    kind = !isstiff(solver) ? :explicit : !ismatrixfree(solver) ? :stiff : tangent_of(f) === nothing ? :plain : :free
+    return get!(() -> make_ode_function(f, Val(kind)), f.functions, kind)
+end
+
+make_ode_function(f::TracedField, ::Val; further...) =
+    ODEFunction{true,FullSpecialize}(f; vjp = StateProduct(f), vjp_p = ThetaProduct(f), further...)
+
+make_ode_function(f::TracedField, ::Val{:stiff}) =
+    make_ode_function(f, Val(:explicit); jac = Jacobian(f), tgrad = TimeGradient(f, fill!(similar(f.dz), 0)))
+
+# A field of kind `:plain` has no traced tangent: the solver takes differences.
+make_ode_function(f::TracedField, ::Val{:free}) = make_ode_function(f, Val(:explicit); jvp = TangentProduct(f))
+
+# ---- products of the Jacobian with a vector -----------------------------------------------------------------------
+
+"The kernel of a field together with its derivative in one direction, by the kernel of the field and the batch size."
+const TANGENTS = Dict{Tuple{UInt,Int},Any}()
+
+"""
+    link_tangent(kernel, batch, tangent)
+
+Kernel number `tangent` is that of the field of kernel number `kernel` with its derivative in one direction: its state is
+the field's and the direction, its other inputs are the same.
+"""
+link_tangent(kernel::Int, batch::Int, tangent::Int) =
+    (TANGENTS[objectid(KERNELS[kernel]), batch] = KERNELS[tangent]; nothing)
+
+tangent_of(f::TracedField) = get(TANGENTS, (objectid(f.tape.workspace.kernel), f.tape.workspace.batch), nothing)
+
+"The product of the state's Jacobian with a vector, as `ODEFunction(jvp = …)` has it."
+struct TangentProduct{F<:TracedField}
+    field::F
+    tangent::F
+    bound::Base.RefValue{Int}  # the field's count of bindings when `tangent` was bound
+end
+
+TangentProduct(f::F) where {F<:TracedField} =
+    TangentProduct{F}(f, Base.invokelatest(make_field, tangent_of(f), f.tape.workspace.batch, :joint), Ref(-1))
+
+function (p::TangentProduct)(out, v, u, θ, t)
+    f, g, n = rebind!(p.field, θ), p.tangent, length(p.field.u)
+    if p.bound[] != f.counts[3]
+        bind!(g, f.θ)
+        p.bound[] = f.counts[3]
+    end
+    f.counts[1] += 1
+    copyto!(g.u, 1, u, 1, n)
+    copyto!(g.u, n + 1, v, 1, n)
+    g.value(eltype(g.u)(t))
+    copyto!(out, 1, g.du, n + 1, n)
+    return nothing
+end
