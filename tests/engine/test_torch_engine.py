@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pynode
+from pynode.engine.torch import stacked
 
 DOUBLE = torch.float64
 
@@ -60,3 +62,31 @@ def test_gradients_are_those_of_torchdiffeq(solver: str, dt: float | None, direc
     expected = torch.autograd.grad((weight * exact).sum(), inputs)
     for g, e in zip(torch.autograd.grad((weight * z).sum(), inputs), expected, strict=True):
         torch.testing.assert_close(g, e, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("change", ["other numbers", "another signature", "not there"])
+def test_another_torchdiffeq(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is taken from torchdiffeq's inside may change: its public function is called then."""
+    inside = importlib.import_module("torchdiffeq._impl.odeint")
+    assert all(cls.__module__.startswith("torchdiffeq.") for cls in inside.SOLVERS.values())  # its table is not ours
+    field, z0, t = MLP(), torch.ones(2, 2, dtype=DOUBLE), torch.linspace(0, 1, 20, dtype=DOUBLE)
+    expected = torchdiffeq.odeint(field, z0, t, rtol=1e-3, atol=1e-6, options={"step_t": t[-1:]})
+    if change == "other numbers":
+        advance = inside.SOLVERS["dopri5"]._advance
+        before = inside.SOLVERS["dopri5"]._before_integrate
+        monkeypatch.setattr(
+            inside.SOLVERS["dopri5"], "integrate", lambda solver, t: before(solver, t) or 2 * advance(solver, t[-1])
+        )
+    elif change == "another signature":
+        monkeypatch.setattr(inside, "_check_inputs", lambda func, y0: None)
+    else:
+        monkeypatch.delattr(inside, "_flat_to_shape")
+    stacked._inside.cache_clear()
+    try:
+        assert stacked._inside() is None
+        monkeypatch.undo()
+        z = pynode.solve(field, z0, t, solver="dopri5", engine="torch").z
+        assert torch.equal(z, expected)
+        assert z.requires_grad
+    finally:
+        stacked._inside.cache_clear()

@@ -33,7 +33,7 @@ from pynode.engine.protocol import (
 from pynode.engine.solvers import SolverInfo
 from pynode.engine.torch.event_watch import Crossed, EventWatch
 from pynode.engine.torch.rhs import SCIPY, AdaptiveRhs, Rhs, Stop, all_finite, right_hand_side
-from pynode.engine.torch.stacked import STACKED_DOPRI5
+from pynode.engine.torch.stacked import odeint_dopri5
 from pynode.errors import EngineUnavailable, SolveError
 from pynode.sensitivity import Forward
 
@@ -211,14 +211,12 @@ def _odeint(problem: Problem, rhs: Rhs, t: Tensor, options: dict[str, Any] | Non
             part = _odeint(replace(problem, z0=start), rhs, t[i : i + _BLOCK + 1])
             parts.append(part if i == 0 else tuple(x[1:] for x in part))
         return tuple(torch.cat(x) for x in zip(*parts, strict=True))
-    method = STACKED_DOPRI5 if discrete and solver.name == "dopri5" else solver.torch
-    call: dict[str, Any] = {
-        "rtol": problem.rtol,
-        "atol": problem.atol,
-        "method": "scipy_solver" if solver.name in SCIPY else method,
-        "options": options or _options(problem, t),
-    }
+    call: dict[str, Any] = {"rtol": problem.rtol, "atol": problem.atol, "options": options or _options(problem, t)}
     odeint: Callable[..., Any] = torchdiffeq.odeint
+    if discrete and solver.name == "dopri5":
+        odeint = odeint_dopri5
+    else:
+        call["method"] = "scipy_solver" if solver.name in SCIPY else solver.torch
     if tracked and how is not None and how.name == "backsolve":
         odeint = torchdiffeq.odeint_adjoint
         call |= {f"adjoint_{key}": value for key, value in how.options.items()}
