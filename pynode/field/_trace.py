@@ -174,34 +174,83 @@ def _batch_size(z0: Sequence[Tensor]) -> int:
     return z0[0].shape[0] if z0[0].dim() else 1
 
 
+# Where graph and module are compared: at the start, and, as long as something there is not finite, beside it. Signs of
+# the shifts of t and of all else.
+_PLACES = ((0.0, 0.0), (0.1, 0.1), (0.1, -0.1), (-0.1, 0.1), (-0.1, -0.1))
+
+
 def _agrees(found: Trace, field: Field, z0: Sequence[Tensor], t0: Tensor, args: Sequence[Tensor]) -> bool:
-    """Whether graph and module give the same value and products here; if not, the module has state."""
+    """Whether graph and module give the same value and products; if not, the module has state.
+
+    A number that is not finite says nothing about a graph, so that the comparison moves on from a state at which the
+    field has no derivative. Numbers that are finite nowhere have to be the same infinity, or not a number, in both.
+    """
+    same_kind = True
+    for of_t, of_rest in _PLACES:
+        place = [_shifted(x, of_rest if i else of_t) for i, x in enumerate((t0, *z0, *args))]
+        pairs = _compared(found, field, place, len(z0))
+        if pairs is None or not all(_close(a, b) for a, b in pairs):
+            return False
+        if all(bool(x.isfinite().all()) for pair in pairs for x in pair):
+            return True
+        same_kind = same_kind and all(torch.equal(_kind(a), _kind(b)) for a, b in pairs)
+    return same_kind
+
+
+def _shifted(x: Tensor, by: float) -> Tensor:
+    """A copy of a tensor, a little away from it where `by` is not zero."""
+    if not by or not x.is_floating_point():
+        return x.detach().clone()
+    pattern = torch.arange(x.numel()).to(x).reshape(x.shape).mul(0.7).cos().mul(0.3).add(1.0)
+    return x.detach() + by * pattern * (1 + x.detach().abs())
+
+
+def _compared(found: Trace, field: Field, place: Sequence[Tensor], n_z: int) -> list[tuple[Tensor, Tensor]] | None:
+    """The module's value and products at `(t, *z, *args)`, each beside the graph's; `None` if the graph cannot run."""
     with torch.enable_grad():
-        inputs = [x.detach().clone().requires_grad_(x.is_floating_point()) for x in (t0, *z0, *args)]
-        t, z, rest = inputs[0], inputs[1 : 1 + len(z0)], inputs[1 + len(z0) :]
+        inputs = [x.requires_grad_(x.is_floating_point()) for x in place]
+        t, z, rest = inputs[0], inputs[1 : 1 + n_z], inputs[1 + n_z :]
         value = field(t, z, rest)
         # Numbers without a pattern, but not the generator's, whose state is the user's.
         cotangents = [torch.arange(1, x.numel() + 1).to(x).reshape(x.shape).mul(0.7).cos() for x in value]
-        pairs = [(x, v) for x, v in zip(value, cotangents, strict=True) if x.requires_grad]
+        tracked = [(x, v) for x, v in zip(value, cotangents, strict=True) if x.requires_grad]
         wrt = [x for x in (*inputs, *field.parameters) if x.requires_grad]
         products: Sequence[Tensor | None] = [None] * len(wrt)
-        if pairs:
-            outputs, vs = zip(*pairs, strict=True)
+        if tracked:
+            outputs, vs = zip(*tracked, strict=True)
             products = torch.autograd.grad(outputs, wrt, vs, allow_unused=True)
     with torch.no_grad():
         try:
             got, vjp = interpret(found.graph, [*inputs, *found.bound(field), *cotangents], vjp=True)
         except RuntimeError:  # a size that holds for another batch size only
-            return False
-    tracked = [v for v, x in zip(vjp, (*inputs, *field.parameters), strict=True) if x.requires_grad]
-    return all(_close(a, b) for a, b in zip((*value, *products), (*got, *tracked), strict=True))
+            return None
+    wanted = [v for v, x in zip(vjp, (*inputs, *field.parameters), strict=True) if x.requires_grad]
+
+    pairs = zip((*value, *products), (*got, *wanted), strict=True)
+    return [(_or_zero(a, b).detach(), _or_zero(b, a).detach()) for a, b in pairs if a is not None or b is not None]
 
 
-def _close(a: Tensor | None, b: Tensor | None) -> bool:
-    """Whether two tensors are the same but for rounding; `None` is zero."""
-    if a is None or b is None:
-        a, b = (b, a) if a is None else (a, b)
-        return a is None or not bool(a.any())
+def _or_zero(a: Tensor | None, b: Tensor | None) -> Tensor:
+    """`a`, where `None` stands for zero of `b`'s shape."""
+    if a is not None:
+        return a
+    assert b is not None
+    return torch.zeros_like(b)
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    """Whether `b` is `a` but for rounding, wherever `a` is finite."""
+    if a.shape != b.shape:
+        return False
+    finite = a.isfinite()
+    a, b = a[finite], b[finite]
     tolerance = 1e-3 if a.dtype == torch.float32 else 1e-8
-    scale = max(a.detach().abs().max().item(), 1.0) if a.numel() else 1.0
-    return a.shape == b.shape and torch.allclose(a, b, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
+    scale = max(a.abs().max().item(), 1.0) if a.numel() else 1.0
+    return torch.allclose(a, b, rtol=tolerance, atol=tolerance * scale)
+
+
+def _kind(x: Tensor) -> Tensor:
+    """Of each number: 0 where it is finite, else which infinity it is, or that it is none."""
+    return (
+        x.new_zeros(x.shape).masked_fill(x.isposinf(), 1.0).masked_fill(x.isneginf(), -1.0).masked_fill(x.isnan(), 2.0)
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from problems import Driven, Linear, draw, settings, solver_cases
@@ -131,3 +133,12 @@ def test_accuracy_after_a_step_that_ends_on_a_reported_time(solver: str) -> None
     t = torch.linspace(0, 1, 9, dtype=DOUBLE)
     z = pynode.solve(field, z0, t, solver=solver, dt=0.125, engine="torch", rtol=1e-5, atol=1e-6).z
     torch.testing.assert_close(z, field.exact(z0, t), rtol=0, atol=2e-5)
+
+
+def test_field_without_a_derivative_at_the_start(engine: str) -> None:
+    """z' = 1 - |z| from the origin, where |z| has no derivative: each of the two is (1 - exp(-√2 t)) / √2."""
+    z0 = torch.zeros(1, 2, dtype=torch.float64, requires_grad=True)
+    z = pynode.solve(lambda t, z: 1 - z.square().sum(1, keepdim=True).sqrt() + 0 * z, z0, [0.0, 1.0], engine=engine).z
+    torch.testing.assert_close(
+        z[-1], torch.full_like(z0, (1 - math.exp(-math.sqrt(2))) / math.sqrt(2)), rtol=1e-3, atol=0
+    )

@@ -119,6 +119,24 @@ def test_state() -> None:
     assert "something that changes between calls (a counter" in refusal(Net())
 
 
+@pytest.mark.parametrize("spoilt", ["value", "product"])
+def test_something_that_changes_beside_numbers_that_are_not_finite(spoilt: str) -> None:
+    """An infinite entry of the value, or of a product, hides no difference of the others."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls = 0
+
+        def forward(self, t: Tensor, z: Tensor) -> Tensor:
+            self.calls += 1
+            return self.calls * z + (1 / z[:, :1] if spoilt == "value" else z[:, :1].abs().sqrt())
+
+    z = torch.tensor([[0.0, 1.0], [2.0, 3.0]], dtype=torch.float64)
+    with pytest.raises(TraceError, match="something that changes between calls"):
+        trace(Net(), z)
+
+
 def test_batch_norm_in_training() -> None:
     net = nn.BatchNorm1d(2, dtype=torch.float64)
 

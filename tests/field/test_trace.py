@@ -184,3 +184,29 @@ def test_closures_made_anew_share_a_trace(recordings: list[int]) -> None:
         w = torch.randn(2, dtype=torch.float64, requires_grad=True)
         check(Case(make(w, linear(2, 2)), (2,)), 3)
     assert len(recordings) == 1
+
+
+NOT_FINITE = {
+    "no derivative at the origin": (lambda t, z: 1 - z.square().sum(1, keepdim=True).sqrt() + 0 * z, 0.0),
+    "infinite derivative": (lambda t, z: z.sqrt(), 0.0),
+    "infinite derivative at the end of the domain": (lambda t, z: (1 - z).sqrt(), 1.0),
+    "infinite derivative in the time": (lambda t, z: t.sqrt() * z, 1.0),
+    "infinite value": (lambda t, z: 1 / z, 0.0),
+    "no value": (lambda t, z: z / z, 0.0),
+    "no value anywhere": (lambda t, z: (-1 - z.square()).log(), 1.0),
+}
+
+
+@pytest.mark.parametrize("name", NOT_FINITE)
+def test_numbers_that_are_not_finite_at_the_start(name: str) -> None:
+    """The graph is right all the same: at the start, where the numbers are the module's, and elsewhere."""
+    f, at = NOT_FINITE[name]
+    graph = trace(f, torch.full((3, 2), at, dtype=torch.float64))
+    for place in (torch.full((3, 2), at, dtype=torch.float64), torch.rand(3, 2, dtype=torch.float64)):
+        t = torch.tensor(0.0, dtype=torch.float64, requires_grad=True)
+        z = place.clone().requires_grad_()
+        value, v = f(t, z), torch.ones_like(z)
+        (product,) = torch.autograd.grad(value, z, v)
+        (got,), vjp = interpret(graph, [t.detach(), place, v], vjp=True)
+        torch.testing.assert_close(got, value.detach(), equal_nan=True)
+        torch.testing.assert_close(vjp[1], product, equal_nan=True)
