@@ -40,7 +40,10 @@ class Retcode(enum.Enum):
         "the state or the field became infinite or NaN: shorten t, bound the field (e.g. tanh), "
         "or reduce dt of a fixed-step solver"
     )
-    FAILURE = "the solver gave up: try another solver or looser tolerances"
+    FAILURE = (
+        "the solver gave up: reduce dt of a fixed-step solver, or try another solver (a stiff one for a stiff field) "
+        "or looser tolerances"
+    )
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -25,7 +26,7 @@ class _Square(nn.Module):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
-@pytest.mark.filterwarnings("ignore:Functional iteration")
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(("engine", "info"), solver_cases())
 def test_blow_up_is_an_error_and_soon(engine: str, info: SolverInfo, dtype: torch.dtype) -> None:
     z0 = torch.ones(2, 1, dtype=dtype)
@@ -73,6 +74,7 @@ def test_no_gradient_through_a_failure(engine: str) -> None:
         sol.z.sum().backward()
 
 
+@pytest.mark.filterwarnings("error")
 def test_scipys_refusal_of_what_is_not_finite_is_a_solve_error() -> None:
     """The backward solve of a relaxation oscillation blows up; SciPy's linear algebra then raises."""
 
@@ -89,3 +91,58 @@ def test_scipys_refusal_of_what_is_not_finite_is_a_solve_error() -> None:
     sol = pynode.solve(VanDerPol(), z0, [0.0, 1000.0], engine="torch", solver="radau", rtol=1e-6, atol=1e-9)
     with pytest.raises(pynode.SolveError, match="the backward solve stopped at t="):
         sol.z[-1].sum().backward()
+
+
+# ---- what a solver only warns of -----------------------------------------------------------------
+
+
+class _Forced(nn.Module):
+    """z' = -k (z - cos t), to which an implicit method's functional iteration converges for small k dt only."""
+
+    def __init__(self, k: float) -> None:
+        super().__init__()
+        self.k = nn.Parameter(torch.tensor(k, dtype=DOUBLE))
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        return -self.k * (z - torch.cos(t))
+
+    def exact(self, t: float) -> float:
+        k = self.k.item()
+        return (k * k * (math.cos(t) - math.exp(-k * t)) + k * math.sin(t)) / (k * k + 1) + math.exp(-k * t)
+
+
+@pytest.mark.filterwarnings("error")
+def test_adams_that_does_not_converge_fails() -> None:
+    z0 = torch.ones(1, 1, dtype=DOUBLE)
+    keywords: dict[str, Any] = {"solver": "adams", "engine": "torch"}
+    with pytest.raises(pynode.SolveError, match=r"stopped at t=0.2: .*reduce dt .*a stiff one") as caught:
+        pynode.solve(_Forced(40.0), z0, [0.0, 1.0, 2.0], dt=0.1, **keywords)
+    assert caught.value.retcode is Retcode.FAILURE
+    # Slowly, but it does converge.
+    field = _Forced(4.0)
+    z = pynode.solve(field, z0, [0.0, 1.0, 2.0], dt=0.02, rtol=1e-7, atol=1e-9, **keywords).z
+    assert z[-1].item() == pytest.approx(field.exact(2.0), abs=1e-6)
+
+
+@pytest.mark.filterwarnings("error")
+def test_adams_that_does_not_converge_backwards_fails() -> None:
+    field, z0 = _Forced(40.0), torch.ones(1, 1, dtype=DOUBLE)
+    how = pynode.Backsolve(rtol=1e-12, atol=1e-14)
+    z = pynode.solve(field, z0, [0.0, 0.1], solver="adams", dt=0.01, sensitivity=how, engine="torch", rtol=0.1).z
+    with pytest.raises(pynode.SolveError, match=r"the backward solve stopped at t=.*reduce dt") as caught:
+        z[-1].sum().backward()
+    assert caught.value.retcode is Retcode.FAILURE
+
+
+@pytest.mark.filterwarnings("error", "ignore:At least one element of `rtol` is too small")
+@pytest.mark.parametrize("solver", ["lsoda", "bdf"])
+def test_scipys_solvers_that_give_up_backwards_fail(solver: str) -> None:
+    field, z0 = _Forced(1.0), torch.ones(1, 1, dtype=DOUBLE)
+    how = pynode.Backsolve(rtol=1e-30, atol=1e-30)
+    z = pynode.solve(field, z0, [0.0, 0.5, 4.0], solver=solver, sensitivity=how, engine="torch").z
+    with pytest.raises(pynode.SolveError, match="the backward solve stopped at t=") as caught:
+        z[-1].sum().backward()
+    assert caught.value.retcode is Retcode.FAILURE
+    if solver == "lsoda":
+        sol = pynode.solve(field, z0, [0.0, 4.0], solver=solver, rtol=1e-30, atol=1e-30, engine="torch", throw=False)
+        assert sol.retcode is Retcode.FAILURE

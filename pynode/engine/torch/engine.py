@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,7 +31,8 @@ from pynode.engine.protocol import (
 )
 from pynode.engine.solvers import SolverInfo
 from pynode.engine.torch.event_watch import Crossed, EventWatch
-from pynode.engine.torch.rhs import SCIPY, AdaptiveRhs, Rhs, Stop, all_finite, right_hand_side
+from pynode.engine.torch.rhs import SCIPY, UNBOUNDED, AdaptiveRhs, Rhs, Stop, all_finite, right_hand_side
+from pynode.engine.torch.scipy_solvers import scipy_solver
 from pynode.engine.torch.stacked import odeint_dopri5
 from pynode.errors import EngineUnavailable, SolveError
 from pynode.sensitivity import Forward
@@ -163,12 +163,10 @@ def _too_many_steps(problem: Problem) -> Stop | None:
 def _options(problem: Problem, t: Tensor) -> dict[str, Any]:
     """The options of torchdiffeq for a solve that reports at `t`."""
     solver, dt = problem.solver, problem.dt
-    if solver.name in SCIPY:
-        return {"solver": solver.torch}
     if not solver.adaptive:
         assert dt is not None
         if solver.name == "adams":  # a multistep method: its coefficients hold for equal steps only
-            return {"grid_constructor": lambda func, y0, t: _even_grid(t, dt), "interp": "cubic"}
+            return {"grid_constructor": lambda func, y0, t: _even_grid(t, dt), "interp": "cubic", **UNBOUNDED}
         return {"grid_constructor": lambda func, y0, t: _grid(t, dt)}
     options: dict[str, Any] = {"step_t": t[-1:]}  # so that the field is not evaluated beyond the last time
     return options if dt is None else options | {"first_step": dt}
@@ -211,6 +209,8 @@ def _odeint(problem: Problem, rhs: Rhs, t: Tensor, options: dict[str, Any] | Non
             part = _odeint(replace(problem, z0=start), rhs, t[i : i + _BLOCK + 1])
             parts.append(part if i == 0 else tuple(x[1:] for x in part))
         return tuple(torch.cat(x) for x in zip(*parts, strict=True))
+    if solver.name in SCIPY:
+        options = {"solver": scipy_solver(solver.name, rhs.tell)}
     call: dict[str, Any] = {"rtol": problem.rtol, "atol": problem.atol, "options": options or _options(problem, t)}
     odeint: Callable[..., Any] = torchdiffeq.odeint
     if discrete and solver.name == "dopri5":
@@ -221,27 +221,15 @@ def _odeint(problem: Problem, rhs: Rhs, t: Tensor, options: dict[str, Any] | Non
         odeint = torchdiffeq.odeint_adjoint
         call |= {f"adjoint_{key}": value for key, value in how.options.items()}
         call["adjoint_params"] = (*problem.args, *problem.parameters)
-        if solver.adaptive and solver.name not in SCIPY:
+        if solver.name in SCIPY:
+            call["adjoint_options"] = {"solver": scipy_solver(solver.name)}
+        elif solver.adaptive:
             call["adjoint_options"] = {"step_t": t.detach()}
-    with _without_scipy_warning(problem):
-        z = odeint(rhs, problem.z0 if problem.field.is_tuple else problem.z0[0], t, **call)
+    z = odeint(rhs, problem.z0 if problem.field.is_tuple else problem.z0[0], t, **call)
     z = tuple(z) if problem.field.is_tuple else (z,)
-    if len(z[0]) < len(t):  # how torchdiffeq lets on that SciPy gave up
-        raise Stop(Retcode.FAILURE, rhs.t_last)
     if solver.name in SCIPY:  # LSODA interpolates at the first time too
         z = tuple(torch.cat([first[None], x[1:]]) for first, x in zip(problem.z0, z, strict=True))
     return z
-
-
-@contextlib.contextmanager
-def _without_scipy_warning(problem: Problem) -> Iterator[None]:
-    """Silence SciPy on `min_step`, which torchdiffeq passes also to the solvers that have none."""
-    if problem.solver.name not in ("bdf", "radau"):
-        yield
-        return
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The following arguments have no effect")
-        yield
 
 
 def _reached(problem: Problem, t_end: float) -> tuple[Tensor, ...]:
@@ -280,14 +268,13 @@ class _Pullback:
         found: Sequence[Tensor | None] = [None] * len(inputs)
         if pairs:
             try:
-                with _without_scipy_warning(problem):
-                    found = torch.autograd.grad(
-                        [z for z, _ in pairs],
-                        inputs,
-                        [g for _, g in pairs],
-                        retain_graph=True,
-                        allow_unused=True,
-                    )
+                found = torch.autograd.grad(
+                    [z for z, _ in pairs],
+                    inputs,
+                    [g for _, g in pairs],
+                    retain_graph=True,
+                    allow_unused=True,
+                )
             except (Stop, AssertionError, ValueError) as error:
                 stop = rhs.diagnose(error)
                 raise SolveError(
@@ -312,7 +299,7 @@ def _interpolant(problem: Problem, rhs: Rhs, stats: Stats) -> Callable[[Tensor],
         knots = torch.cat([start, (start + sign * length)[-1:]])
     else:
         grid = _options(problem, problem.t)["grid_constructor"](None, None, problem.t)
-        options = {"grid_constructor": lambda func, y0, t: grid.to(t), "interp": "cubic"}
+        options = _options(problem, problem.t) | {"grid_constructor": lambda func, y0, t: grid.to(t), "interp": "cubic"}
         knots = grid.double().cpu()
     within = torch.arange(_QUARTIC, dtype=torch.float64) / _QUARTIC
     points = (knots[:-1, None] + knots.diff()[:, None] * within).flatten()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from pynode.engine.protocol import Problem, Retcode, Stats
 
-__all__ = ["SCIPY", "AdaptiveRhs", "Rhs", "Stop", "all_finite", "right_hand_side"]
+__all__ = ["SCIPY", "UNBOUNDED", "AdaptiveRhs", "GaveUp", "Rhs", "Stop", "all_finite", "right_hand_side"]
 
 # torchdiffeq runs these through scipy.integrate.solve_ivp.
 SCIPY = ("lsoda", "bdf", "radau")
@@ -25,6 +27,14 @@ class Stop(Exception):
         self.t_end = t_end
 
 
+class GaveUp(AssertionError):
+    """A step that a solver cannot take; like an assertion of torchdiffeq's, to be told by `Rhs.diagnose`."""
+
+    def __init__(self, retcode: Retcode) -> None:
+        super().__init__(retcode.value)
+        self.retcode = retcode
+
+
 class Rhs:
     """The right-hand side as torchdiffeq calls it; counts, and watches for what cannot succeed."""
 
@@ -32,6 +42,7 @@ class Rhs:
         self.problem = problem
         self.nfe = self.steps = 0
         self.t_last = float(problem.t[0])  # start of the last step that began
+        self.trail = deque([(self.t_last, problem.z0)], maxlen=2)  # where the forward solve's last steps ended
 
     def __call__(self, t: Tensor, z: Any) -> Any:
         """The field at `t` and `z`, counted."""
@@ -39,6 +50,14 @@ class Rhs:
         field = self.problem.field
         dz = field(t, z if field.is_tuple else (z,), self.problem.args)
         return dz if field.is_tuple else dz[0]
+
+    def tell(self, t: float, z: Any) -> None:
+        """Take note of the end of a step of the forward solve."""
+        self.trail.append((t, tuple(x.detach() for x in as_tuple(z))))
+
+    def reached(self) -> tuple[float, tuple[Tensor, ...]]:
+        """The last time at which the forward solve's state was finite, and that state."""
+        return next((end for end in reversed(self.trail) if all_finite(end[1])), self.trail[0])
 
     def stats(self) -> Stats:
         """The counts of the forward solve so far."""
@@ -57,6 +76,8 @@ class Rhs:
         """
         if isinstance(error, Stop):
             return error
+        if isinstance(error, GaveUp):
+            return Stop(error.retcode, self.t_last)
         raise error
 
 
@@ -65,16 +86,48 @@ class _FixedRhs(Rhs):
 
     def callback_step(self, t: Tensor, z: Any, dt: Tensor) -> None:
         """At the start of each step."""
+        self.callback_step_adjoint(t, z, dt)
+        self.tell(self.t_last, z)
+
+    def callback_step_adjoint(self, t: Tensor, z: Any, dt: Tensor) -> None:
+        """At the start of each step of a backward solve."""
         self.steps += 1
         self.t_last = t.item()
-        if not all_finite(z if isinstance(z, tuple) else (z,)):
+        if not all_finite(as_tuple(z)):
             raise Stop(Retcode.NON_FINITE, self.t_last)
-
-    callback_step_adjoint = callback_step
 
     def stats(self) -> Stats:
         """As `Rhs.stats`."""
         return Stats(self.nfe, n_accepted=self.steps, n_rejected=0)
+
+
+# For torchdiffeq's implicit Adams method, which warns where its corrector has not converged after that many iterations
+# and goes on with what it has: here it is the right-hand side that ends them.
+UNBOUNDED = {"max_iters": sys.maxsize}
+_ITERATIONS = 4
+
+
+class _AdamsRhs(_FixedRhs):
+    """Of the implicit Adams method."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        assert problem.dt is not None
+        steps = (problem.t - problem.t[0]).abs() / problem.dt
+        self.nfe_before = 0
+        # A step evaluates the field once at its start, in each iteration, and once for each time that it reports.
+        self.most = 1 + _ITERATIONS + 2 * int(steps.long().bincount().max())
+
+    def callback_step_adjoint(self, t: Tensor, z: Any, dt: Tensor) -> None:
+        """As `_FixedRhs.callback_step_adjoint`."""
+        super().callback_step_adjoint(t, z, dt)
+        self.nfe_before = self.nfe
+
+    def __call__(self, t: Tensor, z: Any) -> Any:
+        """As `Rhs.__call__`, no more often than a step may take."""
+        if self.nfe - self.nfe_before >= self.most:
+            raise Stop(Retcode.FAILURE, self.t_last)
+        return super().__call__(t, z)
 
 
 class AdaptiveRhs(Rhs):
@@ -89,14 +142,17 @@ class AdaptiveRhs(Rhs):
 
     def callback_step(self, t: Tensor, z: Any, dt: Tensor) -> None:
         """At the start of each attempted step."""
+        self.tell(t.item(), z)
+        self.callback_step_adjoint(t, z, dt)
+
+    def callback_step_adjoint(self, t: Tensor, z: Any, dt: Tensor) -> None:
+        """At the start of each attempted step of a backward solve."""
         self.under_way = (t, z, dt)
         self.t_last = t.item()
         self.nfe_before = self.nfe
         self.steps += 1
         if self.steps > self.problem.max_steps:
             raise Stop(Retcode.MAX_STEPS, self.t_last)
-
-    callback_step_adjoint = callback_step
 
     @property
     def dt_last(self) -> float:
@@ -128,7 +184,7 @@ class AdaptiveRhs(Rhs):
         if not isinstance(error, AssertionError) or self.under_way is None:
             return super().diagnose(error)
         t, z, dt = self.under_way
-        if not all_finite(z if isinstance(z, tuple) else (z,)) or not dt > 0:  # a step of NaN is made zero
+        if not all_finite(as_tuple(z)) or not dt > 0:  # a step of NaN is made zero
             return Stop(Retcode.NON_FINITE, self.t_last)
         if t + dt == t:
             return Stop(Retcode.STEP_UNDERFLOW, self.t_last)
@@ -137,6 +193,14 @@ class AdaptiveRhs(Rhs):
 
 class _ScipyRhs(Rhs):
     """Of one of SciPy's solvers, which bound neither their steps nor, in LSODA's case, mind a NaN."""
+
+    def tell(self, t: float, z: Any) -> None:
+        """As `Rhs.tell`, of SciPy's numbers: where time runs backwards, it is the negative one."""
+        problem = self.problem
+        flat = torch.as_tensor(z).to(problem.z0[0])
+        parts = flat.split([x.numel() for x in problem.z0])
+        state = tuple(part.reshape(x.shape) for part, x in zip(parts, problem.z0, strict=True))
+        super().tell(t if problem.t[-1] > problem.t[0] else -t, state)
 
     def diagnose(self, error: Exception) -> Stop:
         """As `Rhs.diagnose`; the linear algebra of the implicit ones refuses what is not finite."""
@@ -153,7 +217,7 @@ class _ScipyRhs(Rhs):
             if self.steps > 10 * self.problem.max_steps:
                 raise Stop(Retcode.MAX_STEPS, now)
         dz = super().__call__(t, z)
-        if not all_finite(dz if isinstance(dz, tuple) else (dz,)):
+        if not all_finite(as_tuple(dz)):
             raise Stop(Retcode.NON_FINITE, now)
         return dz
 
@@ -162,9 +226,16 @@ def right_hand_side(problem: Problem) -> Rhs:
     """The right-hand side of a problem, with the callbacks that torchdiffeq offers its kind of solver."""
     if problem.solver.name in SCIPY:
         return _ScipyRhs(problem)
+    if problem.solver.name == "adams":
+        return _AdamsRhs(problem)
     return AdaptiveRhs(problem) if problem.solver.adaptive else _FixedRhs(problem)
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
     """Whether no entry is infinite or NaN."""
     return all(bool(torch.isfinite(x).all()) for x in tensors)
+
+
+def as_tuple(z: Any) -> tuple[Tensor, ...]:
+    """A state as torchdiffeq hands it over, as a tuple."""
+    return z if isinstance(z, tuple) else (z,)
