@@ -174,10 +174,10 @@ def julia(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
     fake, original = Fake(), choose.get_engine
     monkeypatch.setattr(choose, "get_engine", lambda name: fake if name == "julia" else original(name))
     choose._choose.cache_clear()
-    choose._announce.cache_clear()
+    choose.announce.cache_clear()
     yield fake
     choose._choose.cache_clear()
-    choose._announce.cache_clear()
+    choose.announce.cache_clear()
 
 
 def engine_of(**keywords: Any) -> str:

@@ -1,32 +1,45 @@
-"""A call in torchdiffeq's terms, and what it is in pynode's."""
+"""A call in torchdiffeq's terms, made through `pynode.solve` on the julia engine."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from pynode.compat.methods import counterpart
 from pynode.engine import Retcode
-from pynode.engine.choose import choose, named_engine
-from pynode.engine.grid import substeps
-from pynode.engine.solvers import SOLVERS, SolverInfo
-from pynode.errors import EngineUnavailable, InputError, SolveError, unknown_name
-from pynode.field._bindings import Reads
+from pynode.engine.solvers import SolverInfo
+from pynode.errors import SolveError
 from pynode.field._derived import derived_field
-from pynode.sensitivity import Sensitivity
+from pynode.sensitivity import Backsolve, Sensitivity
 from pynode.solve import solve
 
-__all__ = ["Call"]
+__all__ = ["Backward", "Call"]
 
-_SOLVERS = {s.torch: s for s in SOLVERS.values() if s.torch is not None and s.name not in ("lsoda", "bdf", "radau")}
-_METHODS = (*_SOLVERS, "explicit_adams", "fixed_adams", "scipy_solver")
 _SPANS = 30  # each four times as long as the one before
 
 
+@dataclass(frozen=True)
+class Backward:
+    """What `odeint_adjoint` is told of its backward solve; `None`: as the forward one, or the parameters of `func`."""
+
+    adjoint_rtol: Any = None
+    adjoint_atol: Any = None
+    adjoint_method: str | None = None
+    adjoint_options: Mapping[str, Any] | None = None
+    adjoint_params: tuple[Tensor, ...] | None = None
+
+
 class Call:
-    """A call in torchdiffeq's terms, and what it is in pynode's."""
+    """A call in torchdiffeq's terms.
+
+    Attributes:
+        solver: pynode's counterpart of the method; `None` where there is none.
+        backward: what the backward solve is to be; `None` for `odeint`, which has none.
+    """
 
     def __init__(
         self,
@@ -36,106 +49,32 @@ class Call:
         rtol: Any,
         atol: Any,
         method: str | None,
-        options: Mapping[str, Any] | None,
+        options: Mapping[str, Any] | None = None,
+        backward: Backward | None = None,
     ) -> None:
-        self.method = method or "dopri5"
-        if self.method not in _METHODS:
-            raise unknown_name("method", method, _METHODS)
         self.func, self.y0, self.t, self.rtol, self.atol = func, y0, t, rtol, atol
-        self.solver: SolverInfo | None = _SOLVERS.get(self.method)
+        self.method = "dopri5" if method is None else method
+        self.solver: SolverInfo | None = counterpart(self.method)
         self.options = dict(options or {})
+        self.backward = backward
 
-    def runs_on_julia(self, engine: str, sensitivity: str, only_torch: Mapping[str, bool]) -> bool:
-        """Whether the julia engine makes the call.
+    @property
+    def sensitivity(self) -> str | Sensitivity:
+        """What computes the gradient."""
+        how = self.backward
+        if how is None:
+            return "auto"
+        rtol, atol = (None if x is None else float(x) for x in (how.adjoint_rtol, how.adjoint_atol))
+        return Backsolve(rtol=rtol, atol=atol)
 
-        Args:
-            engine: the engine that the user names.
-            sensitivity: the sensitivity that the call means.
-            only_torch: for arguments of the call, whether only torchdiffeq knows what they ask for.
-
-        Raises:
-            EngineUnavailable: the julia engine is asked for by name and cannot make it.
-        """
-        name = named_engine(engine)
-        if name == "torch":
-            return False
-        obstacles = [key for key, is_one in only_torch.items() if is_one] + self._obstacles()
-        if obstacles and name == "julia":
-            raise EngineUnavailable(
-                f"the julia engine has no counterpart of torchdiffeq's {', '.join(obstacles)}: leave that out, or "
-                'pass engine="torch"'
-            )
-        if obstacles or self.solver is None:
-            return False
-        try:
-            choose("julia", self.solver.name, sensitivity)
-        except EngineUnavailable:
-            if name == "julia":
-                raise
-            return False
-        return True
-
-    def _obstacles(self) -> list[str]:
-        """What of the call only torchdiffeq can express."""
-        states = self.y0 if isinstance(self.y0, tuple) else (self.y0,)
-        if self.solver is None or "julia" not in self.solver.engines:
-            return [f"method={self.method!r}"]
-        known = {"first_step", "max_num_steps"} if self.solver.adaptive else {"step_size", "interp"}
-        found = [f"options[{key!r}]" for key in self.options if key not in known]
-        if self.options.get("interp", "linear") != "linear":
-            found.append("options['interp']")
-        if not (_is_number(self.rtol) and _is_number(self.atol)):
-            found.append("tolerances per component")
-        if len(self.t) < 2:
-            found.append("solve for a single time")
-        if any(not isinstance(y, Tensor) or y.dtype not in (torch.float32, torch.float64) for y in states):
-            found.append("state of this type")
-        return found
-
-    def obstacles_of_adjoint(
-        self,
-        rtol: Any,
-        atol: Any,
-        method: str | None,
-        options: Mapping[str, Any] | None,
-        params: Any,
-    ) -> dict[str, bool]:
-        """For the arguments of the backward solve, whether only torchdiffeq knows what they ask for.
-
-        Raises:
-            InputError: `func` is no module and `params` is missing.
-        """
-        if params is None and not isinstance(self.func, nn.Module):
-            raise InputError(
-                f"func must be an nn.Module, got {type(self.func).__name__}: pass its parameters as "
-                "adjoint_params=(…), or adjoint_params=() if it has none"
-            )
-        return {
-            "adjoint_rtol": not _is_number(rtol or self.rtol),
-            "adjoint_atol": not _is_number(atol or self.atol),
-            "adjoint_method": method not in (None, self.method),
-            "adjoint_options": bool(options),
-            "adjoint_params": params is not None and not _are_all(tuple(params), self.func),
-        }
-
-    def _states(self) -> tuple[Callable[..., Any], Any, tuple[torch.Size, ...]]:
-        """The field and the state with a batch dimension, and the shapes of the user's state."""
-        is_tuple = isinstance(self.y0, tuple)
-        states = self.y0 if is_tuple else (self.y0,)
-        shapes = tuple(y.shape for y in states)
-        if all(shapes):
-            return self.func, self.y0, shapes
-        z0 = tuple(y.reshape(y.shape or (1,)) for y in states)
-        return derived_field(_with_scalars, self.func, shapes, is_tuple), z0, shapes
-
-    def solve(self, sensitivity: str | Sensitivity) -> Any:
-        """Make the call through `pynode.solve` on the julia engine."""
+    def solve(self) -> Any:
+        """What `odeint` returns."""
         assert self.solver is not None
         field, z0, shapes = self._states()
         times, dt = self.t, self.options.get("first_step")
         if not self.solver.adaptive:
             times, dt = self._grid()
-        steps = self.options.get("max_num_steps", 2**31 - 1)
+        steps = int(self.options.get("max_num_steps", 2**31 - 1)) * (len(times) - 1)  # the bound is per interval
         solution = solve(
             field,
             z0,
@@ -144,8 +83,8 @@ class Call:
             rtol=float(self.rtol),
             atol=float(self.atol),
             dt=None if dt is None else float(dt),
-            sensitivity=sensitivity,
-            max_steps=min(int(steps) * (len(times) - 1), 2**31 - 1),  # torchdiffeq's bound is per interval
+            sensitivity=self.sensitivity,
+            max_steps=min(steps, 2**31 - 1),
             engine="julia",
         )
         z = _tuple(solution.z)
@@ -154,8 +93,8 @@ class Call:
         z = tuple(x.reshape(len(self.t), *shape) for x, shape in zip(z, shapes, strict=True))
         return z if isinstance(self.y0, tuple) else z[0]
 
-    def solve_event(self, event_fn: Callable[..., Tensor], reverse: bool, sensitivity: str | Sensitivity) -> Any:
-        """Solve to the event through `pynode.solve` on the julia engine, over ever longer spans until it is met."""
+    def solve_event(self, event_fn: Callable[..., Tensor], reverse: bool) -> Any:
+        """What `odeint_event` returns; the spans that are solved grow until the event is met."""
         assert self.solver is not None
         field, z0, shapes = self._states()
         event = derived_field(_flat_event, event_fn, shapes, isinstance(self.y0, tuple))
@@ -170,7 +109,7 @@ class Call:
                 rtol=float(self.rtol),
                 atol=float(self.atol),
                 dt=None if dt is None else float(dt),
-                sensitivity=sensitivity,
+                sensitivity=self.sensitivity,
                 event=event,
                 max_steps=int(self.options.get("max_num_steps", 1_000_000)),
                 engine="julia",
@@ -183,28 +122,36 @@ class Call:
         z = tuple(torch.stack([x[0].reshape(shape), y.reshape(shape)]) for x, y, shape in pairs)
         return solution.event_t, z if isinstance(self.y0, tuple) else z[0]
 
+    def _states(self) -> tuple[Callable[..., Any], Any, tuple[torch.Size, ...]]:
+        """The field and the state with a batch dimension, and the shapes of the user's state.
+
+        Where the parts of a state have no common first dimension, all of it is one sample.
+        """
+        is_tuple = isinstance(self.y0, tuple)
+        states = _tuple(self.y0)
+        shapes = tuple(y.shape for y in states)
+        if all(shapes) and len({shape[0] for shape in shapes}) == 1:
+            return self.func, self.y0, shapes
+        z0 = tuple(y.reshape(1, *y.shape) for y in states)
+        return derived_field(_of_one_sample, self.func, shapes, is_tuple), z0, shapes
+
     def _grid(self) -> tuple[Tensor, float]:
         """The times where torchdiffeq's fixed-step solvers step, and a step that is none too short for them."""
         t, step = self.t, self.options.get("step_size")
         if step is None:
-            return t, t.diff().abs().max().item()
-        (count,) = substeps((t[0].item(), t[-1].item()), float(step))
-        offset = torch.arange(count, dtype=t.dtype, device=t.device) * float(step)
-        return torch.cat([t[0] + (offset if t[-1] > t[0] else -offset), t[-1:]]), 2 * float(step)
+            return t, 2 * t.detach().diff().abs().max().item()
+        size = float(step)
+        sign = 1 if t[-1] > t[0] else -1
+        count = int(torch.ceil((t[-1] - t[0]).detach().abs() / size + 1).item())
+        grid = t[0] + sign * torch.arange(count - 1, dtype=t.dtype, device=t.device) * size
+        # Rounding may leave a last step of no length.
+        resolution = 8 * torch.finfo(t.dtype).eps * max(abs(t[0].item()), abs(t[-1].item()))
+        grid = grid[sign * (t[-1] - grid).detach() > resolution]
+        return torch.cat([grid, t[-1:]]), 2 * size
 
 
 def _tuple(z: Any) -> tuple[Tensor, ...]:
     return z if isinstance(z, tuple) else (z,)
-
-
-def _is_number(x: Any) -> bool:
-    return isinstance(x, int | float) or (isinstance(x, Tensor) and x.dim() == 0)
-
-
-def _are_all(params: tuple[Tensor, ...], func: Callable[..., Any]) -> bool:
-    """Whether these are leaves, and all of those of `func` that require a gradient: what `solve` differentiates by."""
-    given = {id(p) for p in params}
-    return all(p.is_leaf for p in params) and all(id(x) in given for x in Reads(func).leaves())
 
 
 def _interpolate(knots: Tensor, values: Tensor, t: Tensor) -> Tensor:
@@ -215,10 +162,10 @@ def _interpolate(knots: Tensor, values: Tensor, t: Tensor) -> Tensor:
     return torch.lerp(values[after - 1], values[after], weight.to(values).reshape(-1, *[1] * (values.dim() - 1)))
 
 
-def _with_scalars(
+def _of_one_sample(
     func: Any, shapes: Any, is_tuple: bool, owner: Any, t: Tensor, z: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
-    """A field of 0-d states as one of states of shape `(1,)`."""
+    """A field of states of any shapes as one of tensors with a batch dimension of 1."""
     states = tuple(x.reshape(shape) for x, shape in zip(z, shapes, strict=True))
     rates = func(t, states if is_tuple else states[0])
     return tuple(dy.reshape(x.shape) for dy, x in zip(rates if is_tuple else (rates,), z, strict=True))

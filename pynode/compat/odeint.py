@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 import torchdiffeq
-from torch import Tensor
+from torch import Tensor, nn
 
-from pynode.compat.call import Call
+from pynode.compat.call import Backward, Call
+from pynode.compat.choice import no_counterpart, on_julia, only_in_event
+from pynode.compat.dense import dense_solution
+from pynode.compat.methods import check_method
 from pynode.engine.choose import named_engine
-from pynode.errors import EngineUnavailable
-from pynode.sensitivity import Backsolve, Sensitivity
+from pynode.errors import InputError
 
 __all__ = ["odeint", "odeint_adjoint", "odeint_dense", "odeint_event"]
 
@@ -49,9 +51,10 @@ def odeint(
         InputError: the method or the engine is unknown.
         EngineUnavailable: the engine is not available, or cannot express the call: names the option.
     """
-    call = Call(func, y0, t, rtol, atol, method, options)
-    if call.runs_on_julia(engine, "auto", {"event_fn": event_fn is not None}):
-        return call.solve("auto")
+    call = _call(func, y0, t, False, rtol=rtol, atol=atol, method=method, options=options)
+    found = on_julia(call, engine, call.solve, lambda: [] if event_fn is None else ["event_fn"])
+    if found is not None:
+        return found
     return torchdiffeq.odeint(func, y0, t, rtol=rtol, atol=atol, method=method, options=options, event_fn=event_fn)
 
 
@@ -90,7 +93,8 @@ def odeint_adjoint(
         adjoint_atol: absolute tolerance of the backward solve; default `atol`.
         adjoint_method: solver of the backward solve; default `method`.
         adjoint_options: options of the backward solve; default those in `options`.
-        adjoint_params: the tensors to differentiate by besides `y0` and `t`; default the parameters of `func`.
+        adjoint_params: the tensors to differentiate by besides `y0` and `t`, or an iterator over them; default the
+            parameters of `func`.
         engine: `"auto"`, `"torch"` or `"julia"`.
 
     Returns:
@@ -100,26 +104,19 @@ def odeint_adjoint(
         InputError: a method or the engine is unknown, or `func` is no module and `adjoint_params` is missing.
         EngineUnavailable: the engine is not available, or cannot express the call: names the option.
     """
-    call = Call(func, y0, t, rtol, atol, method, options)
-    backward = (adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options, adjoint_params)
-    only_torch = {"event_fn": event_fn is not None, **call.obstacles_of_adjoint(*backward)}
-    if call.runs_on_julia(engine, "backsolve", only_torch):
-        return call.solve(Backsolve(rtol=adjoint_rtol, atol=adjoint_atol))
-    return torchdiffeq.odeint_adjoint(
-        func,
-        y0,
-        t,
-        rtol=rtol,
-        atol=atol,
-        method=method,
-        options=options,
-        event_fn=event_fn,
-        adjoint_rtol=adjoint_rtol,
-        adjoint_atol=adjoint_atol,
-        adjoint_method=adjoint_method,
-        adjoint_options=adjoint_options,
-        adjoint_params=None if adjoint_params is None else tuple(adjoint_params),
-    )
+    forward = {"rtol": rtol, "atol": atol, "method": method, "options": options}
+    backward = {
+        "adjoint_rtol": adjoint_rtol,
+        "adjoint_atol": adjoint_atol,
+        "adjoint_method": adjoint_method,
+        "adjoint_options": adjoint_options,
+        "adjoint_params": None if adjoint_params is None else tuple(adjoint_params),
+    }
+    call = _call(func, y0, t, True, **forward, **backward)
+    found = on_julia(call, engine, call.solve, lambda: [] if event_fn is None else ["event_fn"])
+    if found is not None:
+        return found
+    return torchdiffeq.odeint_adjoint(func, y0, t, event_fn=event_fn, **forward, **backward)
 
 
 def odeint_event(
@@ -142,8 +139,8 @@ def odeint_event(
         event_fn: `event_fn(t, y)`, a tensor; the solve ends where one of its entries changes sign.
         reverse_time: whether to integrate towards earlier times.
         odeint_interface: `odeint` or `odeint_adjoint`, of this module or torchdiffeq's.
-        engine: `"auto"`, `"torch"` or `"julia"`. On julia an entry that is zero at `t0` counts from when it has
-            left zero, and the search is given up after `options["max_num_steps"]` steps, by default a million.
+        engine: `"auto"`, `"torch"` or `"julia"`. On julia the search is given up after `options["max_num_steps"]`
+            steps, by default a million.
         **kwargs: passed on to `odeint_interface`.
 
     Returns:
@@ -153,40 +150,54 @@ def odeint_event(
         EngineUnavailable: the engine is not available, or cannot express the call: names the option.
         SolveError: the julia engine gave up the search.
     """
-    is_adjoint = odeint_interface is odeint_adjoint
-    call, sensitivity, only_torch = _event_call(func, y0, t0, is_adjoint, **kwargs)
-    only_torch["odeint_interface"] = odeint_interface not in (odeint, odeint_adjoint)
-    if call.runs_on_julia(engine, sensitivity.name if isinstance(sensitivity, Sensitivity) else "auto", only_torch):
-        return call.solve_event(event_fn, reverse_time, sensitivity)
     if odeint_interface in (odeint, odeint_adjoint):
+        if kwargs.get("adjoint_params") is not None:
+            kwargs["adjoint_params"] = tuple(kwargs["adjoint_params"])
+        t = torch.stack([t0.reshape(()), t0.detach().reshape(()) + 1])
+        call = _call(func, y0, t, odeint_interface is odeint_adjoint, **kwargs)
+        found = on_julia(
+            call, engine, lambda: call.solve_event(event_fn, reverse_time), lambda: only_in_event(call, event_fn)
+        )
+        if found is not None:
+            return found
         kwargs["engine"] = "torch"
+    elif named_engine(engine) == "julia":
+        raise no_counterpart(["odeint_interface"])
     return torchdiffeq.odeint_event(
         func, y0, t0, event_fn=event_fn, reverse_time=reverse_time, odeint_interface=odeint_interface, **kwargs
     )
 
 
-def _event_call(
+def _call(
     func: Callable[..., Any],
     y0: Any,
-    t0: Tensor,
+    t: Tensor,
     is_adjoint: bool,
     *,
     rtol: Any = 1e-7,
     atol: Any = 1e-9,
     method: str | None = None,
     options: Mapping[str, Any] | None = None,
-    adjoint_rtol: Any = None,
-    adjoint_atol: Any = None,
-    adjoint_method: str | None = None,
-    adjoint_options: Mapping[str, Any] | None = None,
-    adjoint_params: Any = None,
-) -> tuple[Call, str | Sensitivity, dict[str, bool]]:
-    """The call that `odeint_event` makes with these keywords, its sensitivity, and its obstacles."""
-    call = Call(func, y0, torch.stack([t0.reshape(()), t0.detach().reshape(()) + 1]), rtol, atol, method, options)
+    **backward: Any,
+) -> Call:
+    """The call of `odeint`, or of `odeint_adjoint`, with these arguments.
+
+    Raises:
+        InputError: see `odeint_adjoint`.
+    """
+    check_method("method", method)
     if not is_adjoint:
-        return call, "auto", {}
-    backward = (adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options, adjoint_params)
-    return call, Backsolve(rtol=adjoint_rtol, atol=adjoint_atol), call.obstacles_of_adjoint(*backward)
+        if backward:
+            raise TypeError(f"odeint() got an unexpected keyword argument {next(iter(backward))!r}")
+        return Call(func, y0, t, rtol, atol, method, options)
+    how = Backward(**backward)
+    check_method("adjoint_method", how.adjoint_method)
+    if how.adjoint_params is None and not isinstance(func, nn.Module):
+        raise InputError(
+            f"func must be an nn.Module, got {type(func).__name__}: pass its parameters as adjoint_params=(…), or "
+            "adjoint_params=() if it has none"
+        )
+    return Call(func, y0, t, rtol, atol, method, options, how)
 
 
 def odeint_dense(
@@ -203,6 +214,8 @@ def odeint_dense(
 ) -> Callable[[Tensor], Tensor]:
     """Solve from `t0` to `t1` and return an interpolant that gradients pass, as `torchdiffeq.odeint_dense`.
 
+    Also backwards in time, where torchdiffeq's interpolant is wrong.
+
     Args:
         func: `func(t, y) -> dy/dt`.
         y0: a tensor.
@@ -215,15 +228,14 @@ def odeint_dense(
         engine: `"auto"` or `"torch"`; `pynode.solve(dense=True)` interpolates on either, without a gradient.
 
     Returns:
-        The function that maps a 0-d time to the state.
+        The function that maps a 0-d time to the state; it refuses times outside of those that were solved.
 
     Raises:
+        InputError: the method is another, or `t0` requires a gradient, which torchdiffeq would leave out.
         EngineUnavailable: the julia engine was asked for.
     """
-    _only_torch(engine, "odeint_dense")
-    return torchdiffeq.odeint_dense(func, y0, t0, t1, rtol=rtol, atol=atol, method=method, options=options)
-
-
-def _only_torch(engine: str, what: str) -> None:
     if named_engine(engine) == "julia":
-        raise EngineUnavailable(f'the julia engine has no counterpart of torchdiffeq\'s {what}: pass engine="torch"')
+        raise no_counterpart(["odeint_dense"])
+    if method not in (None, "dopri5"):
+        raise InputError(f"odeint_dense interpolates the steps of 'dopri5' only, got method={method!r}")
+    return dense_solution(func, y0, t0, t1, options, rtol=rtol, atol=atol, method=method)

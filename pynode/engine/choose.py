@@ -12,7 +12,7 @@ from pynode.engine.solvers import SolverInfo, resolve_solver
 from pynode.errors import EngineUnavailable, InputError, unknown_name
 from pynode.sensitivity import Sensitivity, find_sensitivity
 
-__all__ = ["choose", "engines", "get_engine", "named_engine"]
+__all__ = ["announce", "choose", "engines", "get_engine", "named_engine"]
 
 logger = logging.getLogger("pynode")
 
@@ -97,7 +97,7 @@ def _choose(engine: str, solver: str, sensitivity: str | Sensitivity) -> tuple[E
         except EngineUnavailable as error:
             passed.append(str(error))
             continue
-        _announce(name, "; ".join(passed) or "it is available, and preferred")
+        announce(name, "; ".join(passed) or "it is available, and preferred")
         return chosen
     raise EngineUnavailable("; ".join(reversed(passed)))
 
@@ -121,7 +121,7 @@ def _resolve(engine: Engine, solver: str, sensitivity: str | Sensitivity) -> tup
     return engine, info, wanted
 
 
-@functools.cache
-def _announce(engine: str, why: str) -> None:
+@functools.lru_cache(maxsize=256)
+def announce(engine: str, why: str) -> None:
     """Log a choice, once per engine and reason."""
     logger.info('engine="auto" takes %s (%s)', engine, why)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import math
 from typing import Any
@@ -15,6 +16,7 @@ import pynode
 from pynode import compat
 from pynode.compat import call as compat_call
 from pynode.compat import odeint, odeint_adjoint, odeint_dense, odeint_event
+from pynode.compat.methods import check_method
 
 DOUBLE = torch.float64
 ADAPTIVE = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
@@ -160,6 +162,21 @@ def test_unknown_method(function: Any) -> None:
         torchdiffeq.odeint(Net(), Y0, T, method="dopri6")
 
 
+def test_methods_are_those_of_torchdiffeq(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those that a later version has: here a name of its own for dopri5."""
+    table = importlib.import_module("torchdiffeq._impl.odeint").SOLVERS
+    for method in table:
+        check_method("method", method)
+    monkeypatch.setitem(table, "radauIIA5", table["dopri5"])
+    expected = torchdiffeq.odeint(Net(), Y0, T, method="dopri5")
+    assert torch.equal(odeint(Net(), Y0, T, method="radauIIA5"), expected)
+    monkeypatch.delitem(table, "heun2")
+    with pytest.raises(pynode.InputError, match=r"unknown method 'heun2': expected one of 'heun3'"):
+        odeint(Net(), Y0, T, method="heun2")
+    with pytest.raises(pynode.InputError, match="unknown adjoint_method 'heun2'"):
+        odeint_adjoint(Net(), Y0, T, adjoint_method="heun2")
+
+
 def test_adjoint_needs_parameters() -> None:
     for module in (torchdiffeq, compat):
         with pytest.raises(ValueError, match="adjoint_params"):
@@ -210,7 +227,7 @@ def test_what_only_torchdiffeqs_adjoint_has() -> None:
         odeint_event(lambda t, y: -y, Y0, T[0], event_fn=lambda t, y: y[0, 0], odeint_interface=odeint_adjoint)
 
 
-# ---- events and interpolation --------------------------------------------------------------------
+# ---- events --------------------------------------------------------------------
 
 
 class Fall(nn.Module):
@@ -267,15 +284,6 @@ def test_event_function_of_odeint() -> None:
     event_t, y = odeint(lambda t, y: -y, Y0[:1] + 2, T[:2], event_fn=lambda t, y: y[0, 0] - 1.0)
     assert event_t.item() == pytest.approx(math.log(2.3), abs=1e-6)
     assert y.shape == (2, 1, 2)
-
-
-def test_dense() -> None:
-    rate = torch.tensor(0.7, dtype=DOUBLE, requires_grad=True)
-    z = odeint_dense(lambda t, y: -rate * y, Y0, torch.tensor(0.0, dtype=DOUBLE), torch.tensor(2.0, dtype=DOUBLE))
-    middle = z(torch.tensor(1.3, dtype=DOUBLE))
-    torch.testing.assert_close(middle, Y0 * torch.exp(-1.3 * rate), rtol=1e-6, atol=1e-8)
-    (gradient,) = torch.autograd.grad(middle.sum(), rate)
-    assert gradient.item() == pytest.approx(-1.3 * math.exp(-0.91) * Y0.sum().item(), rel=1e-5)
 
 
 # ---- the whole migration -------------------------------------------------------------------------
@@ -373,6 +381,6 @@ def test_fixed_steps_as_torchdiffeq_takes_them(monkeypatch: pytest.MonkeyPatch) 
     for t in (T, T.flip(0)):
         for options in ({"step_size": 0.13}, {"step_size": 0.25}, {}):
             for y0, func in ((Y0, Net()), (Y0[0, 0], lambda t, y: -y * t)):
-                got = compat_call.Call(func, y0, t, 1e-7, 1e-9, "midpoint", options).solve("auto")
+                got = compat_call.Call(func, y0, t, 1e-7, 1e-9, "midpoint", options).solve()
                 expected = torchdiffeq.odeint(func, y0, t, method="midpoint", options=options)
                 torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
