@@ -50,11 +50,13 @@ class SolveError(PyNODEError, ArithmeticError):
 
     Attributes:
         retcode: the `pynode.Retcode` of the failed integration.
+        t_end: of a forward solve, the time that was reached: `Solution.t_end`; `None` of a backward one.
+        z_end: the state there: `Solution.z_end`.
     """
 
-    def __init__(self, message: str, retcode: object = None) -> None:
+    def __init__(self, message: str, retcode: object = None, t_end: object = None, z_end: object = None) -> None:
         super().__init__(message)
-        self.retcode = retcode
+        self.retcode, self.t_end, self.z_end = retcode, t_end, z_end
 
 
 def unknown_name(kind: str, got: object, valid: Iterable[str]) -> InputError:

@@ -15,7 +15,15 @@ from pynode.errors import EngineUnavailable, FieldError, InputError, SolveError
 from pynode.field import Field
 from pynode.field._derived import derived_field
 from pynode.problem.event import Event
-from pynode.problem.independent import EventOfEach, at_last_times, check_batching, check_unmixed, per_sample_times, span
+from pynode.problem.independent import (
+    EventOfEach,
+    at_last_times,
+    check_batching,
+    check_unmixed,
+    last_times,
+    per_sample_times,
+    span,
+)
 from pynode.problem.inputs import check_args, check_count, check_number, check_state, check_times
 from pynode.sensitivity import Sensitivity
 
@@ -39,9 +47,11 @@ class Solution:
         event_t: 0-d, the time of the event; `None` where none was asked for or none was met.
         event_z: `(batch, *features)`, the state at the event, or a tuple of such, or `None`.
         event_index: which entry of the event function changed sign, or `None`.
+        t_end: 0-d, the time that was reached: the last one or the event's, or where the integration failed.
+        z_end: `(batch, *features)`, the state there, or a tuple of such; without a gradient after a failure.
 
     Of independent samples each has its own event: `event_t` and `event_index` are `(batch,)`, with NaN and -1 for a
-    sample that meets none.
+    sample that meets none; and each has reached a time of its own: `t_end` is `(batch,)`.
     """
 
     t: Tensor
@@ -55,6 +65,30 @@ class Solution:
     event_z: Any = None
     event_index: Any = None
     _interpolant: Callable[[Tensor], tuple[Tensor, ...]] | None = None
+    _failed_at: tuple[Tensor, Any] | None = None
+
+    @property
+    def t_end(self) -> Tensor:
+        """The time that was reached."""
+        if self._failed_at is not None:
+            return self._failed_at[0]
+        last = last_times(self.t) if self.t.dim() == 2 else self.t[-1]
+        if self.stats.per_sample is not None:
+            last = last.expand(len(self.stats.per_sample.t_end))
+        return last if self.event_t is None else torch.where(self.event_t.isnan(), last, self.event_t)
+
+    @property
+    def z_end(self) -> Any:
+        """The state at `t_end`."""
+        if self._failed_at is not None:
+            return self._failed_at[1]
+        z, at_event = (x if isinstance(x, tuple) else (x,) for x in (self.z, self.event_z))
+        ends = tuple(x[-1] if self.t.dim() == 1 else at_last_times(x, self.t) for x in z)
+        if self.event_t is not None:
+            missed = self.event_t.isnan()
+            pairs = zip(ends, at_event, strict=True)
+            ends = tuple(torch.where(missed.reshape(-1, *[1] * (x.dim() - 1)), x, y) for x, y in pairs)
+        return ends if isinstance(self.z, tuple) else ends[0]
 
     def __call__(self, t: Tensor | float | Sequence[float]) -> Any:
         """The state between the reported times; carries no gradient (put times into `solve(t=…)` for that).
@@ -87,10 +121,8 @@ class Solution:
 
     def __repr__(self) -> str:
         shapes = ", ".join(str(tuple(z.shape)) for z in (self.z if isinstance(self.z, tuple) else (self.z,)))
-        return (
-            f"Solution({self.retcode.name}, {self.solver} on {self.engine}, z: {shapes}, "
-            f"t: {float(self.t[0]):g} to {float(self.t[-1]):g}, {self.stats})"
-        )
+        times = f"{float(self.t[0]):g} to {float(self.t[-1]):g}" if self.t.dim() == 1 else tuple(self.t.shape)
+        return f"Solution({self.retcode.name}, {self.solver} on {self.engine}, z: {shapes}, t: {times}, {self.stats})"
 
 
 def solve(
@@ -211,15 +243,21 @@ def solve(
         problem = replace(problem, t=times.detach())
     run = _Run(chosen, problem)
     z: tuple[Tensor, ...] = _Solve.apply(run, *state, times, *args, *vector_field.parameters) if tracked else run()
-    done = run.integration
-    if throw and done.retcode is not Retcode.SUCCESS:
+    done, failed_at = run.integration, None
+    if done.retcode is not Retcode.SUCCESS:
+        assert done.z_end is not None
         name, each = getattr(field, "__qualname__", type(field).__name__), done.stats.per_sample
         which = "" if each is None else f", sample {_first_failure(each.retcode)},"
-        raise SolveError(
-            f"{name} with {info.name} on the {chosen.name} engine{which} stopped at t={done.t_end:.6g}: "
-            f"{done.retcode.value}",
-            done.retcode,
-        )
+        z_end = done.z_end[:-1] if running_cost is not None else done.z_end
+        t_end = times.new_tensor(done.t_end) if each is None else each.t_end.to(times)
+        failed_at = t_end.detach(), z_end if isinstance(z0, tuple) else z_end[0]
+        if throw:
+            raise SolveError(
+                f"{name} with {info.name} on the {chosen.name} engine{which} stopped at t={done.t_end:.6g}: "
+                f"{done.retcode.value}",
+                done.retcode,
+                *failed_at,
+            )
     cost = None
     if running_cost is not None:
         z, cost = z[:-1], at_last_times(z[-1], problem.t) if independent else z[-1][-1]
@@ -232,6 +270,7 @@ def solve(
         chosen.name,
         info.name,
         _interpolant=done.interpolant,
+        _failed_at=failed_at,
     )
     if found is not None:
         solution = found.complete(solution, args)

@@ -60,11 +60,15 @@ def solve_each(solve: Callable[[Problem], Integration], problem: Problem) -> Int
     nfe = counts("nfe")
     assert nfe is not None
     retcodes = tuple(part.retcode for part in parts)
-    per_sample = PerSample(nfe, None, counts("n_accepted"), counts("n_rejected"), retcodes)
+    t_end = torch.tensor([part.t_end for part in parts], dtype=torch.float64)
+    per_sample = PerSample(nfe, None, counts("n_accepted"), counts("n_rejected"), retcodes, t_end)
     stats = summary(per_sample)
     stats.seconds = sum(part.stats.seconds for part in parts)
     first = next((b for b, code in enumerate(retcodes) if code is not Retcode.SUCCESS), 0)
     integration = Integration(z, stats, retcodes[first], parts[first].t_end)
+    if retcodes[first] is not Retcode.SUCCESS:
+        ends = [tuple(x[-1] for x in part.z) if part.z_end is None else part.z_end for part in parts]
+        integration.z_end = tuple(torch.cat(x) for x in zip(*ends, strict=True))
     if problem.sensitivity is not None:
 
         def pullback(cotangents: Sequence[Tensor | None]) -> Gradients:

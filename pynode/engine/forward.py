@@ -114,6 +114,7 @@ def solve_forward(solve: Callable[[Problem], Integration], problem: Problem, nor
     return replace(
         done,
         z=z,
+        z_end=None if done.z_end is None else done.z_end[:n],
         pullback=pullback,
         interpolant=None if interpolant is None else lambda times: interpolant(times)[:n],
     )

@@ -56,6 +56,7 @@ class PerSample:
         n_accepted: accepted steps, `None` where the solver does not tell.
         n_rejected: rejected steps, `None` where the solver does not tell.
         retcode: how each ended.
+        t_end: the time that each reached.
     """
 
     nfe: torch.Tensor
@@ -63,6 +64,7 @@ class PerSample:
     n_accepted: torch.Tensor | None
     n_rejected: torch.Tensor | None
     retcode: tuple[Retcode, ...]
+    t_end: torch.Tensor
 
 
 @dataclass
@@ -151,10 +153,11 @@ class Integration:
         z: for each state tensor, `(time, batch, *features)`; entries after a failure are NaN.
         stats: counts and time; `pullback` fills in `nfe_backward`.
         retcode: how it ended.
-        t_end: the time that was reached.
+        t_end: the time that was reached; of independent samples, that of the first that failed.
         pullback: maps the cotangents of `z` (same shapes; `None` for zero) to `Gradients`; `None` when
             `Problem.sensitivity` is `None`. May be called more than once.
         interpolant: maps times `(n,)` to a tuple of `(n, batch, *features)`; `None` unless `Problem.dense`.
+        z_end: where the integration failed, the state at `t_end`: for each state tensor `(batch, *features)`, finite.
     """
 
     z: tuple[torch.Tensor, ...]
@@ -163,6 +166,7 @@ class Integration:
     t_end: float
     pullback: Callable[[Sequence[torch.Tensor | None]], Gradients] | None = None
     interpolant: Callable[[torch.Tensor], tuple[torch.Tensor, ...]] | None = None
+    z_end: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ __all__ = [
     "at_last_times",
     "check_batching",
     "check_unmixed",
+    "last_times",
     "per_sample_times",
     "span",
 ]
@@ -86,9 +87,9 @@ def last_times(t: Tensor) -> Tensor:
 
 
 def at_last_times(x: Tensor, t: Tensor) -> Tensor:
-    """The entries of `(time, batch)` numbers at the last time of each row of `t`, `(batch,)`."""
+    """The entries of `(time, batch, …)` numbers at the last time of each row of `t`, `(batch, …)`."""
     count = (~t.isnan()).sum(1)
-    return x.gather(0, count[None] - 1)[0]
+    return x[count - 1, torch.arange(len(t), device=t.device)]
 
 
 class EventOfEach:

@@ -146,3 +146,115 @@ def test_scipys_solvers_that_give_up_backwards_fail(solver: str) -> None:
     if solver == "lsoda":
         sol = pynode.solve(field, z0, [0.0, 4.0], solver=solver, rtol=1e-30, atol=1e-30, engine="torch", throw=False)
         assert sol.retcode is Retcode.FAILURE
+
+
+# ---- what was reached ----------------------------------------------------------------------------
+
+
+class _Turning(nn.Module):
+    """z' = ω (z₂, -z₁), with a row of ω for each sample: z(t) = (cos ωt, -sin ωt) from (1, 0)."""
+
+    def forward(self, t: Tensor, z: Tensor, omega: Tensor) -> Tensor:
+        return omega * torch.stack([z[:, 1], -z[:, 0]], 1)
+
+
+def _turned(t: Tensor, omega: Tensor) -> Tensor:
+    angle = omega[:, 0] * t
+    return torch.stack([torch.cos(angle), -torch.sin(angle)], 1)
+
+
+START = torch.tensor([[1.0, 0.0], [1.0, 0.0]], dtype=DOUBLE)
+OMEGA = torch.tensor([[20.0], [1.0]], dtype=DOUBLE)
+
+
+@pytest.mark.parametrize("end", [10.0, -10.0])
+@pytest.mark.parametrize(
+    ("engine", "info"), [c for c in solver_cases() if c.values[1].adaptive and c.values[1].order > 3]
+)
+def test_a_failed_solve_has_the_time_and_the_state_that_it_reached(engine: str, info: SolverInfo, end: float) -> None:
+    keywords: dict[str, Any] = {"engine": engine, "solver": info.name, "args": (OMEGA,), "max_steps": 40}
+    keywords |= {"rtol": 1e-6, "atol": 1e-8}
+    sol = pynode.solve(_Turning(), START, [0.0, end], throw=False, **keywords)
+    assert sol.retcode is Retcode.MAX_STEPS
+    assert 0 < sol.t_end.item() / end < 1
+    assert not sol.z_end.requires_grad
+    torch.testing.assert_close(sol.z_end, _turned(sol.t_end, OMEGA), rtol=0, atol=1e-3)
+    assert torch.isnan(sol.z[-1]).all()
+    with pytest.raises(pynode.SolveError) as caught:
+        pynode.solve(_Turning(), START, [0.0, end], **keywords)
+    assert torch.equal(caught.value.t_end, sol.t_end)
+    assert torch.equal(caught.value.z_end, sol.z_end)
+
+
+@pytest.mark.parametrize("sensitivity", ["discrete", "forward", "backsolve"])
+def test_each_of_independent_samples_has_what_it_reached(engine: str, sensitivity: str) -> None:
+    z0 = START.clone().requires_grad_()
+    sol = pynode.solve(
+        lambda t, z, omega: (_Turning()(t, z[0], omega), -z[1]),
+        (z0, torch.ones(2, dtype=DOUBLE)),
+        [0.0, 5.0, 10.0],
+        args=(OMEGA,),
+        batching="independent",
+        engine=engine,
+        sensitivity=sensitivity,
+        solver="dopri5",
+        rtol=1e-6,
+        atol=1e-8,
+        max_steps=100,
+        throw=False,
+    )
+    assert sol.stats.per_sample.retcode == (Retcode.MAX_STEPS, Retcode.SUCCESS)
+    assert sol.t_end.shape == (2,)
+    assert 0 < sol.t_end[0] < 10
+    assert sol.t_end[1] == 10
+    torch.testing.assert_close(sol.z_end[0], _turned(sol.t_end, OMEGA), rtol=0, atol=1e-3)
+    torch.testing.assert_close(sol.z_end[1], torch.exp(-sol.t_end), rtol=0, atol=1e-3)
+
+
+def test_a_failed_solve_with_a_running_cost_has_the_state_alone(engine: str) -> None:
+    sol = pynode.solve(
+        _Turning(),
+        START,
+        [0.0, 10.0],
+        args=(OMEGA,),
+        running_cost=lambda t, z, omega: z.square().sum(-1),
+        engine=engine,
+        max_steps=40,
+        throw=False,
+    )
+    torch.testing.assert_close(sol.z_end, _turned(sol.t_end, OMEGA), rtol=0, atol=0.1)
+
+
+def test_what_a_blow_up_reached_is_finite(engine: str) -> None:
+    for solver, dt in (("auto", None), ("rk4", 0.05)):
+        sol = pynode.solve(
+            _Square(), torch.ones(1, 1, dtype=DOUBLE), [0, 0.5, 3.0], solver=solver, dt=dt, engine=engine, throw=False
+        )
+        assert sol.retcode is not Retcode.SUCCESS
+        assert 0.5 <= sol.t_end.item() < 1.3
+        assert torch.isfinite(sol.z_end).all()
+        assert sol.z_end.item() >= 1.9
+
+
+def test_a_solve_that_succeeds_has_reached_its_last_time_or_its_event(engine: str) -> None:
+    z0 = START.clone().requires_grad_()
+    keywords: dict[str, Any] = {"engine": engine, "args": (OMEGA / 20,), "rtol": 1e-8, "atol": 1e-10}
+    sol = pynode.solve(_Turning(), z0, [0.0, 1.0, 2.0], **keywords)
+    assert sol.t_end == 2
+    assert torch.equal(sol.z_end, sol.z[-1])
+    assert sol.z_end.requires_grad
+
+    def crosses(t: Tensor, z: Tensor, omega: Tensor) -> Tensor:
+        return z[0, 0] - 0.5
+
+    sol = pynode.solve(_Turning(), z0, [0.0, 1.0, 2.0], event=crosses, **keywords)
+    assert torch.equal(sol.t_end, sol.event_t)
+    assert torch.equal(sol.z_end, sol.event_z)
+    sol = pynode.solve(_Turning(), z0, [0.0, 1.0, 2.0], event=crosses, batching="independent", **keywords)
+    torch.testing.assert_close(sol.t_end, torch.tensor([math.acos(0.5), 2.0], dtype=DOUBLE))
+    torch.testing.assert_close(sol.z_end, _turned(sol.t_end, OMEGA / 20), rtol=0, atol=1e-6)
+    own = torch.tensor([[0.0, 1.0, 3.0], [0.0, 2.0, math.nan]], dtype=DOUBLE)
+    sol = pynode.solve(_Turning(), z0, own, **keywords)
+    assert "t: (2, 3)" in repr(sol)
+    torch.testing.assert_close(sol.t_end, torch.tensor([3.0, 2.0], dtype=DOUBLE))
+    torch.testing.assert_close(sol.z_end, _turned(sol.t_end, OMEGA / 20), rtol=0, atol=1e-6)

@@ -42,8 +42,8 @@ end
 """
     forward!(values, field, u0, ts, θ, options) -> Summary, Union{Solved,Nothing}
 
-Solve from `u0` at `ts[1]` and write the state at every entry of `ts` to the columns of `values`; times that were not
-reached are NaN.
+Solve from `u0` at `ts[1]` and write the state at every entry of `ts` to the columns of `values`. Of a solve that fails,
+times that were not reached are NaN, but for the last column: it has the state at the time that was reached.
 
 Fixed-step solvers step by `dt` from each entry of `ts` and land on the next one. Adaptive explicit solvers interpolate
 at the entries of `ts`, except those whose interpolant needs further stages, which land on them where the discrete
@@ -66,10 +66,13 @@ end
 function forward_whole!(values, field::TracedField{T}, f, u0, ts::Vector{T}, θ, o::Options, alg) where {T}
     problem = ODEProblem{true}(f, u0, (first(ts), last(ts)), field.θ)
     ends = only_saved(o)
-    solution = solve(problem, alg; keywords(ts, o)..., saveat = ends ? ts : T[], save_everystep = !ends, dense = !ends)
+    saved = (; saveat = ends ? ts : T[], save_everystep = !ends, dense = !ends)
+    integrator = init(problem, alg; keywords(ts, o)..., saved...)
+    solution = solve!(integrator)
     outcome = outcome_of(solution.retcode, last(solution.u))
     summary = Summary(outcome, T(last(solution.t)), solution.stats.naccept, solution.stats.nreject)
     fill_values!(values, solution, ts, summary.reached, o)
+    outcome === success || copyto!(view(values, :, length(ts)), integrator.uprev)
     return summary, o.keep === :ends ? nothing : Dense(field, θ, ts, solution, o, summary)
 end
 

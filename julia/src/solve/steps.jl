@@ -94,6 +94,7 @@ function step_through!(values, field::TracedField{T}, integrator, steps::Steps{T
         code = step!(integrator)
         if !(code === ReturnCode.Default || successful_retcode(code))
             fill!(view(values, :, column:length(ts)), T(NaN))
+            copyto!(view(values, :, length(ts)), integrator.uprev)
             outcome = outcome_of(code, integrator.uprev)
             return Summary(outcome, T(before), integrator.stats.naccept - accepted, integrator.stats.nreject - rejected)
         end

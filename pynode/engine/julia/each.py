@@ -12,6 +12,7 @@ from torch import Tensor
 from pynode.engine.each import is_per_sample, sample_of, solve_each, summary
 from pynode.engine.julia.call import Floats, integers
 from pynode.engine.julia.device import Device
+from pynode.engine.julia.reached import take_reached
 from pynode.engine.julia.session import RETCODES, Kept, Session
 from pynode.engine.protocol import Gradients, Integration, PerSample, Problem, Retcode
 from pynode.field._trace import trace_field
@@ -67,10 +68,14 @@ def solve_samples(
     del data
     codes = tuple(RETCODES[int(i)] for i in results[:, 3])
     nfe, accepted, rejected = results[:, :3].long().unbind(1)
-    stats = summary(PerSample(nfe, None, accepted, rejected, codes))
+    t_end = results[:, 4].clone()
+    stats = summary(PerSample(nfe, None, accepted, rejected, codes, t_end))
     stats.seconds = time.perf_counter() - started
     first = next((b for b, code in enumerate(codes) if code is not Retcode.SUCCESS), 0)
-    integration = Integration(tuple(out), stats, codes[first], results[first, 4].item())
+    integration = Integration(tuple(out), stats, codes[first], t_end[first].item())
+    if codes[first] is not Retcode.SUCCESS:
+        integration.z_end = _take_ends(t, counts.tolist(), out, codes, t_end)
+        integration.t_end = t_end[first].item()
     if kept:
         handle = Kept(session, kept, device)
 
@@ -79,6 +84,21 @@ def solve_samples(
 
         integration.pullback = pullback
     return integration
+
+
+def _take_ends(
+    t: Tensor, counts: Sequence[int], out: Sequence[Tensor], codes: Sequence[Retcode], t_end: Tensor
+) -> tuple[Tensor, ...]:
+    """The state of each sample at the time that it reached; writes the times of those that failed to `t_end`."""
+    ends = []
+    for b, (count, code) in enumerate(zip(counts, codes, strict=True)):
+        own = [x[:count, b : b + 1] for x in out]
+        if code is Retcode.SUCCESS:
+            ends.append(tuple(x[-1] for x in own))
+        else:
+            t_end[b], z = take_reached(t[b, :count], own, t_end[b].item())
+            ends.append(z)
+    return tuple(torch.cat(x) for x in zip(*ends, strict=True))
 
 
 def _pull_back(

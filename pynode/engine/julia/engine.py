@@ -14,6 +14,7 @@ from pynode.engine.julia import runtime as julia_runtime
 from pynode.engine.julia.call import Floats, addresses, integers
 from pynode.engine.julia.each import solve_samples
 from pynode.engine.julia.event import find_event
+from pynode.engine.julia.reached import take_reached
 from pynode.engine.julia.session import RETCODES, Kept, Session
 from pynode.engine.julia.tangent import link_tangent
 from pynode.engine.protocol import (
@@ -23,6 +24,7 @@ from pynode.engine.protocol import (
     Gradients,
     Integration,
     Problem,
+    Retcode,
     Stats,
 )
 from pynode.engine.solvers import SolverInfo
@@ -103,6 +105,8 @@ class JuliaEngine:
             raise PyNODEError("Julia found an input that is not finite, and Python does not: please report this")
         stats = Stats(int(nfe), None, int(accepted), int(rejected), time.perf_counter() - started)
         integration = Integration(tuple(out), stats, RETCODES[int(outcome)], reached)
+        if integration.retcode is not Retcode.SUCCESS:
+            integration.t_end, integration.z_end = take_reached(problem.t, out, reached)
         if kept:
             held = Kept(session, kept, device)
             if sensitivity is not None:

@@ -115,9 +115,11 @@ class TorchEngine:
             except (Stop, AssertionError, ValueError) as error:
                 stop = rhs.diagnose(error)
         stats = rhs.stats()
-        pullback = interpolant = None
+        pullback = interpolant = z_end = None
+        t_end = float(problem.t[-1])
         if stop is not None:
-            z = _reached(problem, stop.t_end)
+            t_end, z_end = rhs.reached()
+            z = _reached(problem, t_end)
         else:
             pullback = None if problem.sensitivity is None else _Pullback(tracked, z, rhs, stats)
             interpolant = _interpolant(problem, rhs, stats) if problem.dense else None
@@ -126,9 +128,10 @@ class TorchEngine:
             tuple(x.detach() for x in z),
             stats,
             stop.retcode if stop else Retcode.SUCCESS,
-            stop.t_end if stop else float(problem.t[-1]),
+            t_end,
             pullback,
             interpolant,
+            z_end,
         )
 
 
