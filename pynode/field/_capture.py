@@ -25,6 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from pynode.errors import FieldError, TraceError
+from pynode.field._complex import OnPairs, has_complex
 from pynode.field._lines import calling_line, is_users, place
 from pynode.field._random import draws_random_numbers, randomness_refused
 
@@ -211,8 +212,11 @@ def capture(
             graph.graph.eliminate_dead_code()
             _refuse(graph, len(inputs))
             if any(_mutates(n) for n in graph.graph.nodes):
-                pure = functionalize(_flat(graph), remove="mutations")
+                pure = functionalize(_flat(fx.Interpreter(graph)), remove="mutations")
                 graph = make_fx(pure, decomposition_table=_decompositions())(*fakes, *cotangents)
+            if has_complex(graph):
+                on_pairs = _flat(OnPairs(graph))
+                graph = make_fx(on_pairs, decomposition_table=_decompositions())(*fakes, *cotangents)
     except (TraceError, FieldError):
         raise
     except Exception as error:
@@ -223,9 +227,9 @@ def capture(
     return Captured(graph, env, symbol)
 
 
-def _flat(graph: fx.GraphModule) -> Callable[..., Any]:
+def _flat(interpreter: fx.Interpreter) -> Callable[..., Any]:
     def run(*xs: Tensor) -> Any:
-        return fx.Interpreter(graph).run(*xs, enable_io_processing=False)
+        return interpreter.run(*xs, enable_io_processing=False)
 
     return run
 

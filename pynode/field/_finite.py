@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import cmath
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ def check_finite(name: str, x: Tensor) -> None:
         InputError: says how many entries are not.
     """
     # One reduction and one synchronisation where all is well. The sum of finite numbers may overflow.
-    if math.isfinite(x.sum().item()):
+    if cmath.isfinite(x.sum().item()):
         return
     finite = torch.isfinite(x)
     if not bool(finite.all()):

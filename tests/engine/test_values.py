@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -142,3 +143,22 @@ def test_field_without_a_derivative_at_the_start(engine: str) -> None:
     torch.testing.assert_close(
         z[-1], torch.full_like(z0, (1 - math.exp(-math.sqrt(2))) / math.sqrt(2)), rtol=1e-3, atol=0
     )
+
+
+@pytest.mark.parametrize("sensitivity", ["discrete", "backsolve"])
+def test_complex_numbers_within_a_field(engine: str, sensitivity: str) -> None:
+    """A quantum system of two levels, -i w H ψ: at time t the other level is found with probability sin²(w t)."""
+    w = torch.tensor(0.6, dtype=DOUBLE, requires_grad=True)
+    H = torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.complex128)
+
+    def field(t: Tensor, z: Tensor) -> Tensor:
+        return torch.view_as_real(-1j * w * torch.complex(*z.unbind(-1)) @ H.T)
+
+    start = torch.view_as_real(torch.tensor([[1.0, 0.0]], dtype=torch.complex128))
+    keywords: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-11, "engine": engine, "sensitivity": sensitivity}
+    z = torch.view_as_complex(pynode.solve(field, start, [0.0, 1.0], **keywords).z[-1])
+    probability = z[0, 1].abs() ** 2
+    probability.backward()
+    assert probability.item() == pytest.approx(math.sin(0.6) ** 2, abs=1e-7)
+    assert w.grad is not None
+    assert w.grad.item() == pytest.approx(math.sin(1.2), abs=1e-6)

@@ -887,6 +887,59 @@ def hamiltonian() -> Case:
     return Case(Net(), (4,))
 
 
+# ---- complex numbers --------------------------------------------------------------------------------
+
+_M = torch.complex(normal(2, 2), normal(2, 2))
+
+# Functions of a complex number for each of two features, `(batch, 2)`, of the time, and of real parameters `(2, 2)`.
+COMPLEX: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+    "products": lambda z, t, v, w: -1j * t * z @ _M.T + (2 - 0.5j) * z * z.conj() * v[0],
+    "products of a batch": lambda z, t, v, w: (
+        torch.einsum("bi,ij,bj->bi", z, _M, z) + torch.bmm(z[:, :, None], z[:, None].conj()).sum(2)
+    ),
+    "parameters": lambda z, t, v, w: (
+        z @ torch.view_as_complex(v.reshape(2, 1, 2)).reshape(2, 1) * torch.complex(w[0], v[0])
+    ),
+    "polar": lambda z, t, v, w: z * torch.polar(v[0] ** 2, t * w[0]) + torch.exp(1j * t) * z.abs() + z.angle() * 1j,
+    "quotients": lambda z, t, v, w: z / (3 + z.abs() + 2j) + z.reciprocal() / (1 - 2j) + z / 2 - 1 / (z + 3j),
+    "exponentials": lambda z, t, v, w: (0.3 * z).exp() + z.log() * 1j + z.sqrt() + (1j * z * t).exp(),
+    "circular": lambda z, t, v, w: z.sin() - z.cos() * t + torch.tanh(0.5 * z) + z.sinh() - 1j * z.cosh() * t,
+    "powers": lambda z, t, v, w: z**2 - z**3 * 0.1 + z**-1 + z**0.5 + z ** (0.2 + 0.1j) + 2.0**z,
+    "shapes": lambda z, t, v, w: (
+        torch.cat([z[:, 1:], z.flip(1)[:, 1:] * 1j], 1) + torch.stack([z.sum(1), z.mean(1)], 1).roll(1, 1)
+    ),
+    "parts": lambda z, t, v, w: torch.complex(z.imag * t, z.real) + z.real * 2 - 1j * z.imag.tanh(),
+    "chosen": lambda z, t, v, w: (
+        torch.where(z.real > 0, z, z.conj() * 1j) + torch.where(z.imag > 0, z.real, 0.3).to(z.dtype)
+    ),
+    "filled": lambda z, t, v, w: (
+        torch.full_like(z, 1 + 2j) * z
+        + torch.ones_like(z) * t
+        - torch.zeros_like(z)
+        + torch.tensor(2j, dtype=z.dtype)
+        + 0j * z
+    ),
+    "norms": lambda z, t, v, w: (
+        z / (1 + (z.abs() ** 2).sum(1, keepdim=True)) + torch.sgn(z) + torch.dot(_M[0], _M[1]) * z
+    ),
+}
+
+
+class OnComplex(nn.Module):
+    """A function of complex numbers as a field of pairs of real numbers."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name, self.v, self.w = name, parameter(2, 2), parameter(2, 2)
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        value = COMPLEX[self.name](torch.view_as_complex(z.contiguous()), t, self.v, self.w)
+        return torch.view_as_real(value.resolve_conj())
+
+
+CASES |= {f"complex, {name}": functools.partial(lambda name: Case(OnComplex(name), (2, 2)), name) for name in COMPLEX}
+
+
 # ---- images -----------------------------------------------------------------------------------------
 
 

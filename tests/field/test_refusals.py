@@ -232,3 +232,30 @@ def test_the_torch_engine_takes_what_a_trace_refuses() -> None:
 def test_refused_by_the_julia_engine() -> None:
     with pytest.raises(TraceError, match="control flow"):
         pynode.solve(lambda t, z: z if z.sum() > 0 else -z, Z, [0.0, 1.0], engine="julia")
+
+
+def test_complex_numbers_without_a_counterpart() -> None:
+    def f(t: Tensor, z: Tensor) -> Tensor:
+        c = torch.fft.fft(torch.view_as_complex(z.contiguous()[None]))  # transform
+        return torch.view_as_real(c)[0]
+
+    text = refusal(f, "transform")
+    assert "aten._fft_c2c.default of complex numbers" in text
+    assert "real and imaginary parts" in text
+
+
+@pytest.mark.parametrize("kept", ["module", "closure"])
+def test_complex_parameter(kept: str) -> None:
+    w = nn.Parameter(torch.tensor([1 + 2j, 0.5], dtype=torch.complex128))
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = w
+
+        def forward(self, t: Tensor, z: Tensor) -> Tensor:
+            return (z * self.w).real
+
+    text = refusal(Net() if kept == "module" else lambda t, z: (z * w).real)
+    assert "a parameter of the field is complex" in text
+    assert "keep the parameter as real numbers" in text

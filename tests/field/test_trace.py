@@ -210,3 +210,29 @@ def test_numbers_that_are_not_finite_at_the_start(name: str) -> None:
         (got,), vjp = interpret(graph, [t.detach(), place, v], vjp=True)
         torch.testing.assert_close(got, value.detach(), equal_nan=True)
         torch.testing.assert_close(vjp[1], product, equal_nan=True)
+
+
+def test_complex_constant_that_changes() -> None:
+    """What is written to a complex tensor that the field reads, or put in its place, is in the next trace."""
+
+    class Turn(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("turn", torch.tensor(2 + 1j, dtype=torch.complex128))
+
+        def forward(self, t: Tensor, z: Tensor) -> Tensor:
+            return torch.view_as_real(torch.view_as_complex(z.contiguous()) * self.turn)
+
+    net, t = Turn(), torch.zeros((), dtype=torch.float64)
+
+    def turned() -> complex:
+        field = Field(net, (Z,), t)
+        found = tracing.trace_field(field, (Z,), t, ())
+        (value,), _ = interpret(found.graph, [t, Z, *found.bound(field)])
+        return complex((torch.view_as_complex(value) / torch.view_as_complex(Z))[0])
+
+    assert turned() == pytest.approx(2 + 1j)
+    net.turn.mul_(1j)
+    assert turned() == pytest.approx(-1 + 2j)
+    net.turn = torch.tensor(3j, dtype=torch.complex128)
+    assert turned() == pytest.approx(3j)
