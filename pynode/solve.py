@@ -14,6 +14,7 @@ from pynode.engine.protocol import Engine, Gradients, Integration, Problem, Retc
 from pynode.errors import EngineUnavailable, FieldError, InputError, SolveError
 from pynode.field import Field
 from pynode.field._derived import derived_field
+from pynode.field._substitution import LateRead
 from pynode.problem.event import Event
 from pynode.problem.independent import (
     EventOfEach,
@@ -25,6 +26,7 @@ from pynode.problem.independent import (
     span,
 )
 from pynode.problem.inputs import check_args, check_count, check_number, check_state, check_times
+from pynode.problem.precision import autocast_dtype, in_full_precision, without_autocast
 from pynode.sensitivity import Sensitivity
 
 __all__ = ["Solution", "solve"]
@@ -188,6 +190,71 @@ def solve(
         EngineUnavailable: the engine is not there, or lacks what is asked for.
         SolveError: the integration did not reach the last time.
     """
+    while True:
+        try:
+            return _solve(
+                field,
+                z0,
+                t,
+                args,
+                solver,
+                rtol,
+                atol,
+                dt,
+                sensitivity,
+                running_cost,
+                event,
+                batching,
+                max_steps,
+                engine,
+                dense,
+                throw,
+            )
+        except LateRead:
+            continue  # it is known now, and an input from the start
+
+
+def _solve(
+    field: Callable[..., Any],
+    z0: Tensor | tuple[Tensor, ...],
+    t: Tensor | Sequence[float],
+    args: Sequence[Tensor],
+    solver: str,
+    rtol: float,
+    atol: float,
+    dt: float | None,
+    sensitivity: str | Sensitivity,
+    running_cost: Callable[..., Tensor] | None,
+    event: Callable[..., Tensor] | None,
+    batching: str,
+    max_steps: int,
+    engine: str,
+    dense: bool,
+    throw: bool,
+    autocast: torch.dtype | None = None,
+) -> Solution:
+    if autocast is None and (dtype := autocast_dtype(z0)) is not None:
+        with without_autocast(z0):
+            solution = _solve(
+                field,
+                in_full_precision(z0),
+                t,
+                in_full_precision(args),
+                solver,
+                rtol,
+                atol,
+                dt,
+                sensitivity,
+                running_cost,
+                event,
+                batching,
+                max_steps,
+                engine,
+                dense,
+                throw,
+                dtype,
+            )
+            return _in_dtype_of(z0, solution)
     state = check_state(z0)
     times = given = check_times(t, state[0])
     independent = batching != "joint" or times.dim() == 2
@@ -213,7 +280,7 @@ def solve(
         function = derived_field(_with_cost, field, running_cost, is_tuple)
         state, is_tuple = (*state, state[0].new_zeros(state[0].shape[0])), True
     t0 = times[0] if not independent else state[0].new_zeros(()) if not len(times) else times[0, 0]
-    vector_field = Field(function, state, t0, args, is_tuple)
+    vector_field = Field(function, state, t0, args, is_tuple, autocast)
     if independent:
         check_unmixed(vector_field, state, t0, args)
     groups = {"z0": state, "t": (times,), "args": args, "parameters": vector_field.parameters}
@@ -281,6 +348,17 @@ def _first_failure(retcodes: Sequence[Retcode]) -> int:
     return next(b for b, code in enumerate(retcodes) if code is not Retcode.SUCCESS)
 
 
+def _in_dtype_of(z0: Any, solution: Solution) -> Solution:
+    """The solution with states of the dtype of the state that was given."""
+
+    def cast(z: Any) -> Any:
+        if isinstance(z, tuple):
+            return tuple(x.to(like.dtype) for x, like in zip(z, z0, strict=True))
+        return None if z is None else z.to(z0.dtype)
+
+    return replace(solution, z=cast(solution.z), event_z=cast(solution.event_z))
+
+
 class _Run:
     """One run of an engine: what passes `_Solve.apply` beside tensors."""
 
@@ -302,8 +380,10 @@ class _Solve(torch.autograd.Function):
     def forward(ctx: Any, run: _Run, *tensors: Tensor) -> tuple[Tensor, ...]:
         z = run()
         # Saved so that autograd refuses a backward pass after one of them has been changed in place.
-        ctx.save_for_backward(*tensors)
+        ctx.save_for_backward(*(x for x in tensors if not x.is_inference()))
         ctx.set_materialize_grads(False)
+        field = run.problem.field
+        ctx.optional = [name in field.optional for name in field.names]
         ctx.pullback, ctx.retcode = run.integration.pullback, run.integration.retcode
         return z
 
@@ -316,7 +396,9 @@ class _Solve(torch.autograd.Function):
             g: Gradients = ctx.pullback(cotangents)
         if not torch._C._autograd._get_current_graph_task_keep_graph():
             ctx.pullback = None  # as autograd does with what it saved, since no second pass can follow
-        found = (*g.z0, g.t, *g.args, *g.parameters)
+        optional = zip(ctx.optional, g.parameters, strict=True)
+        read = [None if o and x is not None and not bool(x.any()) else x for o, x in optional]
+        found = (*g.z0, g.t, *g.args, *read)
         return (None, *(_once(found) if torch.is_grad_enabled() else found))
 
 

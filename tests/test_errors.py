@@ -211,11 +211,6 @@ def test_what_a_tuple_field_returns(engine: str) -> None:
     refused(r"component 1 of dz/dt", state, field=lambda t, s: (s[0], s[0]), kind=FieldError, engine=engine)
 
 
-def test_captured_tensor_that_is_no_leaf(engine: str) -> None:
-    hidden = torch.ones(2, requires_grad=True) * 2
-    refused(r"Pass that tensor to solve\(args=\(…,\)\)", field=lambda t, z: z * hidden, kind=FieldError, engine=engine)
-
-
 def test_parameters_that_are_not_finite(engine: str) -> None:
     field = nn.ModuleDict({"layer": nn.Linear(2, 2)})
     with torch.no_grad():

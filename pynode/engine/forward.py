@@ -85,6 +85,9 @@ def solve_forward(solve: Callable[[Problem], Integration], problem: Problem, nor
             "a JuliaField, whose products have no derivative: use 'discrete' or 'gauss'"
         )
     problem.field.check_finite(problem.z0, problem.args)
+    base = problem.field.on_leaves()
+    base.freeze()
+    problem = replace(problem, field=base)
     directions = _Directions.of(problem, _is_separate(problem))
     _refuse_size(problem, directions)
     field = TangentField(problem.field, len(problem.z0), directions.n, directions.args, directions.parameters)

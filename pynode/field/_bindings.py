@@ -1,28 +1,36 @@
 """Which tensors a callable reads besides its arguments, by name.
 
 A field may be an `nn.Module`, a bound method, a `functools.partial`, or a function whose closure, defaults or
-globals hold modules and tensors. All of it is looked up anew before each solve, so that parameters, buffers and
-other tensors may change between solves without another trace.
+globals hold modules and tensors, in containers and objects of any kind. All of it is looked up anew before each solve,
+so that parameters, buffers and other tensors may change between solves without another trace.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dis
+import enum
 import functools
+import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["INTERNAL", "Reads", "captured_by"]
+__all__ = ["INTERNAL", "Reads", "captured_by", "is_compiled", "is_plain_object", "slots_of"]
 
 # Attributes by which `nn.Module` itself works.
 INTERNAL = frozenset(nn.Module().__dict__) - {"training"}
 
-_DEEP = 3  # containers and objects within one another that are looked into
+_DEEP = 12  # containers and objects within one another that are looked into
+_MANY = 20_000  # values that are looked at
+_PLAIN = (str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device, enum.Enum, range, slice)
+_HARMLESS: tuple[type, ...] = (type, types.ModuleType, np.dtype, np.generic, np.ufunc)
+_HARMLESS += (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
 
 
 class Reads:
@@ -30,11 +38,15 @@ class Reads:
 
     Attributes:
         owners: the modules, with all their submodules, by the prefix of their tensors' names; each once.
-        parts: the functions and other callables, by prefix; each once.
+        parts: the functions and other callables and objects, by prefix; each once.
         tensors: parameters, buffers and tensor attributes of the modules, by dotted name; each once.
-        captured: tensors in closures, globals, defaults and containers, by name; each once.
+        captured: tensors in closures, globals, defaults, containers and objects, by name; each once.
         parametrized: the owner and the attribute of each parametrized tensor, by dotted name. What it is
             computed from is in none of the above, see `_parametrized`.
+        fixed: ids of the tensors in places where no copy of the callable can have another (scripted modules).
+        opaque: whether there is anything that tensors may be hidden in, or a place that a copy of the callable shares
+            with it.
+        touched: ids of the functions, containers, objects and modules that hold tensors, directly or not.
     """
 
     def __init__(self, function: Any) -> None:
@@ -43,76 +55,175 @@ class Reads:
         self.tensors: dict[str, Tensor] = {}
         self.captured: dict[str, Tensor] = {}
         self.parametrized: dict[str, tuple[nn.Module, str]] = {}
-        self._seen: set[int] = set()
+        self.fixed: set[int] = set()
+        self.opaque = False
+        self._held: dict[int, Any] = {}  # what has been seen, held so that no id is used again
+        self._holders: dict[int, list[int]] = {}
+        self._above: list[int] = []
+        self._found: list[int] = []
         if isinstance(function, nn.Module):
             self._module("", function)
         else:
-            self._part("", function)
+            self._part("", function, _DEEP)
         for name in self.captured.keys() & self.tensors.keys():
-            del self.captured[name]
+            self.captured[f"{name}'"] = self.captured.pop(name)
         owned = set(map(id, self.tensors.values()))
         self.captured = {name: x for name, x in self.captured.items() if id(x) not in owned}
 
-    def _module(self, prefix: str, module: nn.Module) -> None:
-        self._seen.add(id(module))
-        self.owners[prefix] = module
-        own = module.__dict__
-        for group in (own["_parameters"], own["_buffers"]):
-            for name, tensor in group.items():
-                if tensor is not None and id(tensor) not in self._seen:
-                    self._seen.add(id(tensor))
-                    self.tensors[prefix + name] = tensor
-        for name, value in own.items():
-            if name in INTERNAL:
-                continue
-            if isinstance(value, Tensor):
-                if id(value) not in self._seen:
-                    self._seen.add(id(value))
-                    self.tensors[prefix + name] = value
-            elif isinstance(value, list | tuple | dict):
-                self._value(f"{prefix}{name}", value, _DEEP)
-        for name, child in own["_modules"].items():
-            if name == "parametrizations" and isinstance(child, nn.ModuleDict):
-                self.parametrized.update({prefix + key: (module, key) for key in child})
-            elif child is not None and id(child) not in self._seen:
-                self._module(f"{prefix}{name}.", child)
+    @functools.cached_property
+    def touched(self) -> set[int]:
+        """See the class."""
+        found, waiting = set(), list(self._found)
+        while waiting:
+            key = waiting.pop()
+            if key not in found:
+                found.add(key)
+                waiting.extend(self._holders.get(key, ()))
+        return found
 
-    def _part(self, prefix: str, part: Any) -> None:
-        """A callable that is no module."""
-        self._seen.add(id(part))
+    def _enter(self, value: Any) -> bool:
+        """Note who holds a value; whether it has not been looked at yet."""
+        key = id(value)
+        if self._above:
+            self._holders.setdefault(key, []).append(self._above[-1])
+        if key in self._held:
+            return False
+        self._held[key] = value
+        if len(self._held) > _MANY:
+            self.opaque = True
+            return False
+        return True
+
+    def _tensor(self, group: dict[str, Tensor], name: str, tensor: Tensor) -> None:
+        if self._enter(tensor):
+            while name in group:
+                name += "'"
+            group[name] = tensor
+            self._found.append(id(tensor))
+
+    @contextlib.contextmanager
+    def _within(self, value: Any) -> Iterator[None]:
+        self._above.append(id(value))
+        try:
+            yield
+        finally:
+            self._above.pop()
+
+    def _module(self, prefix: str, module: nn.Module) -> None:
+        if not self._enter(module):
+            return
+        self._found.append(id(module))
+        self.owners[prefix] = module
+        if isinstance(module, torch.jit.ScriptModule):
+            self.opaque = True
+            for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+                self.fixed.add(id(tensor))
+                self._tensor(self.tensors, prefix + name, tensor)
+            return
+        own = module.__dict__
+        if is_compiled(module):
+            with self._within(module):
+                self._module(f"{prefix}_orig_mod.", own["_modules"]["_orig_mod"])
+            return
+        with self._within(module):
+            for group in (own["_parameters"], own["_buffers"]):
+                for name, tensor in group.items():
+                    if tensor is not None:
+                        self._tensor(self.tensors, prefix + name, tensor)
+            for name, value in own.items():
+                if name in INTERNAL:
+                    continue
+                if isinstance(value, Tensor):
+                    self._tensor(self.tensors, prefix + name, value)
+                elif not isinstance(value, _PLAIN):
+                    self._value(f"{prefix}{name}", value, _DEEP)
+            self._class(prefix, type(module))
+            for name, child in own["_modules"].items():
+                if name == "parametrizations" and isinstance(child, nn.ModuleDict):
+                    self.parametrized.update({prefix + key: (module, key) for key in child})
+                elif child is not None:
+                    self._module(f"{prefix}{name}.", child)
+            for hooks in (own["_forward_hooks"], own["_forward_pre_hooks"]):
+                for key, hook in hooks.items():
+                    if not _is_library(type(hook)):
+                        self._value(f"{prefix}hook{key}", hook, _DEEP)
+
+    def _class(self, prefix: str, kind: type, start: Iterable[str] = ("forward", "__call__")) -> None:
+        """What is kept in a class, or read by its methods from elsewhere: a copy of an instance shares it."""
+        bases = [base for base in kind.__mro__ if not _is_library(base)]
+        before = len(self._found)
+        for base in bases:
+            for name, value in list(vars(base).items()):
+                if isinstance(value, Tensor | nn.Module | list | tuple | dict | deque) and not name.startswith("__"):
+                    self._value(f"{prefix}{name}", value, _DEEP)
+        names, waiting = set(start), list(start)
+        while waiting:
+            name = waiting.pop()
+            method = next((vars(base)[name] for base in bases if name in vars(base)), None)
+            if isinstance(method, property):
+                method = method.fget
+            if isinstance(method, types.FunctionType):
+                if any(True for _ in captured_by(method)):
+                    self._part(f"{prefix}{name}().", method, _DEEP)
+                further = _names(method.__code__)[1] - names
+                names |= further
+                waiting.extend(further)
+        self.opaque |= len(self._found) > before
+
+    def _part(self, prefix: str, part: Any, depth: int) -> None:
+        """A callable or an object that is no module."""
+        if not self._enter(part):
+            return
         while prefix in self.parts:
             prefix += "_"
         self.parts[prefix] = part
-        if isinstance(part, types.MethodType):
-            self._value(f"{prefix}self", part.__self__, _DEEP)
-            self._value(f"{prefix}", part.__func__, _DEEP)
-        elif isinstance(part, functools.partial):
-            self._value(f"{prefix}", part.func, _DEEP)
-            for key, item in [*enumerate(part.args), *part.keywords.items()]:
-                self._value(f"{prefix}{key}", item, _DEEP)
-        elif isinstance(part, types.FunctionType):
-            for key, item in captured_by(part):
-                self._value(f"{prefix}{key}", item, _DEEP)
-        else:
-            for key, item in getattr(part, "__dict__", {}).items():
-                self._value(f"{prefix}{key}", item, _DEEP)
+        with self._within(part):
+            if isinstance(part, types.MethodType):
+                self._value(f"{prefix}self", part.__self__, depth - 1)
+                self._value(f"{prefix}", part.__func__, depth - 1)
+                if isinstance(part.__func__, types.FunctionType) and not isinstance(part.__self__, type):
+                    self._class(f"{prefix}self.", type(part.__self__), _names(part.__func__.__code__)[1])
+            elif isinstance(part, functools.partial):
+                self._value(f"{prefix}", part.func, depth - 1)
+                for key, item in [*enumerate(part.args), *part.keywords.items()]:
+                    self._value(f"{prefix}{key}", item, depth - 1)
+            elif isinstance(part, types.FunctionType):
+                for key, item in captured_by(part):
+                    # What is read as an attribute of a module or a class stays there.
+                    before = len(self._found)
+                    self._value(f"{prefix}{key}", item, depth - 1)
+                    self.opaque |= "." in key and len(self._found) > before
+            else:
+                for key, item in (*getattr(part, "__dict__", {}).items(), *slots_of(part)):
+                    self._value(f"{prefix}{key}", item, depth - 1)
+                self._class(prefix, type(part))
 
     def _value(self, name: str, value: Any, depth: int) -> None:
-        if isinstance(value, str | int | float) or id(value) in self._seen:
+        if isinstance(value, _PLAIN):
             return
         if isinstance(value, Tensor):
-            self._seen.add(id(value))
-            self.captured[name] = value
+            self._tensor(self.captured, name, value)
         elif isinstance(value, nn.Module):
             self._module(f"{name}." if name else "", value)
         elif isinstance(value, types.FunctionType | types.MethodType | functools.partial):
             if not str(getattr(value, "__module__", "")).startswith("torch."):
-                self._part(f"{name}." if name else "", value)
-        elif isinstance(value, list | tuple | dict) and depth:
-            for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-                self._value(f"{name}.{key}", item, depth - 1)
-        elif is_plain_object(value) and depth:
-            self._part(f"{name}.", value)
+                self._part(f"{name}." if name else "", value, depth)
+        elif isinstance(value, _HARMLESS):
+            pass
+        elif isinstance(value, np.ndarray):
+            self.opaque |= value.dtype.hasobject
+        elif not depth:
+            self.opaque = True
+        elif isinstance(value, list | tuple | dict | deque | set | frozenset | types.MappingProxyType):
+            if self._enter(value):
+                with self._within(value):
+                    for key, item in _items(value):
+                        self._value(f"{name}.{key}", item, depth - 1)
+            self.opaque |= isinstance(value, types.MappingProxyType)
+        elif is_plain_object(value):
+            self._part(f"{name}.", value, depth)
+        else:
+            self.opaque = True
 
     def leaves(self) -> list[Tensor]:
         """All leaf tensors among these that require a gradient, also those of parametrizations."""
@@ -123,53 +234,89 @@ class Reads:
         )
         return [x for x in (*self.tensors.values(), *self.captured.values(), *hidden) if x.requires_grad and x.is_leaf]
 
-    @contextlib.contextmanager
-    def replaced(self, values: Mapping[str, Tensor]) -> Iterator[None]:
-        """Within the context the modules hold these values instead of their own tensors of the same names."""
-        by_id = {id(tensor): values[name] for name, tensor in self.tensors.items() if name in values}
-        undo: list[tuple[dict[str, Any], str, Tensor]] = []
-        try:
-            for owner in self.owners.values():
-                own = owner.__dict__
-                groups: tuple[dict[str, Any], ...] = (own["_parameters"], own["_buffers"], own)
-                for group in groups:
-                    for key, tensor in list(group.items()):
-                        if isinstance(tensor, Tensor) and id(tensor) in by_id:
-                            group[key] = by_id[id(tensor)]
-                            undo.append((group, key, tensor))
-            yield
-        finally:
-            for group, key, tensor in reversed(undo):
-                group[key] = tensor
+
+def _items(value: Any) -> Iterable[tuple[Any, Any]]:
+    return list(value.items()) if isinstance(value, dict | types.MappingProxyType) else enumerate(list(value))
+
+
+def _is_library(kind: type) -> bool:
+    """Whether a class is Python's, PyTorch's or NumPy's own, with no attributes of the user's."""
+    return str(kind.__module__).partition(".")[0] in ("builtins", "torch", "numpy", "collections", "typing", "abc")
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether it is what `torch.compile` makes of a module."""
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")
+    return dynamo is not None and isinstance(module, dynamo.OptimizedModule)
 
 
 def is_plain_object(value: Any) -> bool:
     """Whether it is an instance of a class in Python, of the user's or a library's, with attributes."""
-    if isinstance(value, type | types.ModuleType | torch.Generator | nn.Module) or not hasattr(value, "__dict__"):
+    if isinstance(value, type | types.ModuleType | torch.Generator | nn.Module | BaseException):
         return False
-    return not str(type(value).__module__).startswith(("torch.", "builtins"))
+    module = str(type(value).__module__)
+    if module.startswith("torch."):
+        return module.startswith("torch.distributions.")
+    return module != "builtins" and (hasattr(value, "__dict__") or any(True for _ in slots_of(value)))
+
+
+def slots_of(value: Any) -> Iterator[tuple[str, Any]]:
+    """The attributes of an object that are kept in slots."""
+    for kind in type(value).__mro__:
+        names = kind.__dict__.get("__slots__", ())
+        for name in (names,) if isinstance(names, str) else names:
+            if name not in ("__dict__", "__weakref__"):
+                if name.startswith("__") and not name.endswith("__"):
+                    name = f"_{kind.__name__.lstrip('_')}{name}"
+                with contextlib.suppress(AttributeError):  # a slot that is empty
+                    yield name, getattr(value, name)
 
 
 @functools.lru_cache(maxsize=4096)
-def _global_names(code: types.CodeType) -> tuple[str, ...]:
-    """The globals that code reads, also within the functions that it defines."""
+def _names(code: types.CodeType) -> tuple[tuple[str, ...], frozenset[str]]:
+    """The globals that code reads, and all attributes, also within the functions that it defines."""
     names = {i.argval: None for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    attributes = set(code.co_names)
     for inner in code.co_consts:
         if isinstance(inner, types.CodeType):
-            names |= dict.fromkeys(_global_names(inner))
-    return tuple(names)
+            further, of_inner = _names(inner)
+            names |= dict.fromkeys(further)
+            attributes |= of_inner
+    return tuple(names), frozenset(attributes)
 
 
 def captured_by(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
-    """What a plain function reads besides its arguments: closure, defaults, and globals, by name."""
+    """What a plain function reads besides its arguments: closure, defaults, and globals, by name.
+
+    Of a module or a class it is the attributes that the code may read.
+    """
     code = function.__code__
+    names, attributes = _names(code)
     for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
         with contextlib.suppress(ValueError):  # an empty cell
-            yield name, cell.cell_contents
+            yield from _itself_or_attributes(name, cell.cell_contents, attributes)
     defaults = function.__defaults__ or ()
     yield from zip(code.co_varnames[code.co_argcount - len(defaults) : code.co_argcount], defaults, strict=True)
     yield from (function.__kwdefaults__ or {}).items()
     scope = function.__globals__
-    for name in _global_names(code):
-        if name in scope and not isinstance(scope[name], types.ModuleType | type):
-            yield name, scope[name]
+    for name in names:
+        if name in scope:
+            yield from _itself_or_attributes(name, scope[name], attributes)
+
+
+def _itself_or_attributes(name: str, value: Any, attributes: frozenset[str]) -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, types.ModuleType | type):
+        yield name, value
+        return
+    if isinstance(value, type):
+        if _is_library(value):
+            return
+    elif value.__name__.partition(".")[0] in _LIBRARIES:
+        return
+    own = vars(value)
+    for key in sorted(attributes):
+        if key in own and not isinstance(own[key], types.ModuleType | type | property | classmethod | staticmethod):
+            yield f"{name}.{key}", own[key]
+
+
+_LIBRARIES = frozenset({"torch", "numpy", "scipy", "pynode", "torchdiffeq", *sys.stdlib_module_names} - {"__main__"})

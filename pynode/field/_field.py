@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
+import threading
 import types
+import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pynode.errors import FieldError
 from pynode.field._bindings import Reads
-from pynode.field._fingerprint import attributes_read, fingerprint
+from pynode.field._fingerprint import attributes_read, contents, fingerprint
 from pynode.field._finite import check_finite
-from pynode.field._parametrized import given, requires_grad, values_of
+from pynode.field._frozen import Frozen
+from pynode.field._parametrized import requires_grad, values_of
 from pynode.field._random import NoRandomness
+from pynode.field._substitution import LateRead, Substitution
 from pynode.field._watch import Watch
 
 __all__ = ["Field"]
@@ -28,14 +33,17 @@ __all__ = ["Field"]
 class _Facts:
     """What one evaluation of the field has shown, for one fingerprint."""
 
-    names: tuple[str, ...]  # of the parameters of modules
-    captured: tuple[str, ...]  # names of other leaves that require a gradient
-    nameless: tuple[Tensor, ...]  # leaves that require a gradient and cannot be found by name
+    names: tuple[str, ...]  # of the tensors that a solve differentiates by
+    optional: frozenset[str]  # those of them whose gradient is None where they are not read
+    differentiates: bool  # whether the field calls torch.autograd.grad
     runs_on: str | None  # the only engine that can run it; `None`: any
 
 
 class Field:
     """A vector field `dz/dt = f(t, z, *args)` that always takes and gives tuples of tensors.
+
+    It is evaluated by a copy of the function that reads what the function reads when the `Field` is made, or first
+    evaluated: see `Frozen`.
 
     Args:
         function: the user's callable `f(t, z, *args)`; it gets and returns a tensor, or a tuple of
@@ -44,17 +52,19 @@ class Field:
         t0: the first time, 0-d.
         args: the conditioning tensors.
         is_tuple: whether the user's state is a tuple.
+        autocast: the dtype in which the function computes what PyTorch's autocast casts; `None` without autocast.
 
     Attributes:
-        parameters: the tensors that require a gradient and that the function may read: the parameters of its
-            modules, in `named_parameters` order; parametrized tensors, computed when the `Field` is made, in
-            place of the parameters that they depend on; then leaves that the function captures otherwise.
-        names: of the parameters, as far as they have one.
-        captured: those of the parameters that belong to no module.
+        parameters: the tensors that require a gradient and that the function may read, leaves or not: those of its
+            modules first, in `named_parameters` order; parametrized tensors, computed when the `Field` is made, in
+            place of the parameters that they depend on; then what it captures otherwise.
+        names: of the parameters.
+        optional: the names of those whose gradient is `None`, rather than zero, where the solution does not depend on
+            them.
 
     Raises:
-        FieldError: the function returns another shape, dtype or device than the state's, or captures a
-            non-leaf tensor that requires a gradient (which has to be passed in `args`).
+        FieldError: the function returns another shape, dtype or device than the state's, or reads a tensor that
+            requires a gradient and that cannot be found.
         TraceError: the function draws random numbers.
     """
 
@@ -65,41 +75,43 @@ class Field:
         t0: Tensor,
         args: Sequence[Tensor] = (),
         is_tuple: bool = False,
+        autocast: torch.dtype | None = None,
     ) -> None:
         if not callable(function):
             raise FieldError(f"field must be an nn.Module or a callable f(t, z, *args), got {type(function).__name__}")
         self.function = function
-        self.is_tuple = is_tuple
+        self.is_tuple, self.autocast = is_tuple, autocast
         self.memory = _memory_of(function)
-        shapes = tuple((x.shape[1:], x.dtype, x.device) for x in (*z0, *args))
+        self._values: Mapping[str, Tensor] = {}
+        shapes = (autocast, *((x.shape[1:], x.dtype, x.device) for x in (*z0, *args)))
         self.facts: _Facts
-        self.names: tuple[str, ...] = ()
-        self.captured: tuple[Tensor, ...] = ()
         self.parameters: tuple[Tensor, ...] = ()
         latest = self.memory.latest
         if latest is not None and latest.holds(function, is_tuple, len(z0), shapes):
-            self.parametrized, self.facts = {}, latest.facts
-            self.names, self.parameters = latest.names, latest.parameters
+            self.parametrized, self.facts, self.parameters = {}, latest.facts, latest.parameters
             return
         self.parametrized = values_of(self.reads.parametrized)
         key = self._key(len(z0), shapes)
         facts = self.memory.facts.get(key)
         if facts is None:
             self.check_finite(z0, args)
-            before = fingerprint(self.reads)
-            with attributes_read(self.reads) as read:
-                facts = self._examine(tuple(z.detach() for z in z0), t0.detach(), tuple(a.detach() for a in args))
-            after = fingerprint(self.reads)
-            self.memory.attributes |= read
-            self.memory.volatile |= {k for k in after if isinstance(k, tuple) and after[k] != before.get(k)}
+            facts = self._learn(tuple(z.detach() for z in z0), t0.detach(), tuple(a.detach() for a in args))
             self.memory.facts[self._key(len(z0), shapes)] = facts
-        tensors = self.named_tensors()
         self.facts = facts
-        self.names = (*facts.names, *facts.captured)
-        self.captured = (*(tensors[n] for n in facts.captured), *facts.nameless)
-        self.parameters = (*(tensors[n] for n in facts.names), *self.captured)
+        tensors = self.named_tensors()
+        self.parameters = tuple(tensors[n] for n in facts.names)
         self.check_finite((), ())
         self.memory.latest = _Latest.of(self, len(z0), shapes)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """See the class."""
+        return self.facts.names
+
+    @property
+    def optional(self) -> frozenset[str]:
+        """See the class."""
+        return self.facts.optional
 
     @functools.cached_property
     def reads(self) -> Reads:
@@ -114,11 +126,15 @@ class Field:
     def _key(self, n_states: int, shapes: tuple[Any, ...]) -> tuple[Any, ...]:
         found = fingerprint(self.reads, self.memory.attributes)
         kept = tuple((k, v) for k, v in found.items() if k not in self.memory.volatile)
-        return kept, self.is_tuple, n_states, shapes
+        return kept, frozenset(self.memory.late), self.is_tuple, n_states, shapes
+
+    @functools.cached_property
+    def _tensors(self) -> dict[str, Tensor]:
+        return {**self.reads.tensors, **self.parametrized, **self.reads.captured}
 
     def named_tensors(self) -> dict[str, Tensor]:
         """The tensors that the function reads and that can be found by name, each once."""
-        return {**self.reads.tensors, **self.parametrized, **self.reads.captured}
+        return self._tensors
 
     def check_finite(self, z0: Sequence[Tensor], args: Sequence[Tensor]) -> None:
         """Refuse a state, conditioning tensors or parameters that are not finite.
@@ -131,66 +147,143 @@ class Field:
         for i, a in enumerate(args):
             if a.dtype.is_floating_point:
                 check_finite(f"args[{i}]", a)
-        for i, parameter in enumerate(self.parameters):
-            name = self.names[i] if i < len(self.names) else f"{i}, which it captures without a name,"
+        for name, parameter in zip(self.names if self.parameters else (), self.parameters, strict=True):
             check_finite(f"the field's parameter {name}", parameter)
+
+    def is_fixed(self, parameter: Tensor) -> bool:
+        """Whether a copy of the function has to read this very tensor."""
+        return id(parameter) in self.reads.fixed
+
+    def replaced(self, values: Mapping[str, Tensor]) -> Field:
+        """This field, reading these values, by name, instead of its own tensors; all else as it is now."""
+        other = copy.copy(self)
+        other.__dict__.pop("_live", None)
+        other._values = {**self._values, **values}
+        other.parameters = tuple(values.get(n, p) for n, p in zip(self.names, self.parameters, strict=True))
+        return other
+
+    def in_full_precision(self) -> Field:
+        """This field without autocast."""
+        if self.autocast is None:
+            return self
+        other = self.replaced({})
+        other.autocast = None
+        return other
+
+    def on_leaves(self, wants: Sequence[bool] | None = None) -> Field:
+        """This field with leaves of its own in the place of its parameters, so that no hook of theirs runs.
+
+        Args:
+            wants: for each parameter whether the leaf requires a gradient; all do by default.
+        """
+        leaves = {}
+        for name, p, wanted in zip(self.names, self.parameters, wants or [True] * len(self.parameters), strict=True):
+            if not self.is_fixed(p):
+                leaves[name] = p.detach().requires_grad_(wanted)
+        return self.replaced(leaves)
+
+    @functools.cached_property
+    def _live(self) -> _Live:
+        named, values = self.named_tensors(), dict(self._values)
+        late = {n for n, x in named.items() if n not in self.facts.names and x.requires_grad}
+        if self.facts.differentiates:  # which autograd does not by tensors that were made in inference mode
+            with torch.inference_mode(False):
+                values = {n: x.clone() for n, x in named.items() if x.is_inference()} | values
+        return _Live(self, values, late)
+
+    def freeze(self) -> None:
+        """Take what the function reads now, for all evaluations to come."""
+        _ = self._live
+
+    def recomputing(self) -> contextlib.AbstractContextManager[Any]:
+        """The context for what evaluates parts of the field once more by itself, as PyTorch's checkpoints do."""
+        live = self._live
+        return Substitution(live.by_id, live.names, {}, strict=False) if live.looks else contextlib.nullcontext()
+
+    def settle(self) -> None:
+        """Give the user's objects what the function has written to its own: counters, lists, caches."""
+        live = self.__dict__.get("_live")
+        if live is not None:
+            live.frozen.write_back()
+
+    def state(self) -> dict[Any, Any]:
+        """What evaluations depend on although the copy shares it with the user, to be compared with later."""
+        return contents(Reads(self._live.frozen.function), self.memory.attributes, self.memory.volatile)
+
+    def check_unchanged(self, before: Mapping[Any, Any]) -> None:
+        """Refuse to go on where something that the copy shares with the user is another than it was.
+
+        Raises:
+            FieldError: names what has changed.
+        """
+        now = self.state()
+        changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        if changed:
+            what = ", ".join(dict.fromkeys("".join(k) if isinstance(k, tuple) else str(k) for k in changed))
+            raise FieldError(
+                f"the field has changed between the solve and its gradient, which evaluates it again: {what}. Change "
+                "it after backward(), pass what changes in solve(args=(…,)), or use sensitivity='discrete'"
+            )
 
     def __call__(self, t: Tensor, z: Sequence[Tensor], args: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
         """Evaluate: `t` 0-d, `z` and the result tuples of `(batch, *features)` tensors."""
-        with given(self.reads.parametrized, self.parametrized):
-            out = self.function(t, tuple(z) if self.is_tuple else z[0], *args)
-        return tuple(out) if self.is_tuple else (out,)
+        if self.facts.differentiates:
+            return self._differentiable(t, z, args)
+        return self._outputs(t, z, args)
 
-    @contextlib.contextmanager
-    def reading(self, values: Mapping[str, Tensor]) -> Iterator[None]:
-        """Within the context the function reads these values instead of its own tensors of the same names."""
-        own = self.parametrized
-        self.parametrized = {name: values.get(name, x) for name, x in own.items()}
-        try:
-            with self.reads.replaced(values):
-                yield
-        finally:
-            self.parametrized = own
-
-    def _examine(self, z0: tuple[Tensor, ...], t0: Tensor, args: tuple[Tensor, ...]) -> _Facts:
-        """Evaluate, check the result, and find every leaf that the gradient has to reach."""
-        slots = self.reads.parametrized
-        named = {n: p for n, p in self.reads.tensors.items() if p.requires_grad and p.is_leaf}
-        leaves = self._leaves(z0, t0, args)
-        for tensor in named.values():
-            leaves.pop(id(tensor), None)
-        captured = tuple(n for n, x in self.reads.captured.items() if leaves.pop(id(x), None) is not None)
-        if leaves:  # those that the field makes itself, to differentiate on its way, are others each time
-            again = self._leaves(z0, t0, args)
-            leaves = {key: x for key, x in leaves.items() if key in again}
-        trained = (path for path in slots if requires_grad(slots, path))
-        runs_on = next(filter(None, (getattr(type(o), "runs_on", None) for o in self.reads.owners.values())), None)
-        return _Facts((*named, *trained), captured, tuple(leaves.values()), runs_on)
-
-    def _leaves(self, z0: tuple[Tensor, ...], t0: Tensor, args: tuple[Tensor, ...]) -> dict[int, Tensor]:
-        """The leaves that one evaluation's result, which is checked, depends on, by identity."""
-        slots = self.reads.parametrized
+    def _differentiable(self, t: Tensor, z: Sequence[Tensor], args: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Evaluate a function that differentiates by its arguments, whatever context this one is in."""
+        tracked = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
         with torch.inference_mode(False), torch.enable_grad():
-            z0, t0, args = tuple(z.clone() for z in z0), t0.clone(), tuple(a.clone() for a in args)
-            computed = values_of(slots)
-            before = torch.zeros((), requires_grad=True).clone().grad_fn._sequence_nr()  # type: ignore[union-attr]
-            with given(slots, computed), NoRandomness(__file__):
-                out = self.function(t0, tuple(z0) if self.is_tuple else z0[0], *args)
-        stack = [o.grad_fn for o in self._check(out, z0) if o.grad_fn is not None]
-        leaves: dict[int, Tensor] = {}
-        seen = {x.grad_fn for x in computed.values()}
-        while stack:
-            node = stack.pop()
-            if node in seen:
-                continue
-            seen.add(node)
-            if hasattr(node, "variable"):
-                leaves[id(node.variable)] = node.variable
-                continue
-            if node._sequence_nr() <= before:
-                raise FieldError(_NOT_A_LEAF)
-            stack.extend(parent for parent, _ in node.next_functions if parent is not None)
-        return leaves
+            t, *z = (x if tracked and x.requires_grad else _leaf(x) for x in (t, *z))
+            outputs = self._outputs(t, z, [a.clone() if a.is_inference() else a for a in args])
+        return outputs if tracked else tuple(o.detach() for o in outputs)
+
+    def _outputs(self, t: Tensor, z: Sequence[Tensor], args: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        out = self._live(t, tuple(z) if self.is_tuple else z[0], *args)
+        outputs = tuple(out) if self.is_tuple else (out,)
+        if self.autocast is not None:
+            outputs = tuple(o.to(x.dtype) for o, x in zip(outputs, z, strict=True))
+        return outputs
+
+    def _learn(self, z0: tuple[Tensor, ...], t0: Tensor, args: tuple[Tensor, ...]) -> _Facts:
+        """What one evaluation shows: what it reads, and which parts of the field matter."""
+        before = fingerprint(self.reads)
+        names, differentiates = self._examine(z0, t0, args)
+        after = fingerprint(self.reads)
+        self.memory.volatile |= {k for k in after if isinstance(k, tuple) and after[k] != before.get(k)}
+        runs_on = next(filter(None, (getattr(type(o), "runs_on", None) for o in self.reads.owners.values())), None)
+        own = _own_module(self.function)
+        always = self.reads.tensors.keys() | self.parametrized.keys() if own is not None else set()
+        return _Facts(names, frozenset(names) - always, differentiates, runs_on)
+
+    def _examine(self, z0: tuple[Tensor, ...], t0: Tensor, args: tuple[Tensor, ...]) -> tuple[tuple[str, ...], bool]:
+        """Evaluate, check the result, and find every tensor that the gradient has to reach, by name.
+
+        Also whether the function differentiates.
+        """
+        slots = self.reads.parametrized
+        trained = {path for path in slots if requires_grad(slots, path)}
+        tensors = {n: x for n, x in self.named_tensors().items() if x.requires_grad or n in trained}
+        with torch.inference_mode(False), torch.enable_grad():
+            # A field may differentiate by its state, and may write to it.
+            z0, t0 = tuple(z.clone().requires_grad_().clone() for z in z0), t0.clone()
+            args = tuple(a.clone() for a in args)
+            fixed = self.reads.fixed
+            own = {n: x if id(x) in fixed else x.detach().clone().requires_grad_() for n, x in tensors.items()}
+            live = _Live(self, own, looks=True)
+            with _LEARNING, attributes_read(live.frozen.owners) as read, NoRandomness(__file__), _unwarned():
+                out = live(t0, tuple(z0) if self.is_tuple else z0[0], *args)
+            live.frozen.write_back()
+        self.memory.attributes |= read
+        self._check(out, z0)
+        met = live.read | self.memory.late
+        module = _own_module(self.function)
+        if module is not None:  # all of a module's parameters have a gradient, as autograd's do, if only zero
+            met |= {n for n, x in self.reads.tensors.items() if x.is_leaf} | trained
+        # Those that no copy can have others for come last, as in the graph's inputs.
+        names = sorted((n for n in tensors if n in met), key=lambda n: id(tensors[n]) in fixed)
+        return tuple(names), live.differentiates
 
     def _check(self, out: Any, z0: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The field's result as a tuple, or a `FieldError` that names what was expected and what came."""
@@ -207,6 +300,8 @@ class Field:
                 raise FieldError(f"the field must return a tensor for {which}, got {type(o).__name__}")
             for what in ("shape", "dtype", "device"):
                 expected, got = getattr(z, what), getattr(o, what)
+                if what == "dtype" and got == self.autocast:
+                    continue
                 if expected != got:
                     if what == "shape":
                         expected, got = tuple(expected), tuple(got)
@@ -217,15 +312,86 @@ class Field:
         return outputs
 
 
-_NOT_A_LEAF = (
-    "the field captures a tensor that was computed from something that requires a gradient; the gradient "
-    "could not flow through the solve. Pass that tensor to solve(args=(…,)) and take it as f(t, z, *args)"
-)
+# `attributes_read` looks at all modules, whichever thread they are in.
+_LEARNING = threading.RLock()
+
 _REMEDY = {
     "shape": "Check the last layer's width, and that the field keeps the batch dimension first",
     "dtype": "Convert the field with field.to(z0.dtype), or z0 to the field's dtype",
     "device": "Move the field and z0 to the same device",
 }
+
+
+class _Live:
+    """What evaluates a field: the copy of its function, and what reaches the tensors that no copy can replace.
+
+    Args:
+        field: the field.
+        values: what it reads instead of its own tensors, by name.
+        late: names of tensors that require a gradient and are no inputs.
+        looks: whether to look at what it reads even where all is known.
+
+    Attributes:
+        read: names of the tensors that evaluations have read, as far as that is looked at.
+        differentiates: whether they have called `torch.autograd.grad`, likewise.
+    """
+
+    def __init__(
+        self, field: Field, values: Mapping[str, Tensor], late: Iterable[str] = (), looks: bool = False
+    ) -> None:
+        named, reads = field.named_tensors(), field.reads
+        self.by_id = {id(named[n]): x for n, x in values.items() if x is not named[n]}
+        computed = {path: values.get(path, x) for path, x in field.parametrized.items()}
+        self.frozen = Frozen(field.function, reads, self.by_id, computed)
+        self.autocast, self.memory = field.autocast, field.memory
+        self.read: set[str] = set()
+        self.differentiates = False
+        self.held = named  # so that no id is used again
+        self.late = {id(named[n]): n for n in late}
+        self.looks = looks or reads.opaque or bool(self.late)
+        if self.looks:
+            self.names = {id(named[n]): n for n in named if id(named[n]) not in self.late}
+            self.names.update((id(x), n) for n, x in values.items())
+
+    def __call__(self, t: Tensor, z: Any, *args: Tensor) -> Any:
+        if self.autocast is not None:
+            with torch.autocast(t.device.type, self.autocast):
+                return self._evaluate(t, z, *args)
+        return self._evaluate(t, z, *args)
+
+    def _evaluate(self, t: Tensor, z: Any, *args: Tensor) -> Any:
+        if not self.looks:
+            return self.frozen.function(t, z, *args)
+        arguments = (t, *(z if isinstance(z, tuple) else (z,)), *args)
+        mode = Substitution(self.by_id, self.names, self.late, arguments)
+        try:
+            with mode:
+                out = self.frozen.function(t, z, *args)
+        except LateRead as late:
+            self.memory.learn(late)
+            raise
+        self.read |= mode.read
+        self.differentiates |= mode.differentiates
+        return out
+
+
+@contextlib.contextmanager
+def _unwarned() -> Iterator[None]:
+    """Without PyTorch's warning of a number that is taken out of a tensor that requires a gradient."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Converting a tensor with requires_grad=True to a scalar")
+        yield
+
+
+def _leaf(x: Tensor) -> Tensor:
+    return (x.clone() if x.is_inference() else x.detach()).requires_grad_()
+
+
+def _own_module(function: Any) -> nn.Module | None:
+    """The module that a field is, or is made of by `derived_field`."""
+    if isinstance(function, types.MethodType) and isinstance(function.__func__, functools.partial):
+        function = function.__self__
+    return function if isinstance(function, nn.Module) else None
 
 
 @dataclass(frozen=True)
@@ -236,17 +402,15 @@ class _Latest:
     function: weakref.ref[Any]
     signature: tuple[Any, ...]
     facts: _Facts
-    names: tuple[str, ...]
     parameters: tuple[Tensor, ...]
 
     @staticmethod
     def of(field: Field, n_states: int, shapes: tuple[Any, ...]) -> _Latest | None:
-        watch = None if field.captured else Watch.of(field.function, field.reads, field.memory.attributes)
+        watch = Watch.of(field.function, field.reads, field.memory.attributes)
         if watch is None:
             return None
         signature = (field.is_tuple, n_states, shapes)
-        function = weakref.ref(field.function)
-        return _Latest(watch, function, signature, field.facts, field.names, field.parameters)
+        return _Latest(watch, weakref.ref(field.function), signature, field.facts, field.parameters)
 
     def holds(self, function: Any, is_tuple: bool, n_states: int, shapes: tuple[Any, ...]) -> bool:
         same = self.function() is function and self.signature == (is_tuple, n_states, shapes)
@@ -262,6 +426,18 @@ class _Memory:
         self.latest: _Latest | None = None
         self.attributes: set[tuple[str, str]] = set()  # that evaluating the field reads
         self.volatile: set[Any] = set()  # parts of the fingerprint that evaluating the field changes, e.g. a counter
+        self.late: set[str] = set()  # names of tensors that are read only in the course of a solve
+
+    def learn(self, late: LateRead) -> None:
+        """Take note of a tensor that was read late: the next `Field` has it among its parameters.
+
+        Raises:
+            FieldError: it is known already.
+        """
+        if late.name in self.late:
+            raise FieldError(str(late)) from late
+        self.late.add(late.name)
+        self.latest = None
 
 
 class _Recent(dict[Any, Any]):
@@ -269,7 +445,7 @@ class _Recent(dict[Any, Any]):
 
     def __setitem__(self, key: Any, value: Any) -> None:
         if len(self) >= _KEPT:
-            del self[next(iter(self))]
+            self.pop(next(iter(self)), None)
         super().__setitem__(key, value)
 
 

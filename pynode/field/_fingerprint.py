@@ -5,29 +5,30 @@ from __future__ import annotations
 import contextlib
 import functools
 import types
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pynode.field._bindings import INTERNAL, Reads, captured_by, is_plain_object
+from pynode.field._bindings import INTERNAL, Reads, captured_by, is_plain_object, slots_of
 from pynode.field._parametrized import requires_grad
 
-__all__ = ["attributes_read", "fingerprint"]
+__all__ = ["attributes_read", "contents", "fingerprint"]
 
 # Whose attribute, by the owner's prefix, and its name.
 Attribute = tuple[str, str]
 
 _PLAIN = (int, float, str, bool, bytes, complex, type(None), torch.dtype, torch.device, torch.Size, type)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-_DEEP = 3  # containers and objects within one another that are looked into
+_DEEP = 8  # containers and objects within one another that are looked into
 
 
 @contextlib.contextmanager
-def attributes_read(reads: Reads) -> Iterator[set[Attribute]]:
-    """Collects the attributes of modules that are read within the context."""
-    prefixes = {id(owner): prefix for prefix, owner in reads.owners.items()}
+def attributes_read(owners: Mapping[str, nn.Module]) -> Iterator[set[Attribute]]:
+    """Collects the attributes of these modules, by prefix, that are read within the context."""
+    prefixes = {id(owner): prefix for prefix, owner in owners.items()}
     found: set[Attribute] = set()
 
     def spy(module: nn.Module, name: str) -> Any:
@@ -45,7 +46,7 @@ def attributes_read(reads: Reads) -> Iterator[set[Attribute]]:
             del nn.Module.__getattribute__
         else:
             nn.Module.__getattribute__ = before  # type: ignore[method-assign]
-        found -= {(prefix, name) for prefix, name in found if not _matters(reads.owners[prefix], name)}
+        found -= {(prefix, name) for prefix, name in found if not _matters(owners[prefix], name)}
 
 
 def _matters(owner: nn.Module, name: str) -> bool:
@@ -88,7 +89,8 @@ def fingerprint(reads: Reads, attributes: set[Attribute] | None = None) -> dict[
         elif isinstance(part, functools.partial):
             key[prefix, "partial"] = _freeze([*part.args, part.keywords], _DEEP)
         elif not isinstance(part, types.MethodType):
-            key.update({(prefix, name): _freeze(value, _DEEP) for name, value in vars(part).items()})
+            own = (*getattr(part, "__dict__", {}).items(), *slots_of(part))
+            key.update({(prefix, name): _freeze(value, _DEEP) for name, value in own})
             key[prefix, "code"] = _freeze(type(part).__call__, 1)
     return key
 
@@ -105,8 +107,20 @@ def _attribute(owner: nn.Module, name: str) -> Any:
 
 def _outline(x: Tensor) -> tuple[Any, ...]:
     # Indices and masks become part of a trace with their values.
-    values = () if x.is_floating_point() else (id(x), x._version)
+    values = () if x.is_floating_point() else (id(x), _version(x))
     return (x.shape, x.dtype, x.device, x.requires_grad, *values)
+
+
+def _version(x: Tensor) -> int:
+    return -1 if x.is_inference() else x._version
+
+
+def contents(reads: Reads, attributes: set[Attribute], volatile: set[Any]) -> dict[Any, Any]:
+    """As `fingerprint`, less what evaluations change, and with the tensors' versions."""
+    found = {key: value for key, value in fingerprint(reads, attributes).items() if key not in volatile}
+    for name, tensor in (*reads.tensors.items(), *reads.captured.items()):
+        found[name] = (id(tensor), _version(tensor))
+    return found
 
 
 def _freeze(value: Any, depth: int) -> Any:
@@ -119,7 +133,7 @@ def _freeze(value: Any, depth: int) -> Any:
         return type(value)
     if not depth:
         return id(value)
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | deque):
         return tuple(_freeze(v, depth - 1) for v in value)
     if isinstance(value, dict):
         return tuple((k, _freeze(v, depth - 1)) for k, v in value.items() if isinstance(k, _PLAIN))
@@ -132,5 +146,5 @@ def _freeze(value: Any, depth: int) -> Any:
     if isinstance(value, functools.partial):
         return tuple(_freeze(v, depth - 1) for v in (value.func, value.args, value.keywords))
     if is_plain_object(value):
-        return (type(value), _freeze(vars(value), depth - 1))
+        return (type(value), _freeze({**getattr(value, "__dict__", {}), **dict(slots_of(value))}, depth - 1))
     return id(value)

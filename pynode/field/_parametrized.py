@@ -7,13 +7,11 @@ counterpart in the graph, and no evaluation of the field repeats it.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-__all__ = ["Slots", "given", "requires_grad", "values_of"]
+__all__ = ["Slots", "requires_grad", "values_of"]
 
 # By dotted name: the module that has the parametrized tensor, and the attribute.
 Slots = Mapping[str, tuple[nn.Module, str]]
@@ -29,23 +27,3 @@ def requires_grad(slots: Slots, path: str) -> bool:
     owner, name = slots[path]
     parametrization: nn.Module = owner.parametrizations[name]  # type: ignore[index, assignment]
     return any(p.requires_grad for p in parametrization.parameters())
-
-
-@contextlib.contextmanager
-def given(slots: Slots, values: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within the context the modules read these values instead of computing their parametrized tensors."""
-    if not slots:
-        yield
-        return
-    # `parametrize.cached` is made for this, but that its cache only takes what it computes itself.
-    with parametrize.cached():
-        cache = parametrize._cache
-        keys = {path: (id(owner), name) for path, (owner, name) in slots.items()}
-        before = {key: cache[key] for key in keys.values() if key in cache}
-        cache.update({key: values[path] for path, key in keys.items()})
-        try:
-            yield
-        finally:
-            for key in keys.values():
-                del cache[key]
-            cache.update(before)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,11 +38,10 @@ class TangentField(Field):
         args: Sequence[tuple[int, bool] | None],
         parameters: Sequence[int | None],
     ) -> None:
-        self.__dict__.update(base.__dict__)
+        self.__dict__.update({k: v for k, v in base.__dict__.items() if k != "_live"})
         self.base, self.n_states, self.n = base, n_states, n
         self.of_args, self.of_parameters = tuple(args), tuple(parameters)
         self.is_tuple = True
-        self._given: Mapping[str, Tensor] = {}
         self._seeds: dict[Any, Tensor] = {}
 
     @property
@@ -50,15 +49,26 @@ class TangentField(Field):
         """As `Field.key`."""
         return (self.base.key, self.n, self.of_args, self.of_parameters)
 
-    @contextlib.contextmanager
-    def reading(self, values: Mapping[str, Tensor]) -> Iterator[None]:
-        """As `Field.reading`."""
-        self._given = values
-        try:
-            with self.base.reading(values):
-                yield
-        finally:
-            self._given = {}
+    def replaced(self, values: Mapping[str, Tensor]) -> TangentField:
+        """As `Field.replaced`."""
+        other = copy.copy(self)
+        other.base = self.base.replaced(values)
+        other.parameters = other.base.parameters
+        return other
+
+    def in_full_precision(self) -> TangentField:
+        """As `Field.in_full_precision`."""
+        other = copy.copy(self)
+        other.base = self.base.in_full_precision()
+        return other
+
+    def freeze(self) -> None:
+        """As `Field.freeze`."""
+        self.base.freeze()
+
+    def settle(self) -> None:
+        """As `Field.settle`."""
+        self.base.settle()
 
     def __call__(self, t: Tensor, z: Sequence[Tensor], args: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
         """The derivatives of the state and of its tangents."""
@@ -67,8 +77,7 @@ class TangentField(Field):
         with torch.enable_grad():
             states = [_tracked(x) for x in z[: self.n_states]]
             args = [_tracked(a) for a in args]
-            names = iter(self.base.names)
-            parameters = [self._given.get(next(names, ""), p) for p in self.base.parameters]
+            parameters = self.base.parameters
             dz = self.base(t, states, args)
             cotangents = [torch.zeros_like(x).requires_grad_() for x in dz]
             pairs = [(x, v) for x, v in zip(dz, cotangents, strict=True) if x.requires_grad]

@@ -65,6 +65,7 @@ def trace(field: Any, z0: Tensor | Sequence[Tensor], args: Sequence[Tensor] = ()
 
 def trace_field(field: Field, z0: Sequence[Tensor], t0: Tensor, args: Sequence[Tensor]) -> Trace:
     """The trace of a `Field`, from memory where the field, its shapes and its attributes are the same."""
+    field = field.in_full_precision()
     for i, x in enumerate(args):
         if x.dtype != t0.dtype:
             raise TraceError(
@@ -110,12 +111,12 @@ def _trace(
     from pynode.field._capture import capture
     from pynode.field._conversion import Conversion, Source
 
-    named = field.named_tensors()
-    owned = field.names[: len(field.parameters) - len(field.captured)]
-    leaves = dict(zip(_names_of_captured(field, len(owned)), field.captured, strict=True))
-    buffers = [
-        n for n, x in named.items() if n not in field.names and n not in field.reads.captured and x.dtype == t0.dtype
-    ]
+    named, state_dtype = field.named_tensors(), z0[0].dtype
+    # The tensors that no copy of the field can have others for are constants of the recording.
+    leaves = {n: x for n, x in named.items() if n in field.names and field.is_fixed(x)}
+    owned = [n for n in field.names if n not in leaves]
+    fixed = {n: x for n, x in named.items() if n not in field.names and field.is_fixed(x)}
+    buffers = [n for n, x in named.items() if n not in field.names and n not in fixed and x.dtype == state_dtype]
     sources = [
         Source("t", "0", t0),
         *(Source("z", str(i), x) for i, x in enumerate(z0)),
@@ -127,8 +128,8 @@ def _trace(
 
     def function(xs: Sequence[Tensor]) -> Sequence[Tensor]:
         rest = xs[1 + n_z + n_args :]
-        with field.reading(dict(zip([*owned, *buffers], rest, strict=True))):
-            return field(xs[0], xs[1 : 1 + n_z], xs[1 + n_z : 1 + n_z + n_args])
+        live = field.replaced(dict(zip([*owned, *buffers], rest, strict=True)))
+        return live(xs[0], xs[1 : 1 + n_z], xs[1 + n_z : 1 + n_z + n_args])
 
     try:
         got = capture(
@@ -137,21 +138,16 @@ def _trace(
             [False, *batched, *[False] * (len(sources) - 1 - len(batched))],
             [s.kind != "buffer" for s in sources],
             n_z,
-            field.captured,
+            list(leaves.values()),
         )
         if got.assumes_batch:
             return None
-        done = Conversion(got, sources, leaves, field.reads.captured, n_z)
+        done = Conversion(got, sources, leaves, fixed, n_z)
         return Trace(done.graph, done.buffers, tuple(done.constants), _validity(got))
     except (TraceError, NotImplementedError):
         if any(batched):
             return None  # the static recording that follows decides, and words the error
         raise
-
-
-def _names_of_captured(field: Field, first: int) -> list[str]:
-    names = field.names[first:]
-    return [*names, *(f"captured.{i}" for i in range(len(field.captured) - len(names)))]
 
 
 def _validity(got: Captured) -> Callable[[int], bool]:
@@ -185,6 +181,7 @@ def _agrees(found: Trace, field: Field, z0: Sequence[Tensor], t0: Tensor, args: 
     A number that is not finite says nothing about a graph, so that the comparison moves on from a state at which the
     field has no derivative. Numbers that are finite nowhere have to be the same infinity, or not a number, in both.
     """
+    field = field.on_leaves()
     same_kind = True
     for of_t, of_rest in _PLACES:
         place = [_shifted(x, of_rest if i else of_t) for i, x in enumerate((t0, *z0, *args))]
@@ -210,7 +207,8 @@ def _compared(found: Trace, field: Field, place: Sequence[Tensor], n_z: int) -> 
     with torch.enable_grad():
         inputs = [x.requires_grad_(x.is_floating_point()) for x in place]
         t, z, rest = inputs[0], inputs[1 : 1 + n_z], inputs[1 + n_z :]
-        value = field(t, z, rest)
+        field(t, z, rest)
+        value = field(t, z, rest)  # the second, which a count of the evaluations makes another than the graph's
         # Numbers without a pattern, but not the generator's, whose state is the user's.
         cotangents = [torch.arange(1, x.numel() + 1).to(x).reshape(x.shape).mul(0.7).cos() for x in value]
         tracked = [(x, v) for x, v in zip(value, cotangents, strict=True) if x.requires_grad]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pynode.engine.julia import function as julia_function
 from pynode.errors import FieldError
 from pynode.field._field import Field
+from pynode.field._frozen import original
 from pynode.field._trace import trace_field
 
 __all__ = ["Network", "find", "learn"]
@@ -68,6 +69,7 @@ _KERNELS: dict[tuple[str, torch.dtype], int] = {}
 
 def find(owner: nn.Module, index: int, module: nn.Module, dtype: torch.dtype, recording: bool) -> Network:
     """The traced network of a field; while a trace is being recorded, as it was when it was last evaluated."""
+    owner, module = original(owner), original(module)
     known = _KNOWN.setdefault(owner, {}).get(index)
     if known is None or known.as_field.module is not module:
         known = _KNOWN[owner][index] = _Known(_AsField(module))
@@ -80,7 +82,7 @@ def find(owner: nn.Module, index: int, module: nn.Module, dtype: torch.dtype, re
 
 def learn(owner: nn.Module, index: int, shape: tuple[int, ...]) -> None:
     """Take note of the shape, without the batch, of what a network is given."""
-    _KNOWN[owner][index].shape = shape
+    _KNOWN[original(owner)][index].shape = shape
 
 
 def _trace(as_field: _AsField, shape: tuple[int, ...], dtype: torch.dtype) -> Network:
@@ -96,7 +98,7 @@ def _trace(as_field: _AsField, shape: tuple[int, ...], dtype: torch.dtype) -> Ne
     t, states = x.new_zeros(()), (x, y)
     field = Field(as_field, states, t, (), True)
     trace = trace_field(field, states, t, ())
-    if trace.graph.batch is not None or field.captured:
+    if trace.graph.batch is not None or any(name in field.reads.captured for name in field.names):
         raise FieldError(
             "a network of a JuliaField must work for any batch size, and hold what it is trained by as parameters of "
             "the module"

@@ -53,7 +53,12 @@ def check_state(z0: Any) -> tuple[Tensor, ...]:
             raise InputError(
                 f"{name} must not be empty, got shape {tuple(z.shape)}. Only the batch size may be 0, in all of z0"
             )
-    return state
+    return tuple(map(tracked, state))
+
+
+def tracked(x: Tensor) -> Tensor:
+    """A tensor that autograd may save: a copy of one that was made in inference mode."""
+    return x.clone() if x.is_inference() and not torch.is_inference_mode_enabled() else x
 
 
 def check_times(t: Any, like: Tensor) -> Tensor:
@@ -129,7 +134,7 @@ def check_args(args: Any) -> tuple[Tensor, ...]:
             f"args must be a tuple of tensors, got {_describe(args)}. Pass one tensor as args=(x,), and "
             "constants of another kind as attributes of the field"
         )
-    return tuple(args)
+    return tuple(map(tracked, args))
 
 
 def check_number(name: str, value: Any) -> float:

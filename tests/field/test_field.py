@@ -97,7 +97,9 @@ def test_wrong_tuple() -> None:
 def test_captured_tensor_that_was_computed() -> None:
     w = torch.ones(2, dtype=torch.float64, requires_grad=True)
     doubled = 2 * w
-    assert "Pass that tensor to solve(args=(…,)) and take it as f(t, z, *args)" in field_error(lambda t, z: z * doubled)
+    field = Field(lambda t, z: z * doubled, (Z,), T)
+    assert field.names == ("doubled",)
+    assert field.parameters[0] is doubled
 
 
 def test_errors_of_the_field_pass_through() -> None:
@@ -131,10 +133,18 @@ def test_parameters_of_what_a_function_reads() -> None:
 
     field = Field(f, (Z,), T)
     assert field.names == ("net.weight", "net.bias", "hidden.0", "w")
-    assert set(map(id, field.captured)) == {id(w), id(hidden[0])}
+    assert set(map(id, field.parameters[2:])) == {id(w), id(hidden[0])}
 
 
 def test_leaf_that_cannot_be_found_by_name() -> None:
+    w = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    held = weakref.ref(w)
+    text = field_error(lambda t, z: z * held())  # the lambda's line is named
+    assert "a tensor of shape (2,) that requires a gradient and is kept where it cannot be found" in text
+    assert "pass it in solve(args=(…,))" in text
+
+
+def test_leaf_deep_within() -> None:
     w = torch.ones(2, dtype=torch.float64, requires_grad=True)
     held = iter(range(3)), {"deep": {"er": {"and": {"deeper": w}}}}
 
@@ -142,7 +152,7 @@ def test_leaf_that_cannot_be_found_by_name() -> None:
         return z * held[1]["deep"]["er"]["and"]["deeper"]
 
     field = Field(f, (Z,), T)
-    assert field.names == ()
+    assert field.names == ("held.1.deep.er.and.deeper",)
     assert field.parameters[0] is w
     check(Case(f, (2,)), 3)
 

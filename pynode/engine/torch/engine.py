@@ -104,7 +104,7 @@ class TorchEngine:
             )
         problem.field.check_finite(problem.z0, problem.args)
         _refuse_for_scipy(problem)
-        tracked = problem if problem.sensitivity is None else _on_leaves(problem)
+        tracked = _on_leaves(problem)
         rhs = right_hand_side(tracked)
         stop = _too_many_steps(problem)
         if stop is None:
@@ -114,15 +114,17 @@ class TorchEngine:
                 stop = None if all_finite(x[-1] for x in z) else Stop(Retcode.NON_FINITE, rhs.t_last)
             except (Stop, AssertionError, ValueError) as error:
                 stop = rhs.diagnose(error)
+            finally:
+                tracked.field.settle()
         stats = rhs.stats()
         pullback = interpolant = z_end = None
         t_end = float(problem.t[-1])
         if stop is not None:
             t_end, z_end = rhs.reached()
-            z = _reached(problem, t_end)
+            z = _reached(tracked, t_end)
         else:
             pullback = None if problem.sensitivity is None else _Pullback(tracked, z, rhs, stats)
-            interpolant = _interpolant(problem, rhs, stats) if problem.dense else None
+            interpolant = _interpolant(tracked, rhs, stats) if problem.dense else None
         stats.seconds = time.perf_counter() - started
         return Integration(
             tuple(x.detach() for x in z),
@@ -145,13 +147,25 @@ def _refuse_for_scipy(problem: Problem) -> None:
 
 
 def _on_leaves(problem: Problem) -> Problem:
-    """The problem on leaf tensors that autograd tracks where a gradient is wanted."""
+    """The problem on leaf tensors that autograd tracks where a gradient is wanted; its field is frozen as it is now."""
 
     def leaves(key: str, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return tuple(x.detach().requires_grad_(w) for x, w in zip(tensors, problem.wants[key], strict=True))
 
+    if problem.sensitivity is None:
+        problem.field.freeze()
+        return problem
     (t,) = leaves("t", (problem.t,))
-    return replace(problem, z0=leaves("z0", problem.z0), t=t, args=leaves("args", problem.args))
+    field = problem.field.on_leaves(problem.wants["parameters"])
+    field.freeze()
+    return replace(
+        problem,
+        field=field,
+        z0=leaves("z0", problem.z0),
+        t=t,
+        args=leaves("args", problem.args),
+        parameters=field.parameters,
+    )
 
 
 def _too_many_steps(problem: Problem) -> Stop | None:
@@ -261,6 +275,11 @@ class _Pullback:
     rhs: Rhs
     stats: Stats
 
+    def __post_init__(self) -> None:
+        how = self.problem.sensitivity
+        self.evaluates = how is not None and how.name == "backsolve"
+        self.state = self.problem.field.state() if self.evaluates else {}
+
     def __call__(self, cotangents: Sequence[Tensor | None]) -> Gradients:
         problem, rhs = self.problem, self.rhs
         wants = [problem.wants[key] for key in ("z0", "t", "args", "parameters")]
@@ -270,19 +289,24 @@ class _Pullback:
         before, rhs.steps = rhs.nfe, 0  # max_steps bounds the backward solve too
         found: Sequence[Tensor | None] = [None] * len(inputs)
         if pairs:
+            if self.evaluates:
+                problem.field.check_unchanged(self.state)
             try:
-                found = torch.autograd.grad(
-                    [z for z, _ in pairs],
-                    inputs,
-                    [g for _, g in pairs],
-                    retain_graph=True,
-                    allow_unused=True,
-                )
+                with problem.field.recomputing():
+                    found = torch.autograd.grad(
+                        [z for z, _ in pairs],
+                        inputs,
+                        [g for _, g in pairs],
+                        retain_graph=True,
+                        allow_unused=True,
+                    )
             except (Stop, AssertionError, ValueError) as error:
                 stop = rhs.diagnose(error)
                 raise SolveError(
                     f"the backward solve stopped at t={stop.t_end:.6g}: {stop.retcode.value}", stop.retcode
                 ) from None
+            finally:
+                problem.field.settle()
         solved = rhs.nfe - before  # none, if the graph of the forward solve was walked
         self.stats.nfe_backward = solved or rhs.nfe_differentiated
         rest = iter([torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)])
