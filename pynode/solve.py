@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pynode.engine.choose import choose
+from pynode.engine.choose import choose, named_engine
+from pynode.engine.outside import is_recording, outside_of_compile, quiet_in_recordings, record
 from pynode.engine.protocol import Engine, Gradients, Integration, Problem, Retcode, Stats
 from pynode.errors import EngineUnavailable, FieldError, InputError, SolveError
 from pynode.field import Field
@@ -127,6 +128,8 @@ class Solution:
         return f"Solution({self.retcode.name}, {self.solver} on {self.engine}, z: {shapes}, t: {times}, {self.stats})"
 
 
+@outside_of_compile
+@quiet_in_recordings
 def solve(
     field: Callable[..., Any],
     z0: Tensor | tuple[Tensor, ...],
@@ -265,6 +268,9 @@ def _solve(
     rtol, atol = check_number("rtol", rtol), check_number("atol", atol)
     dt = None if dt is None else check_number("dt", dt)
     max_steps = check_count("max_steps", max_steps)
+    recording = is_recording()
+    if recording and named_engine(engine) == "auto":
+        engine = "torch"
     chosen, info, how = choose(engine, solver, sensitivity)
     if dt is None and not info.adaptive:
         raise InputError(
@@ -279,6 +285,12 @@ def _solve(
             )
         function = derived_field(_with_cost, field, running_cost, is_tuple)
         state, is_tuple = (*state, state[0].new_zeros(state[0].shape[0])), True
+    if recording:
+        plain = not (independent or event is not None or dense)
+        *states, last = record(chosen.name, function, state, times, args, is_tuple, info, dt, plain)
+        states, cost = ([*states, last], None) if running_cost is None else (states, last[-1])
+        result = tuple(states) if isinstance(z0, tuple) else states[0]
+        return Solution(times, result, cost, Stats(), Retcode.SUCCESS, chosen.name, info.name)
     t0 = times[0] if not independent else state[0].new_zeros(()) if not len(times) else times[0, 0]
     vector_field = Field(function, state, t0, args, is_tuple, autocast)
     if independent:

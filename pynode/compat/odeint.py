@@ -14,11 +14,13 @@ from pynode.compat.choice import no_counterpart, on_julia, only_in_event
 from pynode.compat.dense import dense_solution
 from pynode.compat.methods import check_method
 from pynode.engine.choose import named_engine
+from pynode.engine.outside import outside_of_compile
 from pynode.errors import InputError
 
 __all__ = ["odeint", "odeint_adjoint", "odeint_dense", "odeint_event"]
 
 
+@outside_of_compile
 def odeint(
     func: Callable[..., Any],
     y0: Any,
@@ -58,6 +60,7 @@ def odeint(
     return torchdiffeq.odeint(func, y0, t, rtol=rtol, atol=atol, method=method, options=options, event_fn=event_fn)
 
 
+@outside_of_compile
 def odeint_adjoint(
     func: Callable[..., Any],
     y0: Any,
@@ -119,6 +122,7 @@ def odeint_adjoint(
     return torchdiffeq.odeint_adjoint(func, y0, t, event_fn=event_fn, **forward, **backward)
 
 
+@outside_of_compile
 def odeint_event(
     func: Callable[..., Any],
     y0: Any,
@@ -200,6 +204,7 @@ def _call(
     return Call(func, y0, t, rtol, atol, method, options, how)
 
 
+@outside_of_compile
 def odeint_dense(
     func: Callable[..., Any],
     y0: Tensor,
