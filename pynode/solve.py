@@ -241,7 +241,7 @@ def _solve(
             solution = _solve(
                 field,
                 in_full_precision(z0),
-                t,
+                in_full_precision(t),
                 in_full_precision(args),
                 solver,
                 rtol,

@@ -91,7 +91,8 @@ def fingerprint(reads: Reads, attributes: set[Attribute] | None = None) -> dict[
         elif not isinstance(part, types.MethodType):
             own = (*getattr(part, "__dict__", {}).items(), *slots_of(part))
             key.update({(prefix, name): _freeze(value, _DEEP) for name, value in own})
-            key[prefix, "code"] = _freeze(type(part).__call__, 1)
+            call = next((vars(k)["__call__"] for k in type(part).__mro__ if "__call__" in vars(k)), None)
+            key[prefix, "code"] = _freeze(call, 1)
     return key
 
 

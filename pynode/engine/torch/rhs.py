@@ -48,7 +48,11 @@ class Rhs:
         """The field at `t` and `z`, counted."""
         self.nfe += 1
         field = self.problem.field
-        dz = field(t, z if field.is_tuple else (z,), self.problem.args)
+        states = z if field.is_tuple else (z,)
+        dz = field(t, states, self.problem.args)
+        if torch.is_grad_enabled() and not any(x.requires_grad for x in dz):
+            # torchdiffeq's adjoint differentiates whatever it gets, also a field that depends on nothing here.
+            dz = tuple(_DependsOn.apply(x, z) for x, z in zip(dz, states, strict=True))
         return dz if field.is_tuple else dz[0]
 
     def tell(self, t: float, z: Any) -> None:
@@ -79,6 +83,18 @@ class Rhs:
         if isinstance(error, GaveUp):
             return Stop(error.retcode, self.t_last)
         raise error
+
+
+class _DependsOn(torch.autograd.Function):
+    """The first of two tensors, with a derivative of zero in the second."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, z: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[None, None]:
+        return None, None
 
 
 class _FixedRhs(Rhs):

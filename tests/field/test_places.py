@@ -1,0 +1,495 @@
+"""Tensors that a field reads, wherever it keeps them: their gradients, and what changes between solve and gradient."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import gc
+import sys
+import threading
+import types
+import weakref
+from collections import deque, namedtuple
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import pynode
+from pynode import FieldError
+from pynode.models import NODE
+
+Z0 = torch.tensor([[0.3, -0.2], [0.8, 0.5]], dtype=torch.float64)
+Pair = namedtuple("Pair", "first second")
+
+
+class Slotted:
+    __slots__ = ("__private", "inner")
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self.__private = inner
+
+    @property
+    def private(self) -> Any:
+        return self.__private
+
+
+@dataclasses.dataclass
+class Record:
+    inner: Any
+    count: int = 0
+
+
+class Config:
+    """Has class attributes."""
+
+    value: Any = None
+
+
+holder = types.ModuleType("holder")
+sys.modules["holder"] = holder
+value_of_global: Any = None
+
+
+# Each makes of a tensor a function that reads it.
+def in_closure(x: Tensor) -> Callable[[], Tensor]:
+    return lambda: x
+
+
+def in_default(x: Tensor) -> Callable[[], Tensor]:
+    return lambda x=x: x  # type: ignore[misc]
+
+
+def in_keyword_default(x: Tensor) -> Callable[[], Tensor]:
+    def read(*, y: Tensor = x) -> Tensor:
+        return y
+
+    return read
+
+
+def in_partial(x: Tensor) -> Callable[[], Tensor]:
+    return functools.partial(lambda y: y, x)
+
+
+def in_list(x: Tensor) -> Callable[[], Tensor]:
+    held = [1.0, [x]]
+    return lambda: held[1][0]  # type: ignore[index, return-value]
+
+
+def in_dict(x: Tensor) -> Callable[[], Tensor]:
+    held = {"a": {"b": x}}
+    return lambda: held["a"]["b"]
+
+
+def in_tuple(x: Tensor) -> Callable[[], Tensor]:
+    held = Pair(0, (x, 1))
+    return lambda: held.second[0]  # type: ignore[no-any-return]
+
+
+def in_deque(x: Tensor) -> Callable[[], Tensor]:
+    held = deque([x], maxlen=3)
+    return lambda: held[0]
+
+
+def in_set(x: Tensor) -> Callable[[], Tensor]:
+    held = {x}
+    return lambda: next(iter(held))
+
+
+def in_object(x: Tensor) -> Callable[[], Tensor]:
+    held = Record(types.SimpleNamespace(x=x))
+    return lambda: held.inner.x  # type: ignore[no-any-return]
+
+
+def in_slots(x: Tensor) -> Callable[[], Tensor]:
+    held = Slotted(x)
+    return lambda: held.inner  # type: ignore[no-any-return]
+
+
+def in_private_slots(x: Tensor) -> Callable[[], Tensor]:
+    held = Slotted(x)
+    return lambda: held.private  # type: ignore[no-any-return]
+
+
+def in_class(x: Tensor) -> Callable[[], Tensor]:
+    Config.value = x
+    return lambda: Config.value  # type: ignore[no-any-return]
+
+
+def in_class_of_object(x: Tensor) -> Callable[[], Tensor]:
+    held = type("Owner", (), {"x": x})()
+    return lambda: held.x  # type: ignore[no-any-return]
+
+
+def in_class_of_module(x: Tensor) -> Callable[[], Tensor]:
+    held = type("Owner", (nn.Module,), {"x": x})()
+    return lambda: held.x  # type: ignore[no-any-return]
+
+
+def in_python_module(x: Tensor) -> Callable[[], Tensor]:
+    holder.x = x  # type: ignore[attr-defined]
+    return lambda: holder.x  # type: ignore[attr-defined, no-any-return]
+
+
+def in_global(x: Tensor) -> Callable[[], Tensor]:
+    global value_of_global
+    value_of_global = x
+    return lambda: value_of_global
+
+
+def in_global_of_method(x: Tensor) -> Callable[[], Tensor]:
+    global value_of_global
+    value_of_global = x
+    return ReadsGlobal().read
+
+
+class ReadsGlobal:
+    def read(self) -> Tensor:
+        return self.further()
+
+    def further(self) -> Tensor:
+        return value_of_global  # type: ignore[no-any-return]
+
+
+def in_parameter(x: Tensor) -> Callable[[], Tensor]:
+    held = nn.Module()
+    held.register_parameter("x", None)
+    held._parameters["x"] = x  # type: ignore[assignment]
+    return lambda: held.x  # type: ignore[return-value]
+
+
+def in_attribute_of_module(x: Tensor) -> Callable[[], Tensor]:
+    held = nn.Module()
+    held.x = x
+    return lambda: held.x  # type: ignore[return-value]
+
+
+def in_list_of_module(x: Tensor) -> Callable[[], Tensor]:
+    held = nn.Module()
+    held.xs = [[x]]
+    return lambda: held.xs[0][0]  # type: ignore[index, return-value]
+
+
+def in_function_of_function(x: Tensor) -> Callable[[], Tensor]:
+    def inner() -> Tensor:
+        return x
+
+    def outer(f: Callable[[], Tensor] = inner) -> Tensor:
+        return f()
+
+    return outer
+
+
+PLACES = [f for name, f in list(globals().items()) if name.startswith("in_")]
+
+
+def leaves_and_tensors(computed: Sequence[bool]) -> tuple[list[Tensor], list[Tensor]]:
+    leaves = [torch.tensor(0.4 - 0.3 * i, dtype=torch.float64, requires_grad=True) for i in range(len(computed))]
+    return leaves, [2 * x * x if c else x for x, c in zip(leaves, computed, strict=True)]
+
+
+def field_of(reads: Sequence[Callable[[], Tensor]], late: Sequence[bool], as_module: bool) -> Any:
+    def f(t: Tensor, z: Tensor) -> Tensor:
+        out = torch.zeros_like(z)
+        for i, (read, is_late) in enumerate(zip(reads, late, strict=True)):
+            if not is_late or t > 0.45:
+                out = out + (read() * z) ** (i + 1) if i else out + read() * z
+        return out
+
+    if not as_module:
+        return f
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.f = f
+
+        def forward(self, t: Tensor, z: Tensor) -> Tensor:
+            return self.f(t, z)
+
+    return Net()
+
+
+@pytest.mark.parametrize("sensitivity", ["discrete", "backsolve", "forward"])
+@given(
+    places=st.lists(st.sampled_from(PLACES), min_size=1, max_size=3, unique=True),
+    computed=st.lists(st.booleans(), min_size=3, max_size=3),
+    late=st.lists(st.booleans(), min_size=3, max_size=3),
+    as_module=st.booleans(),
+)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_gradient_is_that_of_plain_parameters(
+    sensitivity: str, places: list[Any], computed: list[bool], late: list[bool], as_module: bool
+) -> None:
+    if sum(p in (in_global, in_global_of_method) for p in places) > 1:  # they share the place
+        places = places[:1]
+    computed, late = computed[: len(places)], late[: len(places)]
+    keywords: dict[str, Any] = {"solver": "rk4", "dt": 0.1, "engine": "torch"}
+
+    def plain(leaf: Sequence[Tensor]) -> Callable[..., Tensor]:
+        _, tensors = leaves_and_tensors(computed)
+        tensors = [2 * x * x if c else x for x, c in zip(leaf, computed, strict=True)]
+        return field_of([lambda x=x: x for x in tensors], late, False)  # type: ignore[misc]
+
+    reference = [x.detach().requires_grad_() for x in leaves_and_tensors(computed)[0]]
+    z = pynode.solve(plain(reference), Z0, [0.0, 1.0], sensitivity=sensitivity, **keywords).z[-1]
+    expected = torch.autograd.grad((z**2).sum(), reference)
+    leaves, tensors = leaves_and_tensors(computed)
+    field = field_of([place(x) for place, x in zip(places, tensors, strict=True)], late, as_module)
+    for _ in range(2):  # the second time with what is known from the first
+        got = pynode.solve(field, Z0, [0.0, 1.0], sensitivity=sensitivity, **keywords).z[-1]
+        torch.testing.assert_close(got, z, rtol=1e-14, atol=0)
+        grads = torch.autograd.grad((got**2).sum(), leaves, retain_graph=True)
+        for a, b in zip(grads, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("computed", [False, True])
+def test_each_place(engine: str, place: Any, computed: bool) -> None:
+    (leaf,), (x,) = leaves_and_tensors([computed])
+    field = field_of([place(x)], [False], False)
+    for _ in range(2):
+        z = pynode.solve(field, Z0, [0.0, 1.0], engine=engine, rtol=1e-10, atol=1e-10).z[-1]
+        torch.testing.assert_close(z, Z0 * x.detach().exp(), rtol=1e-8, atol=0)
+        (g,) = torch.autograd.grad(z.sum(), leaf, retain_graph=True)
+        expected = Z0.sum() * x.detach().exp() * (4 * leaf.detach() if computed else 1)
+        torch.testing.assert_close(g, expected, rtol=1e-7, atol=0)
+
+
+def test_a_tensor_that_cannot_be_found_late_in_the_solve() -> None:
+    hidden = [torch.ones((), dtype=torch.float64, requires_grad=True)]
+    reference = weakref.ref(hidden[0])
+    with pytest.raises(FieldError, match="kept where it cannot be found"):
+        pynode.solve(lambda t, z: z if t < 0.5 else z * reference(), Z0, [0.0, 1.0], engine="torch")
+
+
+def test_what_is_not_read_has_no_gradient_and_no_part_in_the_solve() -> None:
+    """As in torchdiffeq: a method of a large object has gradients to what it reads alone."""
+
+    class Trainer:
+        def __init__(self) -> None:
+            self.rate = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+            self.other = nn.Linear(3, 3)
+            loss = self.other(torch.ones(3)).sum()
+            loss.backward()
+            self.loss = loss  # a tensor whose graph is gone
+            self.other.zero_grad()
+
+        def field(self, t: Tensor, z: Tensor) -> Tensor:
+            return self.rate * z
+
+    trainer = Trainer()
+    pynode.solve(trainer.field, Z0, [0.0, 1.0], engine="torch").z[-1].sum().backward()
+    assert trainer.rate.grad is not None
+    assert all(p.grad is None for p in trainer.other.parameters())
+
+
+# ---- what the field writes ----------------------------------------------------------------------------
+
+
+class Writes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor(-0.5, dtype=torch.float64))
+        self.nfe = 0
+        self.log: list[float] = []
+        self.states: list[Tensor] = []
+        self.last: Tensor | None = None
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        self.nfe += 1
+        self.log.append(float(t))
+        self.states.append(z)
+        self.last = self.a * z
+        return self.last
+
+
+@pytest.mark.parametrize("sensitivity", ["discrete", "backsolve"])
+def test_counters_lists_and_caches_are_the_users(sensitivity: str) -> None:
+    field = Writes()
+    count = 0
+
+    def counted(t: Tensor, z: Tensor) -> Tensor:
+        nonlocal count
+        count += 1
+        return field(t, z)
+
+    for f in (field, counted):
+        before, calls = field.nfe, count
+        solution = pynode.solve(f, Z0, [0.0, 1.0], engine="torch", solver="rk4", dt=0.25, sensitivity=sensitivity)
+        extra = 1 if before == 0 or (f is counted and calls == 0) else 0  # the look at a field that is new
+        assert field.nfe - before >= solution.stats.nfe
+        assert field.nfe - before <= solution.stats.nfe + extra + 1
+        assert len(field.log) == field.nfe == len(field.states)
+        assert field.last is not None
+    assert count > 0
+
+
+def test_a_kept_tensor_has_no_gradient_but_an_error() -> None:
+    field = Writes()
+    z = pynode.solve(field, Z0, [0.0, 1.0], engine="torch", solver="rk4", dt=0.25).z[-1]
+    assert field.last is not None
+    with pytest.raises(FieldError, match=r"solve\(running_cost=…\)"):
+        (z.sum() + field.last.sum()).backward()
+
+
+# ---- changes between forward and backward, and between solves -----------------------------------------
+
+
+class Changing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor(-0.5, dtype=torch.float64))
+        self.register_buffer("b", torch.tensor(0.3, dtype=torch.float64))
+        self.rate = 1.0
+        self.options = {"shift": 0.2}
+        self.tensors = [torch.tensor(0.7, dtype=torch.float64)]
+        self.inner = nn.ModuleList([nn.Linear(2, 2, bias=False, dtype=torch.float64)])
+        self.flip = False
+        nn.init.constant_(self.inner[0].weight, 0.2)  # type: ignore[arg-type]
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        out = self.a * z * self.rate + self.b * z.sin() + self.options["shift"] * self.tensors[0] + self.inner[0](z)
+        return -out if self.flip else out
+
+
+def _scale_buffer(f: Changing) -> None:
+    f.b.mul_(2)
+
+
+def _fill_parameter(f: Changing) -> None:
+    with torch.no_grad():
+        f.a.fill_(1.0)
+
+
+CHANGES: dict[str, Callable[[Changing], Any]] = {
+    "float": lambda f: setattr(f, "rate", 2.0),
+    "buffer replaced": lambda f: setattr(f, "b", torch.tensor(1.0, dtype=torch.float64)),
+    "buffer in place": _scale_buffer,
+    "dict": lambda f: f.options.update(shift=-1.0),
+    "list": lambda f: f.tensors.__setitem__(0, torch.tensor(-1.0, dtype=torch.float64)),
+    "parameter replaced": lambda f: setattr(f, "a", nn.Parameter(torch.tensor(2.0, dtype=torch.float64))),
+    "parameter in place": _fill_parameter,
+    "layer": lambda f: f.inner.__setitem__(0, nn.Linear(2, 2, bias=False, dtype=torch.float64)),
+    "flag": lambda f: setattr(f, "flip", True),
+    "hook": lambda f: f.inner[0].register_forward_hook(lambda module, inputs, out: 3 * out),
+    "mode": lambda f: f.eval(),
+    "data": lambda f: setattr(f.a, "data", torch.tensor(3.0, dtype=torch.float64)),
+}
+
+
+def tensors_of(field: Changing) -> list[Tensor]:
+    return [field.a, field.inner[0].weight]  # type: ignore[list-item]
+
+
+def gradient(field: Changing, sensitivity: str, engine: str, between: Callable[[], Any] = lambda: None) -> list[Tensor]:
+    tensors = tensors_of(field)
+    z = pynode.solve(
+        field, Z0, [0.0, 1.0], sensitivity=sensitivity, engine=engine, solver="dopri5", rtol=1e-9, atol=1e-9
+    ).z
+    between()
+    return list(torch.autograd.grad((z[-1] ** 2).sum(), tensors))
+
+
+@given(names=st.lists(st.sampled_from(sorted(CHANGES)), min_size=1, max_size=3, unique=True))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.parametrize("sensitivity", ["discrete", "backsolve", "forward"])
+def test_changes_between_solve_and_gradient(engine: str, sensitivity: str, names: list[str]) -> None:
+    """The gradient is that of the field which was solved, or an error."""
+    expected = gradient(Changing(), sensitivity, engine)
+    field = Changing()
+
+    def between() -> None:
+        for name in names:
+            CHANGES[name](field)
+
+    try:
+        got = gradient(field, sensitivity, engine, between)
+    except (FieldError, RuntimeError) as error:
+        assert isinstance(error, FieldError) or "modified by an inplace operation" in str(error)  # noqa: PT017
+        return
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", sorted(CHANGES))
+@pytest.mark.parametrize("sensitivity", ["discrete", "backsolve"])
+def test_changes_between_two_solves(engine: str, sensitivity: str, name: str) -> None:
+    """The second solve sees what is there then, and its gradient is that of a field made so."""
+    field, fresh = Changing(), Changing()
+    gradient(field, sensitivity, engine)
+    torch.manual_seed(1)
+    CHANGES[name](field)
+    torch.manual_seed(1)
+    CHANGES[name](fresh)
+    for a, b in zip(gradient(field, sensitivity, engine), gradient(fresh, sensitivity, engine), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-10)
+
+
+def test_a_change_that_a_copy_shares_is_named() -> None:
+    field = Changing()
+    with pytest.raises(FieldError, match=r"changed between the solve and its gradient.*options"):
+        gradient(field, "backsolve", "torch", lambda: CHANGES["dict"](field))
+
+
+# ---- hooks, threads, and what is left behind ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("sensitivity", ["discrete", "backsolve", "forward"])
+def test_hooks_of_parameters_run_once(engine: str, sensitivity: str) -> None:
+    field, calls = Changing(), []
+    plain = gradient(field, sensitivity, engine)
+    field.a.register_hook(lambda g: (calls.append(1), 0.1 * g)[1])
+    hooked = gradient(field, sensitivity, engine)
+    assert len(calls) == 1
+    torch.testing.assert_close(hooked[0], 0.1 * plain[0], rtol=1e-6, atol=0)
+    torch.testing.assert_close(hooked[1], plain[1], rtol=1e-6, atol=0)
+
+
+def test_parametrized_models_in_several_threads() -> None:
+    """No thread sees what another one computes, nor does an ordinary call of the layer beside a solve."""
+    layers = [nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)).double() for _ in range(2)]
+    field = nn.Sequential(layers[0], nn.Tanh(), layers[1])
+
+    def f(t: Tensor, z: Tensor) -> Tensor:
+        return field(z)  # type: ignore[no-any-return]
+
+    def run() -> list[Tensor]:
+        z = pynode.solve(f, Z0, [0.0, 1.0], engine="torch", solver="rk4", dt=0.1).z[-1]
+        beside = field(Z0)
+        return list(torch.autograd.grad((z**2).sum() + beside.sum(), list(field.parameters())))
+
+    expected = run()
+    found: list[Any] = []
+
+    def work() -> None:
+        try:
+            found.extend(run() for _ in range(10))
+        except Exception as error:
+            found.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 40
+    for got in found:
+        for a, b in zip(got, expected, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_nothing_of_a_field_is_kept() -> None:
+    field = Changing()
+    model = NODE(field, engine="torch")
+    model(Z0).sum().backward()
+    gone = weakref.ref(field)
+    del field, model
+    gc.collect()
+    assert gone() is None
