@@ -81,6 +81,7 @@ class Field:
             raise FieldError(f"field must be an nn.Module or a callable f(t, z, *args), got {type(function).__name__}")
         self.function = function
         self.is_tuple, self.autocast = is_tuple, autocast
+        self.unwraps = False
         self.memory = _memory_of(function)
         self._values: Mapping[str, Tensor] = {}
         shapes = (autocast, *((x.shape[1:], x.dtype, x.device) for x in (*z0, *args)))
@@ -162,12 +163,10 @@ class Field:
         other.parameters = tuple(values.get(n, p) for n, p in zip(self.names, self.parameters, strict=True))
         return other
 
-    def in_full_precision(self) -> Field:
-        """This field without autocast."""
-        if self.autocast is None:
-            return self
+    def as_written(self) -> Field:
+        """This field without autocast, and with what `torch.compile` has compiled as it was before."""
         other = self.replaced({})
-        other.autocast = None
+        other.autocast, other.unwraps = None, True
         return other
 
     def on_leaves(self, wants: Sequence[bool] | None = None) -> Field:
@@ -342,7 +341,7 @@ class _Live:
         named, reads = field.named_tensors(), field.reads
         self.by_id = {id(named[n]): x for n, x in values.items() if x is not named[n]}
         computed = {path: values.get(path, x) for path, x in field.parametrized.items()}
-        self.frozen = Frozen(field.function, reads, self.by_id, computed)
+        self.frozen = Frozen(field.function, reads, self.by_id, computed, field.unwraps)
         self.autocast, self.memory = field.autocast, field.memory
         self.read: set[str] = set()
         self.differentiates = False

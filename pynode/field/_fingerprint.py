@@ -53,7 +53,7 @@ def _matters(owner: nn.Module, name: str) -> bool:
     """Whether the attribute of that name can be another without a part of the fingerprint being so."""
     if name == "forward":
         return True
-    if name in INTERNAL or hasattr(nn.Module, name):
+    if name in INTERNAL or hasattr(nn.Module, name) or isinstance(owner, torch.jit.ScriptModule):
         return False
     if any(name in owner.__dict__[group] for group in ("_parameters", "_buffers", "_modules")):
         return False
@@ -74,6 +74,9 @@ def fingerprint(reads: Reads, attributes: set[Attribute] | None = None) -> dict[
         key[name] = requires_grad(reads.parametrized, name)
     for prefix, owner in reads.owners.items():
         key[prefix, ""] = type(owner)
+        if isinstance(owner, torch.jit.ScriptModule):
+            key[prefix, "script"] = (id(owner._c), owner.training)
+            continue
         hooks = [tuple(owner.__dict__[name].values()) for name in _HOOKS]
         if any(hooks):
             key[prefix, "hooks"] = _freeze(hooks, 2)

@@ -22,6 +22,7 @@ from pynode.field._bindings import INTERNAL, Reads, is_compiled, slots_of
 
 __all__ = ["Frozen", "original"]
 
+_COMPILED = "_torchdynamo_orig_callable"  # of a compiled function the function
 _GROUPS = ("_parameters", "_buffers")
 
 
@@ -43,6 +44,7 @@ class Frozen:
         reads: what it reads.
         values: the tensors that the copy has in the place of others, by the id of these.
         computed: parametrized tensors, by dotted name: the copy has them as they are here.
+        unwraps: whether what `torch.compile` has compiled is copied as it was before.
 
     Attributes:
         function: the copy.
@@ -50,9 +52,14 @@ class Frozen:
     """
 
     def __init__(
-        self, function: Callable[..., Any], reads: Reads, values: Mapping[int, Tensor], computed: Mapping[str, Tensor]
+        self,
+        function: Callable[..., Any],
+        reads: Reads,
+        values: Mapping[int, Tensor],
+        computed: Mapping[str, Tensor],
+        unwraps: bool = False,
     ) -> None:
-        self.reads, self.values = reads, values
+        self.reads, self.values, self.unwraps = reads, values, unwraps
         self.given: dict[int, dict[str, Tensor]] = {}  # parametrized tensors, by their module
         for path, (owner, name) in reads.parametrized.items():
             self.given.setdefault(id(owner), {})[name] = computed[path]
@@ -70,6 +77,8 @@ class Frozen:
 
     def _copy(self, value: Any) -> Any:
         key = id(value)
+        if self.unwraps and isinstance(value, types.FunctionType) and hasattr(value, _COMPILED):
+            return self._copy(getattr(value, _COMPILED))
         if isinstance(value, Tensor):
             return self.values.get(key, value)
         if key not in self.reads.touched:
@@ -145,7 +154,8 @@ class Frozen:
                     )
             return module
         if is_compiled(module):
-            return type(module)(self._copy(module._orig_mod), module.dynamo_ctx)
+            inner = self._copy(module._orig_mod)
+            return inner if self.unwraps else type(module)(inner, module.dynamo_ctx)
         given = self.given.get(id(module))
         kind: type[nn.Module] = type(module)
         if given:

@@ -56,10 +56,10 @@ class TangentField(Field):
         other.parameters = other.base.parameters
         return other
 
-    def in_full_precision(self) -> TangentField:
-        """As `Field.in_full_precision`."""
+    def as_written(self) -> TangentField:
+        """As `Field.as_written`."""
         other = copy.copy(self)
-        other.base = self.base.in_full_precision()
+        other.base = self.base.as_written()
         return other
 
     def freeze(self) -> None:

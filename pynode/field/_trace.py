@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.jit._trace import TopLevelTracedModule
 
 from pynode.errors import TraceError
 from pynode.field._field import Field
@@ -65,7 +66,6 @@ def trace(field: Any, z0: Tensor | Sequence[Tensor], args: Sequence[Tensor] = ()
 
 def trace_field(field: Field, z0: Sequence[Tensor], t0: Tensor, args: Sequence[Tensor]) -> Trace:
     """The trace of a `Field`, from memory where the field, its shapes and its attributes are the same."""
-    field = field.in_full_precision()
     for i, x in enumerate(args):
         if x.dtype != t0.dtype:
             raise TraceError(
@@ -81,6 +81,7 @@ def trace_field(field: Field, z0: Sequence[Tensor], t0: Tensor, args: Sequence[T
         return known[key]
     if (key, batch) in known:
         return known[key, batch]
+    field = field.as_written()
     of_args = follows[len(z0) :]
     # A conditioning tensor may have as many rows as the batch by accident: then its rows are not samples.
     choices = [(follows[: len(z0)], of_args)] if all(follows[: len(z0)]) else []
@@ -107,6 +108,12 @@ def _trace(
     field: Field, z0: Sequence[Tensor], t0: Tensor, args: Sequence[Tensor], batched: tuple[bool, ...]
 ) -> Trace | None:
     """The trace with these inputs batched; `None` if the field does not keep the batch symbolic."""
+    if any(isinstance(owner, TopLevelTracedModule) for owner in field.reads.owners.values()):
+        # PyTorch's recorder ends the process there.
+        raise TraceError(
+            "the field is, or contains, a module that torch.jit.trace has made, whose operations cannot be recorded "
+            'once more: pass the module that it was made of, or use engine="torch"'
+        )
     # Here, since recording needs SymPy, which takes longer to import than all the rest.
     from pynode.field._capture import capture
     from pynode.field._conversion import Conversion, Source

@@ -11,6 +11,7 @@ from itertools import chain
 from operator import is_
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pynode.field._bindings import INTERNAL, Reads, captured_by
@@ -45,6 +46,8 @@ class Watch:
     def of(function: Any, reads: Reads, attributes: set[tuple[str, str]]) -> Watch | None:
         """A watch, or `None` where a look at the places would not be enough."""
         if not isinstance(function, nn.Module) or reads.parts or reads.captured or reads.parametrized:
+            return None
+        if any(isinstance(owner, torch.jit.ScriptModule) for owner in reads.owners.values()):
             return None
         for owner in reads.owners.values():
             own = owner.__dict__.items()

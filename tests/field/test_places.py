@@ -493,3 +493,49 @@ def test_nothing_of_a_field_is_kept() -> None:
     del field, model
     gc.collect()
     assert gone() is None
+
+
+# ---- modules of torch.jit and torch.compile -----------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("kind", ["script", "trace", "compile"])
+@pytest.mark.parametrize("sensitivity", ["discrete", "backsolve", "forward"])
+def test_modules_of_torchs_compilers(kind: str, sensitivity: str) -> None:
+    layer = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    made = {
+        "script": lambda: torch.jit.script(layer),
+        "trace": lambda: torch.jit.trace(layer, (Z0,)),
+        "compile": lambda: torch.compile(layer, backend="eager"),
+    }[kind]()
+
+    def run(f: Any) -> list[Tensor]:
+        z = pynode.solve(
+            lambda t, z: f(z), Z0, [0.0, 1.0], engine="torch", solver="rk4", dt=0.1, sensitivity=sensitivity
+        )
+        return list(torch.autograd.grad((z.z[-1] ** 2).sum(), list(layer.parameters())))
+
+    for _ in range(2):
+        for a, b in zip(run(made), run(layer), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    handle = layer[0].weight.register_hook(lambda g: g)
+    if kind in ("script", "trace"):
+        with pytest.raises(FieldError, match="a scripted module has a hook"):
+            run(made)
+    handle.remove()
+
+
+@pytest.mark.parametrize("of", ["module", "function"])
+def test_compiled_fields(engine: str, of: str) -> None:
+    layer = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+
+    def plain(t: Tensor, z: Tensor) -> Tensor:
+        return layer(z)  # type: ignore[no-any-return]
+
+    compiled = torch.compile(plain, backend="eager") if of == "function" else torch.compile(layer, backend="eager")
+    field = compiled if of == "function" else lambda t, z: compiled(z)
+    for _ in range(2):
+        z, expected = (pynode.solve(f, Z0, [0.0, 1.0], engine=engine, rtol=1e-8).z[-1] for f in (field, plain))
+        torch.testing.assert_close(z, expected, rtol=1e-12, atol=1e-13)
+        for a, b in zip(*(torch.autograd.grad(x.sum(), list(layer.parameters())) for x in (z, expected)), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
