@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pynode.field._parametrized import hidden_by_hooks, hooked, sources
+
 __all__ = ["INTERNAL", "Reads", "captured_by", "is_compiled", "is_plain_object", "slots_of"]
 
 # Attributes by which `nn.Module` itself works.
@@ -125,13 +127,15 @@ class Reads:
             with self._within(module):
                 self._module(f"{prefix}_orig_mod.", own["_modules"]["_orig_mod"])
             return
+        self.parametrized.update({prefix + name: (module, name) for name in hooked(module)})
+        hidden = hidden_by_hooks(module)
         with self._within(module):
             for group in (own["_parameters"], own["_buffers"]):
                 for name, tensor in group.items():
-                    if tensor is not None:
+                    if tensor is not None and name not in hidden:
                         self._tensor(self.tensors, prefix + name, tensor)
             for name, value in own.items():
-                if name in INTERNAL:
+                if name in INTERNAL or name in hidden:
                     continue
                 if isinstance(value, Tensor):
                     self._tensor(self.tensors, prefix + name, value)
@@ -227,11 +231,7 @@ class Reads:
 
     def leaves(self) -> list[Tensor]:
         """All leaf tensors among these that require a gradient, also those of parametrizations."""
-        hidden = (
-            p
-            for owner, name in self.parametrized.values()
-            for p in owner.parametrizations[name].parameters()  # type: ignore[index, union-attr]
-        )
+        hidden = (p for owner, name in self.parametrized.values() for p in sources(owner, name))
         return [x for x in (*self.tensors.values(), *self.captured.values(), *hidden) if x.requires_grad and x.is_leaf]
 
 

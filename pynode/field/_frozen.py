@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pynode.errors import FieldError
 from pynode.field._bindings import INTERNAL, Reads, is_compiled, slots_of
+from pynode.field._parametrized import is_computing
 
 __all__ = ["Frozen", "original"]
 
@@ -173,7 +174,8 @@ class Frozen:
         }
         for hooks in ("_forward_hooks", "_forward_pre_hooks"):
             if own[hooks]:
-                new[hooks] = type(own[hooks])((k, self._copy(hook)) for k, hook in own[hooks].items())
+                kept = ((k, self._copy(hook)) for k, hook in own[hooks].items() if not (given and is_computing(hook)))
+                new[hooks] = type(own[hooks])(kept)
         for name, item in own.items():
             if name not in INTERNAL:
                 new[name] = self._copy(item)

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 import torch
 from problems import PROBLEMS, draw, gradient_cases, settings
-from torch import Tensor
+from torch import Tensor, nn
 
 import pynode
 from pynode.engine import SolverInfo
+
+DOUBLE = torch.float64
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
@@ -42,3 +44,31 @@ def test_gradcheck(engine: str, info: SolverInfo, how: str, problem: str) -> Non
     exact = how == "discrete" and not info.adaptive
     tolerance: dict[str, Any] = {"atol": 1e-7, "rtol": 1e-6} if exact else {"atol": chosen.error, "rtol": 1e-4}
     assert torch.autograd.gradcheck(run, inputs, eps=chosen.eps, fast_mode=True, **tolerance)
+
+
+def test_old_spectral_norm_in_training(engine: str) -> None:
+    """As many solves as its power iteration takes to settle; then the gradient is that of evaluation mode."""
+    net = nn.Sequential(torch.nn.utils.spectral_norm(nn.Linear(3, 3, dtype=DOUBLE)), nn.Tanh())
+    z0 = torch.tensor([[0.3, -0.2, 0.9], [1.0, 0.1, -0.4]], dtype=DOUBLE)
+
+    def gradient(engine: str) -> Tensor:
+        (g,) = torch.autograd.grad(
+            pynode.solve(lambda t, z: net(z), z0, [0.0, 1.0], engine=engine, solver="rk4", dt=0.1).z[-1].sum(),
+            net[0].weight_orig,  # type: ignore[arg-type]
+        )
+        return g
+
+    for _ in range(100):
+        net[0](z0)  # a step
+    trained = gradient(engine)
+    net.eval()
+    z = z0
+    for _ in range(10):
+        k1 = net(z)
+        k2 = net(z + 0.05 * k1)
+        k3 = net(z + 0.05 * k2)
+        z = z + 0.1 / 6 * (k1 + 2 * k2 + 2 * k3 + net(z + 0.1 * k3))
+    (expected,) = torch.autograd.grad(z.sum(), net[0].weight_orig)  # type: ignore[arg-type]
+    torch.testing.assert_close(gradient(engine), trained, rtol=1e-8, atol=1e-10)
+    # torch's rk4 is the 3/8 rule.
+    torch.testing.assert_close(trained, expected, rtol=1e-4, atol=1e-6)

@@ -792,6 +792,12 @@ def spectral_norm() -> Case:
     return Case(Of(parametrizations.spectral_norm(linear(3, 4)), nn.Tanh(), linear(4, 3)).eval(), (3,))
 
 
+@case
+def old_spectral_norm() -> Case:
+    with_hook: Any = torch.nn.utils.spectral_norm
+    return Case(Of(with_hook(linear(3, 4)), nn.Tanh(), linear(4, 3)).eval(), (3,))
+
+
 def orthogonal(map_: str) -> Case:
     layer = parametrizations.orthogonal(linear(3, 3, bias=False), orthogonal_map=map_)
     layer.parametrizations.weight.original.data.add_(0.1 * normal(3, 3))

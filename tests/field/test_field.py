@@ -7,6 +7,7 @@ import functools
 import gc
 import types
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -467,9 +468,11 @@ def test_parametrizations_without_gradients() -> None:
     check(Case(net, (2,)), 3)
 
 
-def test_spectral_norm_in_training_steps_once_for_each_solve() -> None:
-    net = Of(parametrizations.spectral_norm(linear(2, 2)), nn.Tanh())
-    u = net.net[0].parametrizations.weight[0]._u
+@pytest.mark.parametrize("norm", [parametrizations.spectral_norm, torch.nn.utils.spectral_norm])
+def test_spectral_norm_in_training_steps_once_for_each_solve(norm: Callable[..., Any]) -> None:
+    """Also that of a hook."""
+    net = Of(norm(linear(2, 2)), nn.Tanh())
+    u = next(x for name, x in net.named_buffers() if name.endswith("_u"))
     Field(net, (Z,), T)
     before = u.clone()
     z = pynode.solve(net, Z, [0.0, 1.0], engine="torch", solver="rk4", dt=0.1).z
