@@ -222,7 +222,9 @@ class Reads:
             if self._enter(value):
                 with self._within(value):
                     for key, item in _items(value):
-                        self._value(f"{name}.{key}", item, depth - 1)
+                        label = str(key) if isinstance(key, _PLAIN) else type(key).__name__
+                        self._value(f"{name}.{label}", item, depth - 1)
+                        self._value(f"{name}.key", key, depth - 1)  # a dictionary may be one by module
             self.opaque |= isinstance(value, types.MappingProxyType)
         elif is_plain_object(value):
             self._part(f"{name}.", value, depth)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from pynode.errors import FieldError
 from pynode.field._bindings import Reads
@@ -84,13 +85,14 @@ class Field:
         self.unwraps = False
         self.memory = _memory_of(function)
         self._values: Mapping[str, Tensor] = {}
-        shapes = (autocast, *((x.shape[1:], x.dtype, x.device) for x in (*z0, *args)))
+        shapes = (autocast, torch.get_default_dtype(), *((x.shape[1:], x.dtype, x.device) for x in (*z0, *args)))
         self.facts: _Facts
         self.parameters: tuple[Tensor, ...] = ()
         latest = self.memory.latest
         if latest is not None and latest.holds(function, is_tuple, len(z0), shapes):
             self.parametrized, self.facts, self.parameters = {}, latest.facts, latest.parameters
             return
+        self._initialise(z0, t0, args)
         self.parametrized = values_of(self.reads.parametrized)
         key = self._key(len(z0), shapes)
         facts = self.memory.facts.get(key)
@@ -241,9 +243,18 @@ class Field:
     def _outputs(self, t: Tensor, z: Sequence[Tensor], args: Sequence[Tensor]) -> tuple[Tensor, ...]:
         out = self._live(t, tuple(z) if self.is_tuple else z[0], *args)
         outputs = tuple(out) if self.is_tuple else (out,)
+        if len(outputs) != len(z) or any(o.shape != x.shape for o, x in zip(outputs, z, strict=True)):
+            self._check(out, tuple(z))  # right for one batch size or time, wrong for another
         if self.autocast is not None:
             outputs = tuple(o.to(x.dtype) for o, x in zip(outputs, z, strict=True))
         return outputs
+
+    def _initialise(self, z0: Sequence[Tensor], t0: Tensor, args: Sequence[Tensor]) -> None:
+        """Let lazy modules make their parameters, which they do when they are first called."""
+        if any(map(is_lazy, self.reads.tensors.values())):
+            with torch.no_grad():
+                self.function(t0, tuple(z0) if self.is_tuple else z0[0], *args)
+            del self.reads
 
     def _learn(self, z0: tuple[Tensor, ...], t0: Tensor, args: tuple[Tensor, ...]) -> _Facts:
         """What one evaluation shows: what it reads, and which parts of the field matter."""

@@ -124,7 +124,7 @@ class Frozen:
         if isinstance(value, dict):
             if hasattr(value, "default_factory"):
                 made.default_factory = value.default_factory
-            dict.update(made, {k: self._copy(v) for k, v in value.items()})
+            dict.update(made, {self._copy(k): self._copy(v) for k, v in value.items()})
             self.written.append((value, made, dict(made)))
         else:
             (made.update if isinstance(value, set) else made.extend)([self._copy(v) for v in value])
@@ -242,9 +242,9 @@ class Frozen:
                 after = dict(copy)
                 for key, item in after.items():
                     if (key not in before or before[key] is not item) and key not in INTERNAL:
-                        original[key] = self._back(item)
+                        original[self._back(key)] = self._back(item)
                 for key in before.keys() - after.keys():
-                    original.pop(key, None)
+                    original.pop(self._back(key), None)
             else:
                 after = list(copy)
                 if len(after) != len(before) or any(a is not b for a, b in zip(after, before, strict=True)):

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.jit._trace import TopLevelTracedModule
 
-from pynode.errors import TraceError
+from pynode.errors import FieldError, TraceError
 from pynode.field._field import Field
 from pynode.field._graph import FieldGraph
 from pynode.field._interpreter import interpret
+from pynode.field._substitution import LateRead
 
 if TYPE_CHECKING:
     from pynode.field._capture import Captured
@@ -151,7 +152,9 @@ def _trace(
             return None
         done = Conversion(got, sources, leaves, fixed, n_z)
         return Trace(done.graph, done.buffers, tuple(done.constants), _validity(got))
-    except (TraceError, NotImplementedError):
+    except LateRead:
+        raise
+    except (TraceError, NotImplementedError, FieldError):
         if any(batched):
             return None  # the static recording that follows decides, and words the error
         raise

@@ -13,6 +13,7 @@ from collections import deque, namedtuple
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -288,6 +289,102 @@ def test_what_is_not_read_has_no_gradient_and_no_part_in_the_solve() -> None:
     pynode.solve(trainer.field, Z0, [0.0, 1.0], engine="torch").z[-1].sum().backward()
     assert trainer.rate.grad is not None
     assert all(p.grad is None for p in trainer.other.parameters())
+
+
+# ---- what a field has been seen to be holds no longer than it is so -------------------------------------
+
+
+def test_a_shape_that_is_right_for_one_batch_size_only(engine: str) -> None:
+    def mean(t: Tensor, z: Tensor) -> Tensor:
+        return z.mean(0, keepdim=True)
+
+    def pair(t: Tensor, z: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return z[0], z[1].mean(0, keepdim=True)
+
+    for field, state in ((mean, Z0), (pair, (Z0, Z0))):
+        one = Z0[:1] if field is mean else (Z0[:1], Z0[:1])
+        pynode.solve(field, one, [0.0, 1.0], engine=engine)
+        with pytest.raises((FieldError, pynode.TraceError), match="shape"):
+            pynode.solve(field, state, [0.0, 1.0], engine=engine)
+
+
+def test_numpy_arrays_that_change(engine: str) -> None:
+    matrix = np.array([[0.0, 1.0], [-1.0, 0.0]])
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.matrix = matrix
+
+        def forward(self, t: Tensor, z: Tensor) -> Tensor:
+            return z @ torch.tensor(self.matrix)
+
+    def function(t: Tensor, z: Tensor) -> Tensor:
+        return z @ torch.tensor(matrix)
+
+    for field in (Net(), function):
+        for _ in range(2):
+            z = pynode.solve(field, Z0, [0.0, 1.0], engine=engine, rtol=1e-10, atol=1e-10).z[-1]
+            torch.testing.assert_close(z, Z0 @ torch.linalg.matrix_exp(torch.tensor(matrix)), rtol=1e-7, atol=1e-9)
+            np.multiply(matrix, 0.5, out=matrix)
+
+
+def test_the_default_dtype(engine: str) -> None:
+    def field(t: Tensor, z: Tensor) -> Tensor:
+        return z * torch.tensor(1 / 3).to(z)  # which the default dtype rounds
+
+    values = []
+    for dtype in (torch.float32, torch.float64, torch.float32):
+        torch.set_default_dtype(dtype)
+        try:
+            values.append(pynode.solve(field, Z0, [0.0, 1.0], engine=engine, rtol=1e-12, atol=1e-12).z[-1])
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert torch.equal(values[0], values[2])
+    assert not torch.equal(values[0], values[1])
+
+
+def test_lazy_modules(engine: str) -> None:
+    net = nn.Sequential(nn.LazyLinear(4), nn.Tanh(), nn.LazyLinear(2)).double()
+    z = pynode.solve(lambda t, z: net(z), Z0, [0.0, 1.0], engine=engine).z[-1]
+    grads = torch.autograd.grad(z.sum(), list(net.parameters()))
+    assert all(bool(g.any()) for g in grads)
+
+
+def test_dictionaries_by_module(engine: str) -> None:
+    layer, other = nn.Linear(2, 2, dtype=torch.float64), nn.Linear(2, 2, dtype=torch.float64)
+    scales = {layer: 2.0, other: 3.0}
+    chosen = {layer}
+
+    def field(t: Tensor, z: Tensor) -> Tensor:
+        return sum(scales[m] * m(z) for m in (layer, other) if m in chosen)  # type: ignore[return-value]
+
+    z = pynode.solve(field, Z0, [0.0, 1.0], engine=engine, rtol=1e-9).z[-1]
+    expected = pynode.solve(lambda t, z: 2 * layer(z), Z0, [0.0, 1.0], engine=engine, rtol=1e-9).z[-1]
+    torch.testing.assert_close(z, expected, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("sensitivity", ["discrete", "backsolve", "forward"])
+def test_weights_that_another_network_makes(engine: str, sensitivity: str) -> None:
+    """`functional_call` with weights after one step of an inner optimizer, as in meta-learning."""
+    x, step = Z0, torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+
+    class Decay(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Parameter(torch.tensor(-0.5, dtype=torch.float64))
+
+        def forward(self, t: Tensor, z: Tensor) -> Tensor:
+            return self.a * z
+
+    model = NODE(Decay(), sensitivity=sensitivity, engine=engine, rtol=1e-10, atol=1e-10)
+    fast = {"field.a": model.field.a + 0.3 * step}
+    y = torch.func.functional_call(model, fast, (x,)).sum()
+    g, of_a = torch.autograd.grad(y, [step, model.field.a])
+    expected = x.sum() * torch.tensor(-0.47, dtype=torch.float64).exp()
+    torch.testing.assert_close(y.detach(), expected, rtol=1e-8, atol=0)
+    torch.testing.assert_close(g, 0.3 * expected, rtol=1e-7, atol=0)
+    torch.testing.assert_close(of_a, expected, rtol=1e-7, atol=0)
 
 
 # ---- what the field writes ----------------------------------------------------------------------------
