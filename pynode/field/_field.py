@@ -166,7 +166,7 @@ class Field:
         return other
 
     def as_written(self) -> Field:
-        """This field without autocast, and with what `torch.compile` has compiled as it was before."""
+        """This field without autocast, and with what `torch.compile` and `torch.jit` have made run in Python."""
         other = self.replaced({})
         other.autocast, other.unwraps = None, True
         return other

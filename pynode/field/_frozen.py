@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pynode.errors import FieldError
 from pynode.field._bindings import INTERNAL, Reads, is_compiled, slots_of
 from pynode.field._parametrized import is_computing
+from pynode.field._scripted import Scripted
 
 __all__ = ["Frozen", "original"]
 
@@ -45,7 +46,8 @@ class Frozen:
         reads: what it reads.
         values: the tensors that the copy has in the place of others, by the id of these.
         computed: parametrized tensors, by dotted name: the copy has them as they are here.
-        unwraps: whether what `torch.compile` has compiled is copied as it was before.
+        unwraps: whether what `torch.compile` has compiled is copied as it was before, and modules of `torch.jit` are
+            evaluated in Python.
 
     Attributes:
         function: the copy.
@@ -153,7 +155,7 @@ class Frozen:
                         f"a parameter of shape {tuple(x.shape)} of a scripted module has a hook, which would run "
                         "inside of the solve too: remove the hook, or solve with the module from before torch.jit"
                     )
-            return module
+            return Scripted(module) if self.unwraps else module
         if is_compiled(module):
             inner = self._copy(module._orig_mod)
             return inner if self.unwraps else type(module)(inner, module.dynamo_ctx)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.jit._trace import TopLevelTracedModule
 
 from pynode.errors import FieldError, TraceError
 from pynode.field._field import Field
@@ -109,12 +108,6 @@ def _trace(
     field: Field, z0: Sequence[Tensor], t0: Tensor, args: Sequence[Tensor], batched: tuple[bool, ...]
 ) -> Trace | None:
     """The trace with these inputs batched; `None` if the field does not keep the batch symbolic."""
-    if any(isinstance(owner, TopLevelTracedModule) for owner in field.reads.owners.values()):
-        # PyTorch's recorder ends the process there.
-        raise TraceError(
-            "the field is, or contains, a module that torch.jit.trace has made, whose operations cannot be recorded "
-            'once more: pass the module that it was made of, or use engine="torch"'
-        )
     # Here, since recording needs SymPy, which takes longer to import than all the rest.
     from pynode.field._capture import capture
     from pynode.field._conversion import Conversion, Source

@@ -259,10 +259,3 @@ def test_complex_parameter(kept: str) -> None:
     text = refusal(Net() if kept == "module" else lambda t, z: (z * w).real)
     assert "a parameter of the field is complex" in text
     assert "keep the parameter as real numbers" in text
-
-
-def test_a_module_that_torch_jit_has_recorded() -> None:
-    recorded = torch.jit.trace(nn.Linear(2, 2, dtype=torch.float64), (Z,))
-    text = refusal(lambda t, z: recorded(z))
-    assert "a module that torch.jit.trace has made" in text
-    assert "pass the module that it was made of" in text
