@@ -11,6 +11,7 @@ import contextlib
 import dis
 import enum
 import functools
+import itertools
 import sys
 import types
 from collections import deque
@@ -30,6 +31,7 @@ INTERNAL = frozenset(nn.Module().__dict__) - {"training"}
 
 _DEEP = 12  # containers and objects within one another that are looked into
 _MANY = 20_000  # values that are looked at
+_LONG = 1_000  # entries of one container that are looked at
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device, enum.Enum, range, slice)
 _HARMLESS: tuple[type, ...] = (type, types.ModuleType, np.dtype, np.generic, np.ufunc)
 _HARMLESS += (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
@@ -210,8 +212,13 @@ class Reads:
         elif isinstance(value, nn.Module):
             self._module(f"{name}." if name else "", value)
         elif isinstance(value, types.FunctionType | types.MethodType | functools.partial):
-            if not str(getattr(value, "__module__", "")).startswith("torch."):
-                self._part(f"{name}." if name else "", value, depth)
+            root = str(getattr(value, "__module__", "")).partition(".")[0]
+            if isinstance(value, types.FunctionType) and root in _LIBRARIES:
+                return
+            if isinstance(value, types.FunctionType) and _is_installed(root):
+                self.opaque = True  # a library's own globals and caches are not looked through
+                return
+            self._part(f"{name}." if name else "", value, depth)
         elif isinstance(value, _HARMLESS):
             pass
         elif isinstance(value, np.ndarray):
@@ -221,7 +228,8 @@ class Reads:
         elif isinstance(value, list | tuple | dict | deque | set | frozenset | types.MappingProxyType):
             if self._enter(value):
                 with self._within(value):
-                    for key, item in _items(value):
+                    self.opaque |= len(value) > _LONG
+                    for key, item in itertools.islice(_items(value), _LONG):
                         label = str(key) if isinstance(key, _PLAIN) else type(key).__name__
                         self._value(f"{name}.{label}", item, depth - 1)
                         self._value(f"{name}.key", key, depth - 1)  # a dictionary may be one by module
@@ -319,6 +327,13 @@ def _itself_or_attributes(name: str, value: Any, attributes: frozenset[str]) -> 
     for key in sorted(attributes):
         if key in own and not isinstance(own[key], types.ModuleType | type | property | classmethod | staticmethod):
             yield f"{name}.{key}", own[key]
+
+
+@functools.cache
+def _is_installed(root: str) -> bool:
+    """Whether a top-level package lies where packages are installed."""
+    path = getattr(sys.modules.get(root), "__file__", None) or ""
+    return "site-packages" in path or "dist-packages" in path
 
 
 _LIBRARIES = frozenset({"torch", "numpy", "scipy", "pynode", "torchdiffeq", *sys.stdlib_module_names} - {"__main__"})
