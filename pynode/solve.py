@@ -16,6 +16,7 @@ from pynode.errors import EngineUnavailable, FieldError, InputError, SolveError
 from pynode.field import Field
 from pynode.field._derived import derived_field
 from pynode.field._substitution import LateRead
+from pynode.field._time import time_as_asked
 from pynode.problem.event import Event
 from pynode.problem.independent import (
     EventOfEach,
@@ -28,6 +29,7 @@ from pynode.problem.independent import (
 )
 from pynode.problem.inputs import check_args, check_count, check_number, check_state, check_times
 from pynode.problem.precision import autocast_dtype, in_full_precision, without_autocast
+from pynode.problem.resolution import check_recorded, check_resolution
 from pynode.sensitivity import Sensitivity
 
 __all__ = ["Solution", "solve"]
@@ -38,7 +40,7 @@ class Solution:
     """The solution of an initial value problem.
 
     Attributes:
-        t: `(time,)`, the times asked for; `(batch, time)` where each sample has its own.
+        t: `(time,)`, the times asked for, in their own dtype; `(batch, time)` where each sample has its own.
         z: `(time, batch, *features)`, or a tuple of such where the state is one; `z[0]` is `z0`. Entries after an
             event are NaN.
         running_cost: `(batch,)`, the integral of the running cost over `t`, or to the event; `None` where none was
@@ -47,7 +49,8 @@ class Solution:
         retcode: how it ended; entries of `z` after a failure are NaN.
         engine: name of the engine that solved.
         solver: name of the solver that was used.
-        event_t: 0-d, the time of the event; `None` where none was asked for or none was met.
+        event_t: 0-d, the time of the event, in the dtype of the times or of the state, whichever is wider; `None` where
+            none was asked for or none was met.
         event_z: `(batch, *features)`, the state at the event, or a tuple of such, or `None`.
         event_index: which entry of the event function changed sign, or `None`.
         t_end: 0-d, the time that was reached: the last one or the event's, or where the integration failed.
@@ -112,13 +115,15 @@ class Solution:
                 if self.retcode is Retcode.SUCCESS
                 else "sol(t) needs an interpolant, and a failed solve has none"
             )
-        times = torch.as_tensor(t, dtype=self.t.dtype, device=self.t.device)
+        times = torch.as_tensor(t, dtype=torch.float64, device=self.t.device)
         low, high = span(self.t, self.event_t)
-        if not bool(((times >= low) & (times <= high)).all()):
+        slack = torch.finfo(self.t.dtype).eps * max(abs(low), abs(high))  # for what rounding takes beyond an end
+        if not bool(((times >= low - slack) & (times <= high + slack)).all()):
             raise InputError(
                 f"sol(t) takes times within [{low:g}, {high:g}], got {times.tolist()}. "
                 "Solve over a span that contains them"
             )
+        times = times.clamp(low, high)
         states = tuple(z.reshape(*times.shape, *z.shape[1:]) for z in self._interpolant(times.reshape(-1)))
         return states[: len(self.z)] if isinstance(self.z, tuple) else states[0]
 
@@ -154,12 +159,15 @@ def solve(
     Gradients flow to `z0`, to the field's parameters, to `args` and to the entries of `t`.
 
     Args:
-        field: an `nn.Module` or a callable `f(t, z, *args)` that returns dz/dt in the shape of `z`; `t` is 0-d.
+        field: an `nn.Module` or a callable `f(t, z, *args)` that returns dz/dt in the shape of `z`; `t` is 0-d, in the
+            state's dtype, or in double if the field's attribute `time_dtype` is `torch.float64` (see below).
         z0: `(batch, *features)`, float32 or float64; or a tuple of such, of one batch size, and then the field
             takes and returns a tuple.
         t: `(time,)`, at least two entries, strictly increasing or decreasing. The state is reported at each. Or
             `(batch, time)`: each sample at its own times, NaN behind them where it has fewer; this implies
-            `batching="independent"`.
+            `batching="independent"`. They keep their dtype: float64 times beside a float32 state are integrated in
+            double. A list of numbers gets the state's dtype, unless it cannot hold the differences between them
+            (times of day as seconds since 1970 in float32, say): then they are float64.
         args: tensors that condition the field.
         solver: a name from `pynode.solvers()`, or `"auto"` for the engine's best 5(4) Runge-Kutta pair.
         rtol: relative tolerance.
@@ -183,11 +191,17 @@ def solve(
         dense: whether the solution can be interpolated, see `Solution.__call__`.
         throw: whether a failed integration raises, rather than come back with its `retcode`.
 
+    Time is kept in double within a solve. The field, `running_cost` and `event` get it in the state's dtype all the
+    same, so that what they compute from it has that dtype: in float32 times around 1.7e9 are 128 apart. A callable that
+    computes with such a t is refused. Subtract a reference from the times before the solve; or set the attribute
+    `time_dtype = torch.float64` of the callable, and let it subtract one, `t - self.t0`, before t meets the state. The
+    julia engine, whose graphs hold numbers of one dtype, has that for float64 states only.
+
     Returns:
         The solution.
 
     Raises:
-        InputError: an argument is not usable.
+        InputError: an argument is not usable; or a callable computes with times that its dtype of t does not resolve.
         FieldError: the field or the running cost returns a wrong shape, dtype or device.
         TraceError: the engine needs a graph of the field and cannot have one.
         EngineUnavailable: the engine is not there, or lacks what is asked for.
@@ -259,7 +273,9 @@ def _solve(
             )
             return _in_dtype_of(z0, solution)
     state = check_state(z0)
-    times = given = check_times(t, state[0])
+    given = check_times(t, state[0])
+    times = given.double()
+    wider = torch.promote_types(given.dtype, state[0].dtype)  # of times that the solve finds
     independent = batching != "joint" or times.dim() == 2
     if independent:
         check_batching(batching)
@@ -286,12 +302,13 @@ def _solve(
         function = derived_field(_with_cost, field, running_cost, is_tuple)
         state, is_tuple = (*state, state[0].new_zeros(state[0].shape[0])), True
     if recording:
+        check_recorded(function, state, times, args, is_tuple, dt)
         plain = not (independent or event is not None or dense)
         *states, last = record(chosen.name, function, state, times, args, is_tuple, info, dt, plain)
         states, cost = ([*states, last], None) if running_cost is None else (states, last[-1])
         result = tuple(states) if isinstance(z0, tuple) else states[0]
-        return Solution(times, result, cost, Stats(), Retcode.SUCCESS, chosen.name, info.name)
-    t0 = times[0] if not independent else state[0].new_zeros(()) if not len(times) else times[0, 0]
+        return Solution(given, result, cost, Stats(), Retcode.SUCCESS, chosen.name, info.name)
+    t0 = times[0] if not independent else times.new_zeros(()) if not len(times) else times[0, 0]
     vector_field = Field(function, state, t0, args, is_tuple, autocast)
     if independent:
         check_unmixed(vector_field, state, t0, args)
@@ -323,13 +340,14 @@ def _solve(
     run = _Run(chosen, problem)
     z: tuple[Tensor, ...] = _Solve.apply(run, *state, times, *args, *vector_field.parameters) if tracked else run()
     done, failed_at = run.integration, None
+    check_resolution(problem, done.stats, None if found is None else found.reads_time)
     if done.retcode is not Retcode.SUCCESS:
         assert done.z_end is not None
         name, each = getattr(field, "__qualname__", type(field).__name__), done.stats.per_sample
         which = "" if each is None else f", sample {_first_failure(each.retcode)},"
         z_end = done.z_end[:-1] if running_cost is not None else done.z_end
         t_end = times.new_tensor(done.t_end) if each is None else each.t_end.to(times)
-        failed_at = t_end.detach(), z_end if isinstance(z0, tuple) else z_end[0]
+        failed_at = t_end.detach().to(wider), z_end if isinstance(z0, tuple) else z_end[0]
         if throw:
             raise SolveError(
                 f"{name} with {info.name} on the {chosen.name} engine{which} stopped at t={done.t_end:.6g}: "
@@ -353,7 +371,8 @@ def _solve(
     )
     if found is not None:
         solution = found.complete(solution, args)
-    return replace(solution, t=given.detach()) if independent else solution
+    found_at = solution.event_t
+    return replace(solution, t=given.detach(), event_t=None if found_at is None else found_at.to(wider))
 
 
 def _first_failure(retcodes: Sequence[Retcode]) -> int:
@@ -467,8 +486,9 @@ def _with_cost(
     *args: Tensor,
 ) -> tuple[Tensor, ...]:
     """The field of the state with the accumulated running cost, `(batch,)`, as its last component."""
-    z = state[:-1] if is_tuple else state[0]
-    dz, rate, expected = field(t, z, *args), cost(t, z, *args), state[-1].shape
+    z, dtype = state[:-1] if is_tuple else state[0], state[-1].dtype
+    dz, rate = (f(time_as_asked(f, t, dtype), z, *args) for f in (field, cost))
+    expected = state[-1].shape
     if not isinstance(rate, Tensor) or rate.shape != expected:
         got = tuple(rate.shape) if isinstance(rate, Tensor) else type(rate).__name__
         raise FieldError(

@@ -32,7 +32,7 @@ def decay(t: Tensor, z: Tensor) -> Tensor:
 @pytest.mark.parametrize("t", [[0, 1, 2], (0.0, 1.0, 2.0), torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)])
 def test_t_may_be_a_sequence_or_a_tensor(t: Any) -> None:
     sol = pynode.solve(decay, Z0, t, engine="torch")
-    assert sol.t.dtype == torch.float32
+    assert sol.t.dtype == (t.dtype if isinstance(t, torch.Tensor) else torch.float32)
     assert sol.t.tolist() == [0, 1, 2]
     assert sol.z.shape == (3, 1, 2)
 

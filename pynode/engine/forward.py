@@ -93,7 +93,7 @@ def solve_forward(solve: Callable[[Problem], Integration], problem: Problem, nor
     field = TangentField(problem.field, len(problem.z0), directions.n, directions.args, directions.parameters)
     tangents = _first_tangents(problem, directions)
     tighter = math.sqrt(1 + directions.n) if norm_over_all else 1.0
-    least = min(problem.rtol, 16 * torch.finfo(problem.t.dtype).eps)
+    least = min(problem.rtol, 16 * torch.finfo(problem.z0[0].dtype).eps)
     extended = replace(
         problem,
         field=field,
@@ -174,7 +174,7 @@ def _refuse_size(problem: Problem, directions: _Directions) -> None:
     needed = directions.n * (numbers * (len(problem.t) + _WORK) + moved)
     if problem.solver.stiff:  # the Jacobian of all
         needed += (numbers * (1 + directions.n)) ** 2
-    needed *= problem.t.element_size()
+    needed *= problem.z0[0].element_size()
     if needed <= limit:
         return
     mixed = "" if directions.separate else " (its samples depend on one another, so that each counts)"
@@ -218,7 +218,7 @@ def _contract(
 ) -> Gradients:
     """The cotangents of what the solution depends on, from its derivatives and its own cotangents."""
     t, batch = problem.t, problem.z0[0].shape[0]
-    rows = t.new_zeros(batch, directions.n)  # what each sample contributes
+    rows = z[0].new_zeros(batch, directions.n)  # what each sample contributes
     for g, x in zip(cotangents, s, strict=True):
         if g is not None:
             time = len(t)

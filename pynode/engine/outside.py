@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pynode.engine.solvers import SolverInfo
 from pynode.errors import EngineUnavailable, FieldError, InputError
+from pynode.field._time import time_dtype
 
 __all__ = ["is_recording", "outside_of_compile", "quiet_in_recordings", "record"]
 
@@ -128,8 +129,13 @@ def _record(
         pairs = zip(torch.split(z, sizes, -1), features, strict=True)
         return tuple(x.unflatten(-1, shape) if shape else x[..., 0] for x, shape in pairs)
 
+    # torchdiffeq hands the time on in the state's dtype: a field that wants it in double gets it from the first one on.
+    double = time_dtype(function, state[0].dtype) != state[0].dtype
+    origin, times = (t[0], t - t[0]) if double else (None, t)
+
     def rhs(t: Tensor, z: Tensor) -> Tensor:
         states = parts(z)
+        t = t if origin is None else t.double() + origin
         out = function(t, states if is_tuple else states[0], *args)
         rates = tuple(out) if is_tuple else (out,)
         for dz, x in zip(rates, states, strict=True):
@@ -139,9 +145,9 @@ def _record(
         return joined(rates)
 
     assert dt is not None
-    grid = _grid(t, dt)
+    grid = _grid(times, dt)
     options = {"grid_constructor": lambda func, y0, t: grid}
-    return parts(torchdiffeq.odeint(rhs, joined(state), t, method=solver.torch, options=options))
+    return parts(torchdiffeq.odeint(rhs, joined(state), times, method=solver.torch, options=options))
 
 
 def _is_computed_from_input(x: Tensor) -> bool:

@@ -105,8 +105,8 @@ class Problem:
     Attributes:
         field: the vector field under one calling convention.
         z0: state tensors, each `(batch, *features)`, detached.
-        t: `(time,)`, strictly monotone, same dtype as the state, detached; or `(batch, time)`, which asks for
-            independent samples, each row possibly ending in NaN for times that its sample is not asked for.
+        t: `(time,)`, strictly monotone, float64 whatever the state's dtype, detached; or `(batch, time)`, which asks
+            for independent samples, each row possibly ending in NaN for times that its sample is not asked for.
         args: conditioning tensors, detached.
         parameters: the leaf tensors of `field.parameters`, in that order.
         solver: which solver, resolved for the engine.

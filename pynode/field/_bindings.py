@@ -310,7 +310,8 @@ def captured_by(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
     yield from (function.__kwdefaults__ or {}).items()
     scope = function.__globals__
     for name in names:
-        if name in scope:
+        # What no identifier is called is a tool's, as that by which pytest rewrites `assert`.
+        if name in scope and name.isidentifier():
             yield from _itself_or_attributes(name, scope[name], attributes)
 
 

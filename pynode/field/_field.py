@@ -25,6 +25,7 @@ from pynode.field._frozen import Frozen
 from pynode.field._parametrized import requires_grad, values_of
 from pynode.field._random import NoRandomness
 from pynode.field._substitution import LateRead, Substitution
+from pynode.field._time import time_dtype
 from pynode.field._watch import Watch
 
 __all__ = ["Field"]
@@ -62,6 +63,7 @@ class Field:
         names: of the parameters.
         optional: the names of those whose gradient is `None`, rather than zero, where the solution does not depend on
             them.
+        time_dtype: in which the function gets the time: the state's, or double where it asks for that.
 
     Raises:
         FieldError: the function returns another shape, dtype or device than the state's, or reads a tensor that
@@ -83,6 +85,8 @@ class Field:
         self.function = function
         self.is_tuple, self.autocast = is_tuple, autocast
         self.unwraps = False
+        self.time_dtype = time_dtype(function, z0[0].dtype)
+        t0 = t0.to(self.time_dtype)
         self.memory = _memory_of(function)
         self._values: Mapping[str, Tensor] = {}
         shapes = (autocast, torch.get_default_dtype(), *((x.shape[1:], x.dtype, x.device) for x in (*z0, *args)))
@@ -227,7 +231,8 @@ class Field:
             )
 
     def __call__(self, t: Tensor, z: Sequence[Tensor], args: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
-        """Evaluate: `t` 0-d, `z` and the result tuples of `(batch, *features)` tensors."""
+        """Evaluate: `t` 0-d, of any dtype, `z` and the result tuples of `(batch, *features)` tensors."""
+        t = t.to(self.time_dtype)
         if self.facts.differentiates:
             return self._differentiable(t, z, args)
         return self._outputs(t, z, args)

@@ -101,7 +101,9 @@ class Frozen:
             return types.MethodType(self._copy(value.__func__), self._copy(value.__self__))
         if isinstance(value, functools.partial):
             keywords = {k: self._copy(v) for k, v in value.keywords.items()}
-            return functools.partial(self._copy(value.func), *map(self._copy, value.args), **keywords)
+            made = functools.partial(self._copy(value.func), *map(self._copy, value.args), **keywords)
+            made.__dict__.update({k: self._copy(v) for k, v in value.__dict__.items()})
+            return made
         if isinstance(value, dict):
             return self._container(value, type(value).__new__(type(value)) if _is_own(value, dict) else {})
         if isinstance(value, list):

@@ -65,11 +65,23 @@ def trace(field: Any, z0: Tensor | Sequence[Tensor], args: Sequence[Tensor] = ()
 
 
 def trace_field(field: Field, z0: Sequence[Tensor], t0: Tensor, args: Sequence[Tensor]) -> Trace:
-    """The trace of a `Field`, from memory where the field, its shapes and its attributes are the same."""
+    """The trace of a `Field`, from memory where the field, its shapes and its attributes are the same.
+
+    Raises:
+        TraceError: the field, or what it is used with, does not fit a graph.
+    """
+    dtype = z0[0].dtype
+    if field.time_dtype != dtype:
+        raise TraceError(
+            f"the field asks for the time in {field.time_dtype} beside a state of dtype {dtype}, and a graph holds "
+            f"numbers of one type: make the state and the field {field.time_dtype}, solve over times from which a "
+            'reference is subtracted, or use engine="torch"'
+        )
+    t0 = t0.to(dtype)
     for i, x in enumerate(args):
-        if x.dtype != t0.dtype:
+        if x.dtype != dtype:
             raise TraceError(
-                f"args[{i}] is of dtype {x.dtype} beside a state of dtype {t0.dtype}, and a graph holds numbers of one "
+                f"args[{i}] is of dtype {x.dtype} beside a state of dtype {dtype}, and a graph holds numbers of one "
                 'type: convert it (for labels, pass the rows of an embedding or one-hot rows), or use engine="torch"'
             )
     batch = _batch_size(z0)

@@ -70,6 +70,9 @@ def collocate(
         )
     if not bool(torch.isfinite(data).all()):
         raise InputError("data must be finite. Drop the times at which something is missing")
+    times = (times.double() - times[0].double()).to(data.dtype)  # only the differences count
+    if not bool((times.diff() > 0).all()):
+        raise InputError(f"t has entries that {data.dtype} does not tell apart. Convert the data to torch.float64")
     series = data.detach().cpu().reshape(len(data), -1).contiguous()
     du, u = torch.empty_like(series), torch.empty_like(series)
     sizes = (int(data.dtype == torch.float64), series.shape[1], len(series))

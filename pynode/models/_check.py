@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pynode.engine.choose import named_engine
@@ -17,8 +18,9 @@ from pynode.problem.inputs import check_number
 from pynode.sensitivity import find_sensitivity
 from pynode.solve import solve
 
-__all__ = ["check_batch_norm", "check_callables", "check_depth", "check_solver_keywords"]
+__all__ = ["check_batch_norm", "check_callables", "check_depth", "check_solver_keywords", "depths_like"]
 
+_HELD = 1e-3  # A dtype holds depths if it moves none by more than this part of the distance between them.
 _NOT_FOR_MODELS = {"args", "running_cost", "dense", "event"}  # the model's own business
 _SOLVER_KEYWORDS = tuple(
     name
@@ -62,6 +64,22 @@ def check_depth(t: Any) -> tuple[float, float]:
     if not (math.isfinite(start) and math.isfinite(end)) or start == end:
         raise InputError(f"t must be two different finite numbers, got {t!r}")
     return start, end
+
+
+def depths_like(depths: Sequence[float], t: Tensor) -> Tensor:
+    """A model's depths, two or more, in the dtype of times that a user gives.
+
+    Raises:
+        InputError: that dtype cannot hold them.
+    """
+    exact = torch.tensor(depths, dtype=torch.float64, device=t.device)
+    found = exact.to(t.dtype)
+    if bool((found - exact).abs().max() > _HELD * exact.diff().abs().min()):
+        raise InputError(
+            f"t is of dtype {t.dtype}, which does not hold the model's depths, {tuple(depths)}: pass it in "
+            "torch.float64"
+        )
+    return found
 
 
 def check_callables(field: Any, **networks: Any) -> None:

@@ -12,9 +12,10 @@ from torch import Tensor
 from pynode.engine.protocol import Stats
 from pynode.errors import InputError, unknown_name
 from pynode.field._derived import derived_field
-from pynode.models._check import check_batch_norm, check_callables, check_depth, check_solver_keywords
+from pynode.models._check import check_batch_norm, check_callables, check_depth, check_solver_keywords, depths_like
 from pynode.models._dynamics import density_dynamics
 from pynode.models._flow import Base, Flow
+from pynode.problem.inputs import as_times
 from pynode.solve import Solution, solve
 
 __all__ = ["CNF", "check_flow_keywords"]
@@ -93,7 +94,7 @@ class CNF(Flow):
         self, x: Tensor, context: Tensor | None, reverse: bool, density: bool, trace: str | None = None
     ) -> tuple[Tensor, Tensor | None]:
         self.regularisation = {}
-        ends = torch.tensor(self.t[::-1] if reverse else self.t, dtype=x.dtype, device=x.device)
+        ends = as_times("t", self.t[::-1] if reverse else self.t, x)
         if not density:
             return self._solve(x, ends, context).z[-1], None
         trace = trace or self.trace
@@ -142,13 +143,14 @@ class CNF(Flow):
             InputError: an argument is not usable.
         """
         x, context = self._checked("x", x, context)
-        t = torch.as_tensor(t).to(x)
-        start = self.t[1 if reverse else 0]
-        if t.dim() != 1 or len(t) < 2 or t[0] != t.new_tensor(start):
+        t = as_times("t", t, x)
+        span, start = depths_like(self.t, t), 1 if reverse else 0
+        if t.dim() != 1 or len(t) < 2 or t[0] != span[start]:
             raise InputError(
-                f"t must be 1-d with at least two depths, the first of them {start:g}, where x lives, got {t.tolist()}"
+                f"t must be 1-d with at least two depths, the first of them {self.t[start]:g}, where x lives, "
+                f"got {t.tolist()}"
             )
-        low, high = sorted(t.new_tensor(self.t))
+        low, high = sorted(span)
         if not bool(((t >= low) & (t <= high)).all()):
             raise InputError(f"t must lie within the flow's span, {self.t}, got {t.tolist()}")
         self.regularisation = {}

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from pynode.errors import InputError
+from pynode.field._time import time_as_asked
+from pynode.models._check import depths_like
 from pynode.models._node import NODE
 from pynode.nn import DepthVariant
+from pynode.problem.inputs import as_times
 
 __all__ = ["parameter_gradient_density"]
 
@@ -65,7 +68,7 @@ def parameter_gradient_density(model: NODE, x: Tensor, loss: Callable[..., Tenso
 
 
 def _check_depths(s: Any, model: NODE, z0: Tensor) -> Tensor:
-    depths = torch.as_tensor(s).to(z0)
+    depths = as_times("s", s, z0)
     start, end = model.t
     sign = 1 if end > start else -1
     way = sign * depths
@@ -84,9 +87,10 @@ def _solved(
 ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
     """The states at the depths, each a step on the way to the outputs; and the outputs, the running cost included."""
     z, costs = z0.detach().requires_grad_(), [z0.new_zeros(len(z0))]
-    states, here = [], z0.new_tensor(model.t[0])
+    here, end = depths_like(model.t, depths)
+    states = []
     with torch.enable_grad():
-        for depth in (*depths, z0.new_tensor(model.t[1])):
+        for depth in (*depths, end):
             if depth != here:
                 z = model._solve(z, torch.stack([here, depth]), args)[-1]
                 costs += [] if model.running_cost is None else [model.running_cost]
@@ -103,7 +107,8 @@ def _at(
     field = model._field_at(s)
     variant = {name: m for name, m in _named_modules(model.field) if isinstance(m, DepthVariant)}
     with torch.enable_grad(), _recorded(variant) as calls:
-        values = [field(s, z, *args)] + ([] if model.cost is None else [model.cost(s, z, *args)])
+        functions = [field] + ([] if model.cost is None else [model.cost])
+        values = [f(time_as_asked(f, s, z.dtype), z, *args) for f in functions]
     active = {module for _, module in _named_modules(field)}
     for name, layer in variant.items():
         if layer in active and not calls[name]:
@@ -116,7 +121,7 @@ def _at(
         (n, p) for n, p in _named_parameters(model.field) if p.requires_grad and id(p) not in computed
     ]
     with torch.no_grad():
-        shapes = [(name, layer.parameters_at(s)) for name, layer in variant.items()]
+        shapes = [(name, layer.parameters_at(s.to(z.dtype))) for name, layer in variant.items()]
     density = {_join(name, n): torch.zeros_like(p) for name, theta in shapes for n, p in theta.items()}
     density.update({n: torch.zeros_like(p) for n, p in sources})
     sources += [(_join(name, n), p) for name in variant for theta in calls[name] for n, p in theta.items()]

@@ -200,7 +200,8 @@ class LatentODE(nn.Module):
         """
         series, times = self._asked(x, t, t_new, mask)
         # A grid made from the first to the last observation may end one rounding past it.
-        slack = 4 * torch.finfo(times.dtype).eps * torch.maximum(series.first.abs(), series.last.abs())
+        eps = max(torch.finfo(x.dtype).eps for x in (times, series.t))
+        slack = 4 * eps * torch.maximum(series.first.abs(), series.last.abs())
         outside = (times < series.first - slack) | (times > series.last + slack)
         _refuse(outside, times, series, "within the observations", "predict")
         return self._predict(series, times, n_samples, noise)
@@ -306,6 +307,11 @@ class _WithIntensity(nn.Module):
         self.field = field
         self.log_intensity = log_intensity
         self.latent_dim = latent_dim
+
+    @property
+    def time_dtype(self) -> torch.dtype | None:
+        """As the field's."""
+        return getattr(self.field, "time_dtype", None)
 
     def forward(self, t: Tensor, state: Tensor) -> Tensor:
         z = state[:, : self.latent_dim]

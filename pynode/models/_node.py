@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from pynode.engine.protocol import Stats
 from pynode.errors import InputError
-from pynode.models._check import check_callables, check_depth, check_solver_keywords
+from pynode.models._check import check_callables, check_depth, check_solver_keywords, depths_like
 from pynode.nn import HigherOrder
 from pynode.nn._basis import bind_bases
+from pynode.problem.inputs import as_times
 from pynode.solve import solve
 
 __all__ = ["NODE", "append_zeros"]
@@ -94,7 +95,7 @@ class NODE(nn.Module):
             h_y(z(S)), `(batch, …)`.
         """
         z0 = self._initial_state(x)
-        ends = torch.tensor(self.t, dtype=z0.dtype, device=z0.device)
+        ends = as_times("t", self.t, z0)
         return self._output(self._solve(z0, ends, self._arguments(x, z0))[-1])
 
     def trajectory(self, x: Tensor, t: Tensor) -> Tensor:
@@ -102,16 +103,17 @@ class NODE(nn.Module):
 
         Args:
             x: `(batch, …)`.
-            t: `(time,)`, strictly monotone away from s₀, which it may leave out: z(s₀) = h_x(x) in any case.
+            t: `(time,)`, strictly monotone away from s₀, which it may leave out: z(s₀) = h_x(x) in any case. In double
+                where its dtype is.
 
         Returns:
             h_y(z(s)) for each s, `(time, batch, …)`.
         """
         z0 = self._initial_state(x)
-        t = torch.as_tensor(t).to(z0)
+        t = as_times("t", t, z0)
         if t.ndim != 1 or len(t) == 0:
             raise InputError(f"t must be 1-d and hold at least one depth, got shape {tuple(t.shape)}")
-        start = t.new_tensor([self.t[0]])
+        start = depths_like(self.t, t)[:1]
         skip = 0 if t[0] == start else 1
         if skip + len(t) == 1:
             return self._output(z0).unsqueeze(0)

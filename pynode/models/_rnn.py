@@ -49,7 +49,7 @@ class RNN(nn.Module):
         series, _ = pack(check_series(x, t, mask, self.obs_dim, self.t0, self.head.weight.dtype))
         past = torch.cat([series.x, series.mask.to(series.x)], dim=2)[:, :-1]
         past = torch.cat([past.new_zeros(len(past), 1, past.shape[2]), past], dim=1)
-        mean, spread = self.head(self.gru(torch.cat([past, self._gaps(series.t)], dim=2))[0]).chunk(2, dim=2)
+        mean, spread = self.head(self.gru(torch.cat([past, self._gaps(series.t).to(past)], dim=2))[0]).chunk(2, dim=2)
         std = nn.functional.softplus(spread) + _LEAST_STD
         log_density = Normal(mean, std, validate_args=False).log_prob(series.x)
         return log_density.masked_fill(~series.mask, 0).sum((1, 2))
@@ -81,7 +81,7 @@ class RNN(nn.Module):
         state, predictions = values.new_zeros(1, len(new), self.gru.hidden_size), []
         for i, at in enumerate(order.unbind(1)):
             t_now = times[:, i : i + 1]
-            out, after = self.gru(torch.cat([past, t_now - since], dim=1).unsqueeze(1), state)
+            out, after = self.gru(torch.cat([past, (t_now - since).to(past)], dim=1).unsqueeze(1), state)
             predictions.append(self.head(out[:, 0])[:, : self.obs_dim])
             asked = (at < n_new).unsqueeze(1)
             own = torch.cat([predictions[-1], torch.ones_like(predictions[-1])], dim=1)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pynode.errors import InputError
+from pynode.problem.inputs import as_times
 
 __all__ = ["Series", "check_series", "check_series_times", "pack"]
 
@@ -19,7 +20,7 @@ class Series:
 
     Attributes:
         x: `(batch, time, obs_dim)`, zero where nothing was observed.
-        t: `(batch, time)`, each row non-decreasing.
+        t: `(batch, time)`, each row non-decreasing, in its own dtype.
         mask: `(batch, time, obs_dim)`, True where something was observed.
     """
 
@@ -87,15 +88,12 @@ def check_series(x: Any, t: Any, mask: Any, obs_dim: int, t0: float, dtype: torc
 
 
 def check_series_times(name: str, t: Any, x: Tensor, t0: float) -> Tensor:
-    """Times `(batch, time)` from `(time,)` or `(batch, time)`, in the dtype of x and without a gradient.
+    """Times `(batch, time)` from `(time,)` or `(batch, time)`, in their own dtype and without a gradient.
 
     Raises:
         InputError: the shape does not fit the batch of x; a time is not finite, decreases, or lies before `t0`.
     """
-    try:
-        times = torch.as_tensor(t, dtype=x.dtype, device=x.device).detach()
-    except (TypeError, ValueError, RuntimeError):
-        raise InputError(f"{name} must be a tensor of times or a list of numbers, got {type(t).__name__}") from None
+    times = as_times(name, t, x).detach()
     if times.ndim not in (1, 2) or times.shape[-1] == 0 or (times.ndim == 2 and len(times) != len(x)):
         raise InputError(
             f"{name} must have shape (time,) or (batch, time) = ({len(x)}, time) with at least one time, got "

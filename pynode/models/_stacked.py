@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pynode.engine.protocol import Retcode, Stats
 from pynode.errors import InputError
+from pynode.models._check import depths_like
 from pynode.models._node import NODE
 from pynode.nn import HigherOrder
 from pynode.problem.inputs import check_times
@@ -74,7 +75,7 @@ class StackedNODE(NODE):
     def _solve(self, z0: Tensor, t: Tensor, args: tuple[Tensor, ...]) -> Tensor:
         self._forget()
         t = check_times(t, z0)
-        knots, ahead = t.new_tensor(self.knots), self._sign * t.detach()
+        knots, ahead = depths_like(self.knots, t), self._sign * t.detach()
         if not bool((ahead >= self._sign * knots[0]).all() and (ahead <= self._sign * knots[-1]).all()):
             raise InputError(
                 f"a stacked model has fields for depths from {self.knots[0]:g} to {self.knots[-1]:g} only, "

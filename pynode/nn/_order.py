@@ -40,6 +40,11 @@ class HigherOrder(nn.Module):
         self.field = field
         self.order = order
 
+    @property
+    def time_dtype(self) -> torch.dtype | None:
+        """In which it wants the time: as its field."""
+        return getattr(self.field, "time_dtype", None)
+
     def forward(self, t: Tensor, z: Tensor, *args: Tensor) -> Tensor:
         """Derivative `(batch, n · d, …)` of the state `z`, of the same shape, at `t`, 0-d."""
         if z.ndim < 2 or z.shape[1] % self.order:

@@ -17,10 +17,12 @@ from torch import Tensor
 
 from pynode.engine.protocol import Crossing, Engine, EventSearch, Problem, Retcode
 from pynode.errors import InputError
+from pynode.field._time import reads_time, time_as_asked, time_dtype
 
 __all__ = ["Event"]
 
-# A value counts as zero at the start if the solution leaves or meets zero within this many roundings of the time.
+# A value counts as zero at the start if the solution leaves or meets zero within this many roundings of the time, in
+# its dtype, and of the span, in the state's.
 _ROUNDINGS = 16
 
 
@@ -60,6 +62,7 @@ class Event:
     def values(self, t: Tensor, z: Sequence[Tensor], args: Sequence[Tensor]) -> Tensor:
         """The event function as `(n_events,)`; `z` may have further tensors at its end."""
         states = tuple(z[: self.n_states])
+        t = time_as_asked(self.user, t, states[0].dtype)
         out = self.user(t, states if self.is_tuple else states[0], *args)
         if not isinstance(out, Tensor) or not out.is_floating_point() or out.dim() > 1 or out.numel() == 0:
             got = f"{out.dtype}, shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
@@ -69,6 +72,12 @@ class Event:
             )
         return out.reshape(-1)
 
+    def reads_time(self) -> bool:
+        """Whether the event function computes with the time in the state's dtype."""
+        z0, args = self.problem.z0, self.problem.args
+        t0, dtype = self.problem.t[0].to(z0[0].dtype), time_dtype(self.user, z0[0].dtype)
+        return dtype == t0.dtype and reads_time(lambda t: self.values(t, z0, args), t0)
+
     def _signs(self) -> tuple[float, ...]:
         """The sign of each value at the start, or, where that is zero, the one that it is about to take."""
         problem = self.problem
@@ -77,7 +86,9 @@ class Event:
             raise InputError(
                 f"event must return finite numbers, got {values.tolist()} at t[0]. Look at what computes them"
             )
-        resolution = _ROUNDINGS * torch.finfo(problem.t.dtype).eps * problem.t.abs().max()
+        span = (problem.t[-1] - problem.t[0]).abs()
+        of_time, of_state = torch.finfo(problem.t.dtype).eps, torch.finfo(problem.z0[0].dtype).eps
+        resolution = _ROUNDINGS * (of_time * problem.t.abs().max() + of_state * span)
         direction = torch.sign(problem.t[-1] - problem.t[0])
         at_zero = values.abs() <= resolution * slopes.abs()
         return tuple(torch.where(at_zero, torch.sign(direction * slopes), torch.sign(values)).tolist())

@@ -102,6 +102,10 @@ class EventOfEach:
         samples = [sample_of(problem, b) for b in range(problem.z0[0].shape[0])]
         self.events = [Event(function, engine, sample, n_states, is_tuple) for sample in samples]
 
+    def reads_time(self) -> bool:
+        """As `Event.reads_time`."""
+        return bool(self.events) and self.events[0].reads_time()
+
     def cut(self, t: Tensor) -> Tensor:
         """The times to solve for, `(batch, time)`: of each sample those before its event, and its event's."""
         rows = [event.cut(row[~row.isnan()]) for event, row in zip(self.events, t, strict=True)]

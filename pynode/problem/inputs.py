@@ -5,19 +5,22 @@ Each refusal says what was expected, what came, and what to do instead.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pynode.errors import InputError
 
-__all__ = ["check_args", "check_count", "check_number", "check_state", "check_times"]
+__all__ = ["as_times", "check_args", "check_count", "check_number", "check_state", "check_times"]
 
 _DTYPES = (torch.float32, torch.float64)
+_HELD = 1e-3  # A dtype holds times if it changes no difference between them by more than this part of it.
 
 
 def check_state(z0: Any) -> tuple[Tensor, ...]:
@@ -62,15 +65,12 @@ def tracked(x: Tensor) -> Tensor:
 
 
 def check_times(t: Any, like: Tensor) -> Tensor:
-    """The times `(time,)`, or `(batch, time)`, strictly monotone, in the state's dtype and on its device."""
-    if isinstance(t, Tensor):
-        if t.dtype not in _DTYPES:
-            raise InputError(
-                f"t must be of dtype torch.float32 or torch.float64, got {t.dtype}. Convert it with t.to(z0.dtype)"
-            )
-        times = t.to(like)
-    else:
-        times = _stack_times(t, like)
+    """The times `(time,)`, or `(batch, time)`, strictly monotone, in their own dtype and on the state's device."""
+    if isinstance(t, Tensor) and t.dtype not in _DTYPES:
+        raise InputError(
+            f"t must be of dtype torch.float32 or torch.float64, got {t.dtype}. Convert it with t.double()"
+        )
+    times = as_times("t", t, like)
     if times.dim() == 2 and times.shape[1] > 1:
         return _check_rows(times)
     if times.dim() != 1:
@@ -93,7 +93,8 @@ def check_times(t: Any, like: Tensor) -> Tensor:
         if not sign * values[i] > sign * values[i - 1]:
             raise InputError(
                 f"t must be strictly monotone, increasing or decreasing, got {values[i - 1]} followed by "
-                f"{values[i]} at position {i} ({times.dtype}). Sort it and drop what repeats, e.g. torch.unique(t)"
+                f"{values[i]} at position {i} ({times.dtype}). Sort it and drop what repeats, e.g. torch.unique(t); "
+                "times that differ by less than their dtype tells apart need torch.float64"
             )
     return times
 
@@ -115,16 +116,43 @@ def _check_rows(times: Tensor) -> Tensor:
     return times
 
 
-def _stack_times(t: Any, like: Tensor) -> Tensor:
-    """A sequence of numbers or of 0-d tensors (a learned last time, say), as one tensor."""
+def as_times(name: str, t: Any, like: Tensor) -> Tensor:
+    """Times as a tensor on the state's device: in their own dtype where that is float32 or float64.
+
+    Others, lists of numbers above all (or of 0-d tensors: a learned last time, say), get the state's dtype, or that of
+    a tensor among them where that is wider, unless it cannot hold the differences between them: then they are float64.
+
+    Raises:
+        InputError: they are no times.
+    """
+    dtype = like.dtype
     try:
-        if any(isinstance(x, Tensor) for x in t):
-            return torch.stack([torch.as_tensor(x, dtype=like.dtype, device=like.device) for x in t])
-        return torch.as_tensor(t, dtype=like.dtype, device=like.device)
+        if isinstance(t, np.ndarray):
+            t = torch.as_tensor(t)
+        if isinstance(t, Tensor):
+            if t.dtype in _DTYPES:
+                return t.to(like.device)
+            times = t.to(like.device, torch.float64)
+        elif any(isinstance(x, Tensor) for x in t):
+            given = [x.dtype for x in t if isinstance(x, Tensor) and x.is_floating_point()]
+            times = torch.stack([torch.as_tensor(x, dtype=torch.float64, device=like.device) for x in t])
+            dtype = functools.reduce(torch.promote_types, given, dtype)
+        else:
+            times = torch.as_tensor(t, dtype=torch.float64, device=like.device)
     except (TypeError, ValueError, RuntimeError):
         raise InputError(
-            f"t must be a 1-d tensor or a sequence of numbers, got {_describe(t)}. Pass e.g. torch.linspace(0, 1, 10)"
+            f"{name} must be a 1-d tensor or a sequence of numbers, got {_describe(t)}. Pass e.g. "
+            "torch.linspace(0, 1, 10)"
         ) from None
+    narrow = times.to(dtype)
+    return narrow if dtype == torch.float64 or _holds(narrow.detach(), times.detach()) else times
+
+
+def _holds(narrow: Tensor, times: Tensor) -> bool:
+    """Whether rounded times differ from one to the next as the times do."""
+    gaps = times.diff(dim=-1)
+    close = (narrow.double().diff(dim=-1) - gaps).abs() <= _HELD * gaps.abs()
+    return bool((close | gaps.isnan()).all())
 
 
 def check_args(args: Any) -> tuple[Tensor, ...]:

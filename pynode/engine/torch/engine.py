@@ -31,6 +31,7 @@ from pynode.engine.protocol import (
 )
 from pynode.engine.solvers import SolverInfo
 from pynode.engine.torch.event_watch import Crossed, EventWatch
+from pynode.engine.torch.origin import counts_from_zero, crossing_at, from_zero, integration_at, search_from_zero
 from pynode.engine.torch.rhs import SCIPY, UNBOUNDED, AdaptiveRhs, Rhs, Stop, all_finite, right_hand_side
 from pynode.engine.torch.scipy_solvers import scipy_solver
 from pynode.engine.torch.stacked import odeint_dopri5
@@ -66,6 +67,9 @@ class TorchEngine:
             raise EngineUnavailable(
                 f"the torch engine's {problem.solver.name!r}, which is SciPy's, takes no event: use another solver"
             )
+        if counts_from_zero(problem):
+            origin = problem.t[0]
+            return crossing_at(self.find_event(from_zero(problem), search_from_zero(search, origin)), origin)
         plain = replace(problem, sensitivity=None, dense=False)
         if _too_many_steps(plain) is not None:
             return Crossing(None, -1, 0)
@@ -96,6 +100,8 @@ class TorchEngine:
             return solve_each(self.solve, problem)
         if isinstance(problem.sensitivity, Forward):
             return solve_forward(self.solve, problem, norm_over_all=problem.solver.name in SCIPY)
+        if counts_from_zero(problem):
+            return integration_at(self.solve(from_zero(problem)), problem.t[0])
         started = time.perf_counter()
         if problem.field.facts.runs_on not in (None, self.name):
             raise EngineUnavailable(
@@ -326,8 +332,8 @@ def _interpolant(problem: Problem, rhs: Rhs, stats: Stats) -> Callable[[Tensor],
         knots = torch.cat([start, (start + sign * length)[-1:]])
     else:
         grid = _options(problem, problem.t)["grid_constructor"](None, None, problem.t)
-        options = _options(problem, problem.t) | {"grid_constructor": lambda func, y0, t: grid.to(t), "interp": "cubic"}
-        knots = grid.double().cpu()
+        options = _options(problem, problem.t) | {"grid_constructor": lambda func, y0, t: grid, "interp": "cubic"}
+        knots = grid.cpu()
     within = torch.arange(_QUARTIC, dtype=torch.float64) / _QUARTIC
     points = (knots[:-1, None] + knots.diff()[:, None] * within).flatten()
     plain = replace(problem, sensitivity=None)

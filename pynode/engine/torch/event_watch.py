@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from pynode.engine.protocol import EventSearch
 from pynode.engine.torch.rhs import Rhs
 
 __all__ = ["Crossed", "EventWatch"]
+
+_ROUNDING = 4 * sys.float_info.epsilon  # the least that brentq takes
 
 
 class EventWatch:
@@ -64,13 +67,13 @@ class Crossed(Exception):
         self, watch: EventWatch, start: Tensor, z: tuple[Tensor, ...], end: Tensor, indices: list[int]
     ) -> None:
         super().__init__("an event was met")
-        self.watch, self.start, self.z, self.end, self.indices = watch, start.to(z[0]), z, end.to(z[0]), indices
+        self.watch, self.start, self.z, self.end, self.indices = watch, start.double(), z, end.double(), indices
 
     def locate(self, interpolant: Callable[[Tensor], tuple[Tensor, ...]] | None) -> tuple[float, int]:
         """The first time at which a value is zero, and its index; the step's end without an interpolant."""
         if interpolant is None:
             return self.end.item(), self.indices[0]
-        watch, like = self.watch, self.z[0]
+        watch, like = self.watch, self.start
         a, b = self.start.item(), self.end.item()
 
         def value(t: float, i: int) -> float:
@@ -81,7 +84,7 @@ class Crossed(Exception):
         for i in self.indices:
             before, after = value(a, i), value(b, i)
             if before * after < 0:
-                times.append((brentq(value, a, b, args=(i,), xtol=1e-15, rtol=1e-14), i))
+                times.append((brentq(value, a, b, args=(i,), xtol=1e-15, rtol=_ROUNDING), i))
             else:  # zero at one end, but for rounding
                 times.append((b if abs(after) <= abs(before) else a, i))
         return min(times, key=lambda found: abs(found[0] - a))
