@@ -91,6 +91,8 @@ def trace_field(field: Field, z0: Sequence[Tensor], t0: Tensor, args: Sequence[T
     known = field.memory.traces
     if key in known and known[key].holds(batch):
         return known[key]
+    if isinstance(known.get((key, batch)), TraceError):
+        raise TraceError(*known[key, batch].args)
     if (key, batch) in known:
         return known[key, batch]
     field = field.as_written()
@@ -104,7 +106,11 @@ def trace_field(field: Field, z0: Sequence[Tensor], t0: Tensor, args: Sequence[T
         if found is not None and found.holds(batch) and _agrees(found, field, z0, t0, args):
             known[key] = found
             return found
-    found = _trace(field, z0, t0, args, (False,) * len(follows))
+    try:
+        found = _trace(field, z0, t0, args, (False,) * len(follows))
+    except TraceError as error:
+        known[key, batch] = TraceError(*error.args)  # without its traceback, which holds what it has met
+        raise
     assert found is not None  # a static recording assumes nothing
     if not _agrees(found, field, z0, t0, args):
         raise TraceError(

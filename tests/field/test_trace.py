@@ -11,6 +11,7 @@ from modules import CASES, Case, Of, linear
 from reference import check, error, sample
 from torch import Tensor, nn
 
+import pynode
 from pynode.field import Field, FieldGraph, interpret, supported_ops, trace
 from pynode.field import _trace as tracing
 
@@ -236,3 +237,29 @@ def test_complex_constant_that_changes() -> None:
     assert turned() == pytest.approx(-1 + 2j)
     net.turn = torch.tensor(3j, dtype=torch.complex128)
     assert turned() == pytest.approx(3j)
+
+
+def test_a_refusal_is_remembered_until_the_field_is_another(recordings: list[int]) -> None:
+    """What calls the field again and again, to run it elsewhere, does not record it each time."""
+
+    class Switched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.smooth = False
+
+        def forward(self, t: Tensor, z: Tensor) -> Tensor:
+            return -z if self.smooth or t < 0.5 else z
+
+    field, z = Switched(), torch.ones(3, 2)
+    messages = set()
+    for _ in range(3):
+        with pytest.raises(pynode.TraceError, match=r"t < 0\.5") as caught:
+            trace(field, z)
+        messages.add(str(caught.value))
+    assert len(messages) == 1
+    before = len(recordings)
+    with pytest.raises(pynode.TraceError):
+        trace(field, z)
+    assert len(recordings) == before
+    field.smooth = True
+    assert trace(field, z).nodes
