@@ -12,11 +12,9 @@ from torch import Tensor
 from pynode.engine.choose import choose, named_engine
 from pynode.engine.outside import is_recording, outside_of_compile, quiet_in_recordings, record
 from pynode.engine.protocol import Engine, Gradients, Integration, Problem, Retcode, Stats
-from pynode.errors import EngineUnavailable, FieldError, InputError, SolveError
+from pynode.errors import EngineUnavailable, InputError, SolveError
 from pynode.field import Field
-from pynode.field._derived import derived_field
 from pynode.field._substitution import LateRead
-from pynode.field._time import time_as_asked
 from pynode.problem.event import Event
 from pynode.problem.independent import (
     EventOfEach,
@@ -27,9 +25,11 @@ from pynode.problem.independent import (
     per_sample_times,
     span,
 )
-from pynode.problem.inputs import check_args, check_count, check_number, check_state, check_times
+from pynode.problem.inputs import check_args, check_count, check_number, check_real, check_state, check_times
 from pynode.problem.precision import autocast_dtype, in_full_precision, without_autocast
 from pynode.problem.resolution import check_recorded, check_resolution
+from pynode.problem.solved_field import solved_field
+from pynode.problem.state import TENSOR, State, state_of, with_args
 from pynode.sensitivity import Sensitivity
 
 __all__ = ["Solution", "solve"]
@@ -41,8 +41,8 @@ class Solution:
 
     Attributes:
         t: `(time,)`, the times asked for, in their own dtype; `(batch, time)` where each sample has its own.
-        z: `(time, batch, *features)`, or a tuple of such where the state is one; `z[0]` is `z0`. Entries after an
-            event are NaN.
+        z: `(time, batch, *features)`, or what holds such as the state its tensors, a tuple for example; at the first
+            time it is `z0`. Entries after an event are NaN.
         running_cost: `(batch,)`, the integral of the running cost over `t`, or to the event; `None` where none was
             given.
         stats: what the solve cost.
@@ -71,7 +71,8 @@ class Solution:
     event_z: Any = None
     event_index: Any = None
     _interpolant: Callable[[Tensor], tuple[Tensor, ...]] | None = None
-    _failed_at: tuple[Tensor, Any] | None = None
+    _failed_at: tuple[Tensor, tuple[Tensor, ...]] | None = None
+    _form: State = TENSOR
 
     @property
     def t_end(self) -> Tensor:
@@ -87,14 +88,14 @@ class Solution:
     def z_end(self) -> Any:
         """The state at `t_end`."""
         if self._failed_at is not None:
-            return self._failed_at[1]
-        z, at_event = (x if isinstance(x, tuple) else (x,) for x in (self.z, self.event_z))
-        ends = tuple(x[-1] if self.t.dim() == 1 else at_last_times(x, self.t) for x in z)
+            return self._form.state(self._failed_at[1])
+        form = self._form
+        ends = [x[-1] if self.t.dim() == 1 else at_last_times(x, self.t) for x in form.tensors(self.z, leading=1)]
         if self.event_t is not None:
             missed = self.event_t.isnan()
-            pairs = zip(ends, at_event, strict=True)
-            ends = tuple(torch.where(missed.reshape(-1, *[1] * (x.dim() - 1)), x, y) for x, y in pairs)
-        return ends if isinstance(self.z, tuple) else ends[0]
+            pairs = zip(ends, form.tensors(self.event_z), strict=True)
+            ends = [torch.where(missed.reshape(-1, *[1] * (x.dim() - 1)), x, y) for x, y in pairs]
+        return form.state(ends)
 
     def __call__(self, t: Tensor | float | Sequence[float]) -> Any:
         """The state between the reported times; carries no gradient (put times into `solve(t=…)` for that).
@@ -103,8 +104,7 @@ class Solution:
             t: a time or a 1-d tensor or sequence of times within the span that was solved, in any order.
 
         Returns:
-            `(batch, *features)` for one time, `(time, batch, *features)` for several; a tuple of such where
-            the state is one.
+            `(batch, *features)` for one time, `(time, batch, *features)` for several, in the form of the state.
 
         Raises:
             InputError: the solve was made without `dense=True`, or a time lies outside of the span.
@@ -124,11 +124,11 @@ class Solution:
                 "Solve over a span that contains them"
             )
         times = times.clamp(low, high)
-        states = tuple(z.reshape(*times.shape, *z.shape[1:]) for z in self._interpolant(times.reshape(-1)))
-        return states[: len(self.z)] if isinstance(self.z, tuple) else states[0]
+        states = [z.reshape(*times.shape, *z.shape[1:]) for z in self._interpolant(times.reshape(-1))]
+        return self._form.state(states[: len(self._form.names)], leading=times.dim())
 
     def __repr__(self) -> str:
-        shapes = ", ".join(str(tuple(z.shape)) for z in (self.z if isinstance(self.z, tuple) else (self.z,)))
+        shapes = ", ".join(str(tuple(z.shape)) for z in self._form.parts(self.z))
         times = f"{float(self.t[0]):g} to {float(self.t[-1]):g}" if self.t.dim() == 1 else tuple(self.t.shape)
         return f"Solution({self.retcode.name}, {self.solver} on {self.engine}, z: {shapes}, t: {times}, {self.stats})"
 
@@ -137,7 +137,7 @@ class Solution:
 @quiet_in_recordings
 def solve(
     field: Callable[..., Any],
-    z0: Tensor | tuple[Tensor, ...],
+    z0: Any,
     t: Tensor | Sequence[float],
     *,
     args: Sequence[Tensor] = (),
@@ -160,9 +160,11 @@ def solve(
 
     Args:
         field: an `nn.Module` or a callable `f(t, z, *args)` that returns dz/dt in the shape of `z`; `t` is 0-d, in the
-            state's dtype, or in double if the field's attribute `time_dtype` is `torch.float64` (see below).
-        z0: `(batch, *features)`, float32 or float64; or a tuple of such, of one batch size, and then the field
-            takes and returns a tuple.
+            state's dtype, or in double if the field's attribute `time_dtype` is `torch.float64` (see below). One that
+            takes the state alone, `f(z)`, as `nn.Sequential` and its layers do, is an autonomous field.
+        z0: `(batch, *features)`, float32 or float64; or a tuple, named tuple or dictionary of such, of one batch size,
+            and then the field takes and returns the same. A complex tensor is solved as pairs of real numbers, a 0-d
+            one as a batch of one.
         t: `(time,)`, at least two entries, strictly increasing or decreasing. The state is reported at each. Or
             `(batch, time)`: each sample at its own times, NaN behind them where it has fewer; this implies
             `batching="independent"`. They keep their dtype: float64 times beside a float32 state are integrated in
@@ -207,13 +209,17 @@ def solve(
         EngineUnavailable: the engine is not there, or lacks what is asked for.
         SolveError: the integration did not reach the last time.
     """
+    form = state_of(z0)
+    state = form.tensors(z0)
+    form, given = with_args(form, check_args(args))
     while True:
         try:
-            return _solve(
+            solution = _solve(
+                form,
                 field,
-                z0,
+                state,
                 t,
-                args,
+                given,
                 solver,
                 rtol,
                 atol,
@@ -229,13 +235,15 @@ def solve(
             )
         except LateRead:
             continue  # it is known now, and an input from the start
+        return solution if form.is_plain else _in_form(form, solution)
 
 
 def _solve(
+    form: State,
     field: Callable[..., Any],
-    z0: Tensor | tuple[Tensor, ...],
+    state: tuple[Tensor, ...],
     t: Tensor | Sequence[float],
-    args: Sequence[Tensor],
+    args: tuple[Tensor, ...],
     solver: str,
     rtol: float,
     atol: float,
@@ -250,11 +258,13 @@ def _solve(
     throw: bool,
     autocast: torch.dtype | None = None,
 ) -> Solution:
-    if autocast is None and (dtype := autocast_dtype(z0)) is not None:
-        with without_autocast(z0):
+    """`solve`, of the tensors that are solved; the solution's states are these, a tuple if `form.is_tuple`."""
+    if autocast is None and (dtype := autocast_dtype(state)) is not None:
+        with without_autocast(state):
             solution = _solve(
+                form,
                 field,
-                in_full_precision(z0),
+                in_full_precision(state),
                 in_full_precision(t),
                 in_full_precision(args),
                 solver,
@@ -271,8 +281,8 @@ def _solve(
                 throw,
                 dtype,
             )
-            return _in_dtype_of(z0, solution)
-    state = check_state(z0)
+            return _in_dtype_of(state, solution)
+    state = check_state(form, state)
     given = check_times(t, state[0])
     times = given.double()
     wider = torch.promote_types(given.dtype, state[0].dtype)  # of times that the solve finds
@@ -280,7 +290,6 @@ def _solve(
     if independent:
         check_batching(batching)
         times = per_sample_times(times, state[0])
-    args = check_args(args)
     rtol, atol = check_number("rtol", rtol), check_number("atol", atol)
     dt = None if dt is None else check_number("dt", dt)
     max_steps = check_count("max_steps", max_steps)
@@ -292,22 +301,17 @@ def _solve(
         raise InputError(
             f"the fixed-step solver {info.name!r} needs its step: pass dt=…, or use an adaptive solver, e.g. 'auto'"
         )
-    function: Callable[..., Any] = field
-    is_tuple = isinstance(z0, tuple)
-    if running_cost is not None and callable(field):
-        if not callable(running_cost):
-            raise InputError(
-                f"running_cost must be a callable l(t, z, *args) -> (batch,), got {type(running_cost).__name__}"
-            )
-        function = derived_field(_with_cost, field, running_cost, is_tuple)
-        state, is_tuple = (*state, state[0].new_zeros(state[0].shape[0])), True
+    function = solved_field(field, running_cost, form, len(args))
+    is_tuple = form.is_tuple or running_cost is not None
+    if running_cost is not None:
+        state = (*state, state[0].new_zeros(state[0].shape[0]))
     if recording:
         check_recorded(function, state, times, args, is_tuple, dt)
         plain = not (independent or event is not None or dense)
         *states, last = record(chosen.name, function, state, times, args, is_tuple, info, dt, plain)
         states, cost = ([*states, last], None) if running_cost is None else (states, last[-1])
-        result = tuple(states) if isinstance(z0, tuple) else states[0]
-        return Solution(given, result, cost, Stats(), Retcode.SUCCESS, chosen.name, info.name)
+        result = tuple(states) if form.is_tuple else states[0]
+        return Solution(given, result, cost, Stats(), Retcode.SUCCESS, chosen.name, info.name, _form=form)
     t0 = times[0] if not independent else times.new_zeros(()) if not len(times) else times[0, 0]
     vector_field = Field(function, state, t0, args, is_tuple, autocast)
     if independent:
@@ -316,6 +320,8 @@ def _solve(
     tracked = torch.is_grad_enabled()
     wants = {key: tuple([tracked and x.requires_grad for x in group]) for key, group in groups.items()}
     tracked = any(map(any, wants.values()))
+    if tracked:
+        check_real(vector_field, how)
     problem = Problem(
         field=vector_field,
         z0=tuple(z.detach() for z in state),
@@ -333,8 +339,7 @@ def _solve(
     )
     found = None
     if event is not None:
-        n_states = len(state) - (running_cost is not None)
-        found = (EventOfEach if independent else Event)(event, chosen, problem, n_states, isinstance(z0, tuple))
+        found = (EventOfEach if independent else Event)(event, chosen, problem, form)
         times = found.cut(times)
         problem = replace(problem, t=times.detach())
     run = _Run(chosen, problem)
@@ -347,20 +352,21 @@ def _solve(
         which = "" if each is None else f", sample {_first_failure(each.retcode)},"
         z_end = done.z_end[:-1] if running_cost is not None else done.z_end
         t_end = times.new_tensor(done.t_end) if each is None else each.t_end.to(times)
-        failed_at = t_end.detach().to(wider), z_end if isinstance(z0, tuple) else z_end[0]
+        failed_at = t_end.detach().to(wider), z_end
         if throw:
             raise SolveError(
                 f"{name} with {info.name} on the {chosen.name} engine{which} stopped at t={done.t_end:.6g}: "
                 f"{done.retcode.value}",
                 done.retcode,
-                *failed_at,
+                failed_at[0],
+                form.state(z_end),
             )
     cost = None
     if running_cost is not None:
         z, cost = z[:-1], at_last_times(z[-1], problem.t) if independent else z[-1][-1]
     solution = Solution(
         problem.t,
-        z if isinstance(z0, tuple) else z[0],
+        z if form.is_tuple else z[0],
         cost,
         done.stats,
         done.retcode,
@@ -368,6 +374,7 @@ def _solve(
         info.name,
         _interpolant=done.interpolant,
         _failed_at=failed_at,
+        _form=form,
     )
     if found is not None:
         solution = found.complete(solution, args)
@@ -379,15 +386,33 @@ def _first_failure(retcodes: Sequence[Retcode]) -> int:
     return next(b for b, code in enumerate(retcodes) if code is not Retcode.SUCCESS)
 
 
-def _in_dtype_of(z0: Any, solution: Solution) -> Solution:
+def _in_dtype_of(state: tuple[Tensor, ...], solution: Solution) -> Solution:
     """The solution with states of the dtype of the state that was given."""
 
     def cast(z: Any) -> Any:
         if isinstance(z, tuple):
-            return tuple(x.to(like.dtype) for x, like in zip(z, z0, strict=True))
-        return None if z is None else z.to(z0.dtype)
+            return tuple(x.to(like.dtype) for x, like in zip(z, state, strict=True))
+        return None if z is None else z.to(state[0].dtype)
 
-    return replace(solution, z=cast(solution.z), event_z=cast(solution.event_z))
+    failed_at = solution._failed_at
+    if failed_at is not None:
+        failed_at = failed_at[0], cast(failed_at[1])
+    return replace(solution, z=cast(solution.z), event_z=cast(solution.event_z), _failed_at=failed_at)
+
+
+def _in_form(form: State, solution: Solution) -> Solution:
+    """The solution with states of the user's form in the place of the tensors that were solved."""
+
+    def whole(x: Any, leading: int = 0) -> Any:
+        return None if x is None else form.state(x if form.is_tuple else (x,), leading)
+
+    cost = solution.running_cost
+    return replace(
+        solution,
+        z=whole(solution.z, leading=1),
+        event_z=whole(solution.event_z),
+        running_cost=cost[0] if cost is not None and form.is_single else cost,
+    )
 
 
 class _Run:
@@ -474,25 +499,3 @@ def _solve_empty(problem: Problem) -> Integration:
         pullback,
         (lambda t: tuple(x.new_empty((len(t), *x.shape)) for x in problem.z0)) if problem.dense else None,
     )
-
-
-def _with_cost(
-    field: Callable[..., Any],
-    cost: Callable[..., Tensor],
-    is_tuple: bool,
-    owner: object,
-    t: Tensor,
-    state: tuple[Tensor, ...],
-    *args: Tensor,
-) -> tuple[Tensor, ...]:
-    """The field of the state with the accumulated running cost, `(batch,)`, as its last component."""
-    z, dtype = state[:-1] if is_tuple else state[0], state[-1].dtype
-    dz, rate = (f(time_as_asked(f, t, dtype), z, *args) for f in (field, cost))
-    expected = state[-1].shape
-    if not isinstance(rate, Tensor) or rate.shape != expected:
-        got = tuple(rate.shape) if isinstance(rate, Tensor) else type(rate).__name__
-        raise FieldError(
-            f"running_cost must return one number per batch entry: expected shape {tuple(expected)}, got {got}. "
-            "Sum or average over the features, e.g. (z ** 2).sum(-1)"
-        )
-    return (*(dz if is_tuple else (dz,)), rate)

@@ -36,25 +36,25 @@ def refused(match: str, z0: Any = Z0, t: Any = SPAN, *, kind: type[Exception] = 
 # ---- the state -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.complex64, torch.int64, torch.bool])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64, torch.bool])
 def test_dtype_of_the_state(dtype: torch.dtype) -> None:
     refused(
-        rf"z0 must be of dtype torch.float32 or torch.float64, got {dtype}\. Convert it", torch.ones(3, 2).to(dtype)
+        rf"z0 must be of dtype torch.float32 or torch.float64, .*, got {dtype}\. Convert it",
+        torch.ones(3, 2).to(dtype),
     )
     refused(rf"z0\[1\] must be of dtype .* got {dtype}", (Z0, torch.ones(3).to(dtype)))
 
 
 def test_kind_of_the_state() -> None:
-    refused(r"z0 must be a tensor or a non-empty tuple of tensors, got list of Tensor", [Z0, Z0])
-    refused(r"got float\. Convert arrays with torch.as_tensor", 1.0)
+    refused(r"z0 must be a tensor, or a non-empty tuple, .* of tensors, got list of Tensor", [Z0, Z0])
+    refused(r"got float\. Convert arrays and numbers with torch.as_tensor", 1.0)
     refused(r"got tuple of nothing", ())
     refused(r"got tuple of Tensor, float", (Z0, 1.0))
 
 
 def test_shape_of_the_state() -> None:
-    refused(r"z0 must have shape \(batch, \*features\), got a 0-d tensor\. Add the batch", torch.tensor(1.0))
     refused(r"z0 must not be empty, got shape \(3, 0\)", torch.ones(3, 0))
-    refused(r"z0\[1\] must not be empty, got shape \(0, 2\)", (Z0, torch.ones(0, 2)))
+    refused(r"z0 must have one batch size: expected 3, as z0\[0\], got 0 in z0\[1\]", (Z0, torch.ones(0, 2)))
 
 
 def test_tensors_of_a_tuple_state_share_dtype() -> None:

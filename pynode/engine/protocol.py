@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -177,14 +177,14 @@ class EventSearch:
         function: maps `t`, 0-d, the state tensors and the conditioning tensors to the values, `(n_events,)`.
         owner: the user's callable, which takes `t`, a state and the conditioning tensors.
         n_states: how many of the state tensors are that state.
-        is_tuple: whether `owner` takes it as a tuple.
+        form: what puts together what `owner` takes: `form.state(tensors)`, `form.args(args)`.
         signs: of each value at the start; 0 for one that takes its sign later.
     """
 
     function: Callable[..., torch.Tensor]
     owner: Callable[..., torch.Tensor]
     n_states: int
-    is_tuple: bool
+    form: Any
     signs: tuple[float, ...]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pynode.errors import InputError
 from pynode.models._check import check_callables
 from pynode.models._node import NODE
+from pynode.nn._signature import with_time
 
 __all__ = ["AdaptiveDepthNODE"]
 
@@ -50,9 +51,9 @@ class AdaptiveDepthNODE(NODE):
         if depth_network is None:
             raise InputError("depth_network must be an nn.Module or a callable from the input to (batch, 1), got None")
         super().__init__(field, **node_keywords)
-        self.field = _Rescaled(self.field, self.t[0])
+        self.field = _Rescaled(self.field, self.t[0], True)
         if self.cost is not None:
-            self.cost = _Rescaled(self.cost, self.t[0])
+            self.cost = _Rescaled(self.cost, self.t[0], False)
         self.depth_network = depth_network
         self.positive = positive
 
@@ -82,13 +83,15 @@ class AdaptiveDepthNODE(NODE):
 class _Rescaled(nn.Module):
     """A field f(s, z, *args), or a running cost, as a function of the depth τ that all samples share."""
 
-    def __init__(self, function: Callable[..., Any], start: float) -> None:
+    def __init__(self, function: Callable[..., Any], start: float, is_field: bool) -> None:
         super().__init__()
         self.function = function
         self.start = start
+        self.is_field = is_field
 
     def forward(self, t: Tensor, z: Tensor, depth: Tensor, *args: Tensor) -> Tensor:
         """The product g f(s₀ + g (τ - s₀), z, *args) for τ = `t`, 0-d, and g = `depth`, `(batch, 1)`."""
         g = depth.reshape(-1, *(1,) * (z.ndim - 1))
-        rate = self.function(self.start + g * (t - self.start), z, *args)
+        s = self.start + g * (t - self.start)
+        rate = (with_time(self.function, len(args)) if self.is_field else self.function)(s, z, *args)
         return g.reshape(-1, *(1,) * (rate.ndim - 1)) * rate if rate.ndim else rate  # 0-d is wrong: solve says so

@@ -14,6 +14,7 @@ from pynode.field._time import time_as_asked
 from pynode.models._check import depths_like
 from pynode.models._node import NODE
 from pynode.nn import DepthVariant
+from pynode.nn._signature import with_time
 from pynode.problem.inputs import as_times
 
 __all__ = ["parameter_gradient_density"]
@@ -107,7 +108,7 @@ def _at(
     field = model._field_at(s)
     variant = {name: m for name, m in _named_modules(model.field) if isinstance(m, DepthVariant)}
     with torch.enable_grad(), _recorded(variant) as calls:
-        functions = [field] + ([] if model.cost is None else [model.cost])
+        functions = [with_time(field, len(args))] + ([] if model.cost is None else [model.cost])
         values = [f(time_as_asked(f, s, z.dtype), z, *args) for f in functions]
     active = {module for _, module in _named_modules(field)}
     for name, layer in variant.items():

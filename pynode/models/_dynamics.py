@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pynode.nn._signature import with_time
+
 __all__ = ["density_dynamics"]
 
 _FEW = 4  # dimensions up to which each row of the Jacobian is a product of its own
@@ -43,7 +45,7 @@ def density_dynamics(
     z, noise = state[0], None
     if trace == "hutchinson":
         noise, args = args[0], args[1:]
-    shortcut = getattr(field, "divergence", None)
+    shortcut, field = getattr(field, "divergence", None), with_time(field, len(args))
     if noise is None and shortcut is not None and not jacobian:
         dz = field(t, z, *args)
         rates = [shortcut(t, z, *args)]

@@ -18,6 +18,7 @@ from pynode.models._encoders import GRUEncoder, ODERNNEncoder
 from pynode.models._node import NODE
 from pynode.models._series import Series, check_series, check_series_times
 from pynode.nn import TimeSequential
+from pynode.nn._signature import with_time
 from pynode.problem.inputs import check_count, check_number
 
 __all__ = ["LatentODE"]
@@ -315,7 +316,7 @@ class _WithIntensity(nn.Module):
 
     def forward(self, t: Tensor, state: Tensor) -> Tensor:
         z = state[:, : self.latent_dim]
-        return torch.cat([self.field(t, z), self.log_intensity(z).exp()], dim=1)
+        return torch.cat([with_time(self.field)(t, z), self.log_intensity(z).exp()], dim=1)
 
 
 def _layers(*widths: int) -> list[nn.Module]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pynode.errors import FieldError, InputError
+from pynode.nn._signature import with_time
 
 __all__ = ["HigherOrder"]
 
@@ -53,7 +54,7 @@ class HigherOrder(nn.Module):
                 f"got a state of shape {tuple(z.shape)}"
             )
         width = z.shape[1] // self.order
-        last = self.field(t, z, *args)
+        last = with_time(self.field, len(args))(t, z, *args)
         if last.shape != z[:, :width].shape:
             raise FieldError(
                 f"a field of order {self.order} must return the last derivative only: expected shape "

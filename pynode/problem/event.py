@@ -18,6 +18,7 @@ from torch import Tensor
 from pynode.engine.protocol import Crossing, Engine, EventSearch, Problem, Retcode
 from pynode.errors import InputError
 from pynode.field._time import reads_time, time_as_asked, time_dtype
+from pynode.problem.state import State
 
 __all__ = ["Event"]
 
@@ -33,22 +34,20 @@ class Event:
         function: the user's `g(t, z, *args)`.
         engine: what finds it.
         problem: the problem over the whole span.
-        n_states: how many of the problem's state tensors `function` takes.
-        is_tuple: whether it takes them as a tuple.
+        form: the form of the state that `function` takes.
 
     Raises:
         InputError: `function` does not return a number, or a vector of them.
     """
 
-    def __init__(
-        self, function: Callable[..., Tensor], engine: Engine, problem: Problem, n_states: int, is_tuple: bool
-    ) -> None:
+    def __init__(self, function: Callable[..., Tensor], engine: Engine, problem: Problem, form: State) -> None:
         if not callable(function):
             raise InputError(f"event must be a callable g(t, z, *args), got {type(function).__name__}")
-        self.user, self.problem, self.n_states, self.is_tuple = function, problem, n_states, is_tuple
+        self.user, self.problem, self.form = function, problem, form
+        self.n_states, self.is_tuple = len(form.names), form.is_tuple
         self.crossing = Crossing(None, -1, 0)
         if problem.z0[0].shape[0]:
-            search = EventSearch(self.values, function, n_states, is_tuple, self._signs())
+            search = EventSearch(self.values, function, self.n_states, form, self._signs())
             self.crossing = engine.find_event(problem, search)
         self.stop, self.before = problem.t[-1], len(problem.t)  # the event's time, and how many entries of t lie before
         if self.crossing.t is not None:
@@ -61,9 +60,8 @@ class Event:
 
     def values(self, t: Tensor, z: Sequence[Tensor], args: Sequence[Tensor]) -> Tensor:
         """The event function as `(n_events,)`; `z` may have further tensors at its end."""
-        states = tuple(z[: self.n_states])
-        t = time_as_asked(self.user, t, states[0].dtype)
-        out = self.user(t, states if self.is_tuple else states[0], *args)
+        states = self.form.state(z[: self.n_states])
+        out = self.user(time_as_asked(self.user, t, z[0].dtype), states, *self.form.args(args))
         if not isinstance(out, Tensor) or not out.is_floating_point() or out.dim() > 1 or out.numel() == 0:
             got = f"{out.dtype}, shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
             raise InputError(

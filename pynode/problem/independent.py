@@ -16,6 +16,7 @@ from pynode.engine.protocol import Engine, Problem, Stats
 from pynode.errors import FieldError, InputError, unknown_name
 from pynode.field import Field
 from pynode.problem.event import Event
+from pynode.problem.state import State
 
 __all__ = [
     "EventOfEach",
@@ -95,12 +96,10 @@ def at_last_times(x: Tensor, t: Tensor) -> Tensor:
 class EventOfEach:
     """One event for each sample; see `Event`, which it has one of for each."""
 
-    def __init__(
-        self, function: Callable[..., Tensor], engine: Engine, problem: Problem, n_states: int, is_tuple: bool
-    ) -> None:
-        self.problem, self.is_tuple = problem, is_tuple
+    def __init__(self, function: Callable[..., Tensor], engine: Engine, problem: Problem, form: State) -> None:
+        self.problem, self.is_tuple = problem, form.is_tuple
         samples = [sample_of(problem, b) for b in range(problem.z0[0].shape[0])]
-        self.events = [Event(function, engine, sample, n_states, is_tuple) for sample in samples]
+        self.events = [Event(function, engine, sample, form) for sample in samples]
 
     def reads_time(self) -> bool:
         """As `Event.reads_time`."""

@@ -15,44 +15,38 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pynode.errors import InputError
+from pynode.errors import FieldError, InputError
+from pynode.field import Field
+from pynode.problem.state import State
+from pynode.sensitivity import Sensitivity
 
-__all__ = ["as_times", "check_args", "check_count", "check_number", "check_state", "check_times"]
+__all__ = ["as_times", "check_args", "check_count", "check_number", "check_real", "check_state", "check_times"]
 
 _DTYPES = (torch.float32, torch.float64)
 _HELD = 1e-3  # A dtype holds times if it changes no difference between them by more than this part of it.
 
 
-def check_state(z0: Any) -> tuple[Tensor, ...]:
-    """The state as a tuple of tensors `(batch, *features)` of one floating dtype and device."""
-    if isinstance(z0, Tensor):
-        state: tuple[Tensor, ...] = (z0,)
-    elif isinstance(z0, tuple) and z0 and all(isinstance(z, Tensor) for z in z0):
-        state = z0
-    else:
-        raise InputError(
-            f"z0 must be a tensor or a non-empty tuple of tensors, got {_describe(z0)}. "
-            "Convert arrays with torch.as_tensor"
-        )
+def check_state(form: State, state: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The tensors that are solved, `(batch, *features)`: of one floating dtype, device and batch size."""
     first = state[0]
-    for i, z in enumerate(state):
-        name = f"z0[{i}]" if isinstance(z0, tuple) else "z0"
+    for name, z, is_scalar in zip(form.names, state, form.scalar, strict=True):
         if z.dtype not in _DTYPES:
             raise InputError(
-                f"{name} must be of dtype torch.float32 or torch.float64, got {z.dtype}. "
-                "Convert it, and the field's parameters, with .float() or .double()"
-            )
-        if z.dim() == 0:
-            raise InputError(
-                f"{name} must have shape (batch, *features), got a 0-d tensor. "
-                "Add the batch dimension with z0.reshape(1)"
+                f"{name} must be of dtype torch.float32 or torch.float64, or of their complex counterparts, got "
+                f"{z.dtype}. Convert it, and the field's parameters, with .float() or .double()"
             )
         if z.dtype != first.dtype or z.device != first.device:
             raise InputError(
-                f"the tensors of z0 must share dtype and device: expected {first.dtype} on {first.device}, as z0[0], "
-                f"got {z.dtype} on {z.device} in {name}. Convert them with .to(z0[0])"
+                f"the tensors of z0 must share dtype and device: expected {first.dtype} on {first.device}, as "
+                f"{form.names[0]}, got {z.dtype} on {z.device} in {name}. Convert them with .to()"
             )
-        if z.numel() == 0 and (z.shape[0] or first.shape[0]):
+        if z.shape[0] != first.shape[0]:
+            raise InputError(
+                f"the tensors of z0 must have one batch size: expected {first.shape[0]}, as {form.names[0]}, got "
+                f"{'a 0-d tensor' if is_scalar else z.shape[0]} in {name}. Give each the batch as its first "
+                "dimension, e.g. with x.expand(batch, …), or, of a single sample, with x.unsqueeze(0)"
+            )
+        if z.numel() == 0 and z.shape[0]:
             raise InputError(
                 f"{name} must not be empty, got shape {tuple(z.shape)}. Only the batch size may be 0, in all of z0"
             )
@@ -159,10 +153,26 @@ def check_args(args: Any) -> tuple[Tensor, ...]:
     """The conditioning tensors as a tuple."""
     if not isinstance(args, tuple | list) or not all(isinstance(a, Tensor) for a in args):
         raise InputError(
-            f"args must be a tuple of tensors, got {_describe(args)}. Pass one tensor as args=(x,), and "
-            "constants of another kind as attributes of the field"
+            f"args must be a tuple of tensors, got {_describe(args)}. Pass one tensor as args=(x,), arrays through "
+            "torch.as_tensor, and constants of another kind as attributes of the field"
         )
     return tuple(map(tracked, args))
+
+
+def check_real(field: Field, how: Sensitivity) -> None:
+    """Refuse complex parameters for a sensitivity that differentiates by real numbers.
+
+    Raises:
+        FieldError: names the parameter.
+    """
+    for i, p in enumerate(field.parameters):
+        if p.is_complex() and how.name != "discrete":
+            name = field.names[i] if i < len(field.names) else f"{i}, which it captures without a name,"
+            raise FieldError(
+                f"the field's parameter {name} is complex, and sensitivity={how.name!r} differentiates by real "
+                "numbers: keep it as pairs of them, (…, 2), and let the field make torch.view_as_complex of it, or "
+                "use sensitivity='discrete'"
+            )
 
 
 def check_number(name: str, value: Any) -> float:

@@ -30,7 +30,7 @@ def find_event(session: Session, problem: Problem, search: EventSearch, device: 
     t, t0, batch = problem.t.to("cpu", state.dtype).contiguous(), problem.t[0], state.shape[0]
     watched = (*z0[: search.n_states], state.new_zeros(batch, n))
     try:
-        event = Field(derived_field(_rates, search.owner, search.is_tuple), watched, t0, problem.args, True)
+        event = Field(derived_field(_rates, search.owner, search.form), watched, t0, problem.args, True)
         of_event = trace_field(event, watched, t0, problem.args)
     except (FieldError, TraceError) as error:
         raise type(error)(f"event: {error}") from error
@@ -57,7 +57,7 @@ def find_event(session: Session, problem: Problem, search: EventSearch, device: 
     return Crossing(found if index else None, index - 1, int(nfe))
 
 
-def _rates(event: Any, is_tuple: bool, owner: Any, t: Tensor, z: tuple[Tensor, ...], *args: Tensor) -> Any:
+def _rates(event: Any, form: Any, owner: Any, t: Tensor, z: tuple[Tensor, ...], *args: Tensor) -> Any:
     """The values as the rates of the last state tensor, one row for each sample; all without a gradient."""
-    values = event(t, z[:-1] if is_tuple else z[0], *args)
+    values = event(t, form.state(z[:-1]), *form.args(args))
     return (*(torch.zeros_like(x) for x in z[:-1]), values.detach().reshape(-1).expand_as(z[-1]))
