@@ -12,6 +12,7 @@ import dis
 import enum
 import functools
 import itertools
+import logging
 import sys
 import types
 from collections import deque
@@ -29,12 +30,17 @@ __all__ = ["INTERNAL", "Reads", "captured_by", "is_compiled", "is_plain_object",
 # Attributes by which `nn.Module` itself works.
 INTERNAL = frozenset(nn.Module().__dict__) - {"training"}
 
+# Packages whose objects lead everywhere and are not looked through.
+_MACHINERY = sys.stdlib_module_names - {"argparse", "builtins", "collections", "functools", "threading", "types"}
+_MACHINERY |= {"_pytest", "pluggy", "tqdm"}
+
 _DEEP = 12  # containers and objects within one another that are looked into
 _MANY = 20_000  # values that are looked at
 _LONG = 1_000  # entries of one container that are looked at
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device, enum.Enum, range, slice)
 _HARMLESS: tuple[type, ...] = (type, types.ModuleType, np.dtype, np.generic, np.ufunc)
 _HARMLESS += (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
+_HARMLESS += (logging.Logger, logging.LoggerAdapter)
 
 
 class Reads:
@@ -265,6 +271,8 @@ def is_plain_object(value: Any) -> bool:
     if isinstance(value, type | types.ModuleType | torch.Generator | nn.Module | BaseException):
         return False
     module = str(type(value).__module__)
+    if module.partition(".")[0] in _MACHINERY:
+        return False
     if module.startswith("torch."):
         return module.startswith("torch.distributions.")
     return module != "builtins" and (hasattr(value, "__dict__") or any(True for _ in slots_of(value)))

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import types
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,7 @@ def fingerprint(reads: Reads, attributes: set[Attribute] | None = None) -> dict[
         reads: what the field reads.
         attributes: the attributes of modules that matter; all of the instances' own when `None`.
     """
+    freeze = functools.partial(_freeze, apart={id(part) for part in reads.parts.values()})
     key: dict[Any, Any] = {}
     for name, tensor in (*reads.tensors.items(), *reads.captured.items()):
         key[name] = _outline(tensor)
@@ -80,34 +81,34 @@ def fingerprint(reads: Reads, attributes: set[Attribute] | None = None) -> dict[
             continue
         hooks = [tuple(owner.__dict__[name].values()) for name in _HOOKS]
         if any(hooks):
-            key[prefix, "hooks"] = _freeze(hooks, 2)
+            key[prefix, "hooks"] = freeze(hooks, 2)
         if attributes is None:
-            key.update({(prefix, n): _freeze(v, _DEEP) for n, v in owner.__dict__.items() if n not in INTERNAL})
+            key.update({(prefix, n): freeze(v, _DEEP) for n, v in owner.__dict__.items() if n not in INTERNAL})
     for prefix, name in attributes or ():
         if prefix in reads.owners:
-            key[prefix, name] = _attribute(reads.owners[prefix], name)
+            key[prefix, name] = _attribute(freeze, reads.owners[prefix], name)
     for prefix, part in reads.parts.items():
         if isinstance(part, types.FunctionType):
             key[prefix, "code"] = part.__code__
-            key.update({(prefix, name): _freeze(value, _DEEP) for name, value in captured_by(part)})
+            key.update({(prefix, name): freeze(value, _DEEP) for name, value in captured_by(part)})
         elif isinstance(part, functools.partial):
-            key[prefix, "partial"] = _freeze([*part.args, part.keywords], _DEEP)
+            key[prefix, "partial"] = freeze([*part.args, part.keywords], _DEEP)
         elif not isinstance(part, types.MethodType):
             own = (*getattr(part, "__dict__", {}).items(), *slots_of(part))
-            key.update({(prefix, name): _freeze(value, _DEEP) for name, value in own})
+            key.update({(prefix, name): freeze(value, _DEEP) for name, value in own})
             call = next((vars(k)["__call__"] for k in type(part).__mro__ if "__call__" in vars(k)), None)
-            key[prefix, "code"] = _freeze(call, 1)
+            key[prefix, "code"] = freeze(call, 1)
     return key
 
 
-def _attribute(owner: nn.Module, name: str) -> Any:
+def _attribute(freeze: Callable[[Any, int], Any], owner: nn.Module, name: str) -> Any:
     """An attribute of a module, of its own or of its class."""
     if name in owner.__dict__:
-        return _freeze(owner.__dict__[name], _DEEP)
+        return freeze(owner.__dict__[name], _DEEP)
     kind = type(owner)
     if kind.__module__.startswith("torch."):
         return None
-    return _freeze(getattr(kind, name, None), _DEEP)
+    return freeze(getattr(kind, name, None), _DEEP)
 
 
 def _outline(x: Tensor) -> tuple[Any, ...]:
@@ -128,30 +129,33 @@ def contents(reads: Reads, attributes: set[Attribute], volatile: set[Any]) -> di
     return found
 
 
-def _freeze(value: Any, depth: int) -> Any:
-    """A value as something that can be hashed, equal for as long as nothing within it changes."""
+def _freeze(value: Any, depth: int, apart: Set[int]) -> Any:
+    """A value as something that can be hashed, equal for as long as nothing within it changes.
+
+    Objects and functions whose ids are among `apart` are looked at on their own, and nothing more than once.
+    """
     if isinstance(value, _PLAIN):
         return value
     if isinstance(value, Tensor):
         return _outline(value)
     if isinstance(value, np.ndarray):
         return (value.shape, value.dtype.str, hash(value.tobytes()))
-    if isinstance(value, nn.Module):  # looked at on its own
+    if isinstance(value, nn.Module) or id(value) in apart:  # looked at on its own
         return type(value)
     if not depth:
         return id(value)
     if isinstance(value, list | tuple | deque):
-        return tuple(_freeze(v, depth - 1) for v in value)
+        return tuple(_freeze(v, depth - 1, apart) for v in value)
     if isinstance(value, dict):
-        return tuple((k, _freeze(v, depth - 1)) for k, v in value.items() if isinstance(k, _PLAIN))
+        return tuple((k, _freeze(v, depth - 1, apart)) for k, v in value.items() if isinstance(k, _PLAIN))
     if isinstance(value, set | frozenset):
-        return frozenset(_freeze(v, depth - 1) for v in value)
+        return frozenset(_freeze(v, depth - 1, apart) for v in value)
     if isinstance(value, types.FunctionType):
-        return (value.__code__, *((k, _freeze(v, depth - 1)) for k, v in captured_by(value)))
+        return (value.__code__, *((k, _freeze(v, depth - 1, apart)) for k, v in captured_by(value)))
     if isinstance(value, types.MethodType):
-        return (_freeze(value.__func__, depth - 1), _freeze(value.__self__, depth - 1))
+        return (_freeze(value.__func__, depth - 1, apart), _freeze(value.__self__, depth - 1, apart))
     if isinstance(value, functools.partial):
-        return tuple(_freeze(v, depth - 1) for v in (value.func, value.args, value.keywords))
+        return tuple(_freeze(v, depth - 1, apart) for v in (value.func, value.args, value.keywords))
     if is_plain_object(value):
-        return (type(value), _freeze({**getattr(value, "__dict__", {}), **dict(slots_of(value))}, depth - 1))
+        return (type(value), _freeze({**getattr(value, "__dict__", {}), **dict(slots_of(value))}, depth - 1, apart))
     return id(value)

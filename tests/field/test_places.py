@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gc
+import logging
+import math
 import sys
 import threading
 import types
@@ -22,6 +24,8 @@ from torch import Tensor, nn
 
 import pynode
 from pynode import FieldError
+from pynode.field._bindings import Reads
+from pynode.field._fingerprint import fingerprint
 from pynode.models import NODE
 
 Z0 = torch.tensor([[0.3, -0.2], [0.8, 0.5]], dtype=torch.float64)
@@ -636,3 +640,33 @@ def test_compiled_fields(engine: str, of: str) -> None:
         torch.testing.assert_close(z, expected, rtol=1e-12, atol=1e-13)
         for a, b in zip(*(torch.autograd.grad(x.sum(), list(layer.parameters())) for x in (z, expected)), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_what_leads_everywhere_is_no_part_of_a_field() -> None:
+    """A logger knows all other loggers, and objects may know one another: each is looked at once, or not at all."""
+    log = logging.getLogger("pynode.test")
+
+    def with_logger(t: Tensor, z: Tensor) -> Tensor:
+        log.debug("evaluated")
+        return -z
+
+    assert set(Reads(with_logger).parts) == {""}
+
+    class Station:
+        def __init__(self) -> None:
+            self.others: list[Station] = []
+            self.rate = 1.0
+
+    stations = [Station() for _ in range(12)]
+    for station in stations:
+        station.others = stations
+
+    def among_stations(t: Tensor, z: Tensor) -> Tensor:
+        return -stations[3].rate * z
+
+    z0 = torch.ones(1, 1, dtype=torch.float64)
+    z = pynode.solve(among_stations, z0, [0.0, 1.0], engine="torch", rtol=1e-8).z
+    assert z[-1].item() == pytest.approx(math.exp(-1), rel=1e-6)
+    before = fingerprint(Reads(among_stations))
+    stations[3].rate = 2.0
+    assert fingerprint(Reads(among_stations)) != before
