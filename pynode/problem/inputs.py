@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pynode.engine.outside import quiet_in_recordings
 from pynode.errors import FieldError, InputError
 from pynode.field import Field
 from pynode.problem.state import State
@@ -110,6 +111,7 @@ def _check_rows(times: Tensor) -> Tensor:
     return times
 
 
+@quiet_in_recordings
 def as_times(name: str, t: Any, like: Tensor) -> Tensor:
     """Times as a tensor on the state's device: in their own dtype where that is float32 or float64.
 

@@ -17,10 +17,7 @@ import pynode
 from pynode import compat
 from pynode.models import NODE
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.torch.jit.*is deprecated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:torch.tensor results are registered as constants"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.*is deprecated:DeprecationWarning")
 
 
 class Rate(nn.Module):
@@ -140,6 +137,7 @@ def test_traced_model(solve: Any) -> None:
 
 def test_traced_node() -> None:
     model = NODE(Rate(), solver="rk4", dt=0.1)
+    warnings.simplefilter("error", torch.jit.TracerWarning)
     for traced in (torch.jit.trace(model, torch.randn(3, 2)), torch.jit.trace(model.eval(), torch.randn(1, 2))):
         x = torch.randn(5, 2)
         torch.testing.assert_close(traced(x), model(x))
