@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from pynode.engine.choose import choose, named_engine
-from pynode.engine.outside import is_recording, outside_of_compile, quiet_in_recordings, record
 from pynode.engine.protocol import Engine, Gradients, Integration, Problem, Retcode, Stats
+from pynode.engine.recorded import record
 from pynode.errors import EngineUnavailable, InputError, SolveError
 from pynode.field import Field
+from pynode.field._outside import is_recording, outside_of_compile, quiet_in_recordings
 from pynode.field._substitution import LateRead
 from pynode.problem.event import Event
 from pynode.problem.independent import (

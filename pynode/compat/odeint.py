@@ -14,8 +14,8 @@ from pynode.compat.choice import no_counterpart, on_julia, only_in_event
 from pynode.compat.dense import dense_solution
 from pynode.compat.methods import check_method
 from pynode.engine.choose import named_engine
-from pynode.engine.outside import outside_of_compile
 from pynode.errors import InputError
+from pynode.field._outside import outside_of_compile
 
 __all__ = ["odeint", "odeint_adjoint", "odeint_dense", "odeint_event"]
 

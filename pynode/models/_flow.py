@@ -11,6 +11,7 @@ from torch.distributions import Distribution, Transform, constraints
 
 from pynode.errors import InputError
 from pynode.field._finite import check_finite
+from pynode.field._outside import outside_of_compile
 
 __all__ = ["Base", "Flow", "StandardNormal"]
 
@@ -178,6 +179,7 @@ class Flow(nn.Module):
         """The shape of one sample, where it is known without a context."""
         return self.base.event_shape if isinstance(self.base, Distribution) else None
 
+    @outside_of_compile
     def _checked(self, name: str, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if not isinstance(x, Tensor) or not x.is_floating_point():
             got = x.dtype if isinstance(x, Tensor) else type(x).__name__

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pynode.engine.protocol import Retcode, Stats
 from pynode.errors import InputError
+from pynode.field._outside import outside_of_compile
 from pynode.models._check import depths_like
 from pynode.models._node import NODE
 from pynode.nn import HigherOrder
@@ -72,6 +73,7 @@ class StackedNODE(NODE):
         begun = self._sign * s.new_tensor(self.knots[:-1]) <= self._sign * s
         return max(int(begun.sum()) - 1, 0)
 
+    @outside_of_compile
     def _solve(self, z0: Tensor, t: Tensor, args: tuple[Tensor, ...]) -> Tensor:
         self._forget()
         t = check_times(t, z0)

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pynode.engine.outside import quiet_in_recordings
 from pynode.errors import FieldError, InputError
 from pynode.field import Field
+from pynode.field._outside import outside_of_compile, quiet_in_recordings
 from pynode.problem.state import State
 from pynode.sensitivity import Sensitivity
 
@@ -111,6 +111,7 @@ def _check_rows(times: Tensor) -> Tensor:
     return times
 
 
+@outside_of_compile
 @quiet_in_recordings
 def as_times(name: str, t: Any, like: Tensor) -> Tensor:
     """Times as a tensor on the state's device: in their own dtype where that is float32 or float64.

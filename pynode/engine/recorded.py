@@ -1,17 +1,14 @@
-"""What records PyTorch programs, and a solve within such a program: `torch.compile` and `torch.jit.trace`.
+"""A solve while `torch.jit.trace` records.
 
-For `torch.compile` a solve is opaque: the graph ends before it and another one begins behind it. `torch.jit.trace` has
-no such break, and repeats, for every input, the steps of the call that it records. Fixed steps are right for every
-input; adaptive ones would be so for that of the recording only.
+A recording repeats, for every input, the steps of the call that it is made of. Fixed steps are right for every input;
+adaptive ones would be so for that of the recording only.
 """
 
 from __future__ import annotations
 
-import functools
 import math
-import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,45 +17,7 @@ from pynode.engine.solvers import SolverInfo
 from pynode.errors import EngineUnavailable, FieldError, InputError
 from pynode.field._time import time_dtype
 
-__all__ = ["is_recording", "outside_of_compile", "quiet_in_recordings", "record"]
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def outside_of_compile(function: F) -> F:
-    """Decorator of a function into which `torch.compile` is not to look."""
-    hidden: Callable[..., Any] | None = None
-
-    @functools.wraps(function)
-    def outer(*args: Any, **keywords: Any) -> Any:
-        nonlocal hidden
-        if not torch.compiler.is_dynamo_compiling():
-            return function(*args, **keywords)
-        if hidden is None:  # not before: this imports what takes as long to import as all else
-            hidden = torch.compiler.disable(function)
-        return hidden(*args, **keywords)
-
-    return cast(F, outer)
-
-
-def quiet_in_recordings(function: F) -> F:
-    """Decorator of a function about whose own code `torch.jit.trace` is not to warn, but still about the user's."""
-
-    @functools.wraps(function)
-    def outer(*args: Any, **keywords: Any) -> Any:
-        if not is_recording():
-            return function(*args, **keywords)
-        with warnings.catch_warnings():
-            own = r"(pynode|torchdiffeq)\."
-            warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module=own)  # type: ignore[attr-defined]
-            return function(*args, **keywords)
-
-    return cast(F, outer)
-
-
-def is_recording() -> bool:
-    """Whether `torch.jit.trace` records."""
-    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined]
+__all__ = ["record"]
 
 
 def record(
