@@ -266,7 +266,7 @@ def _solve(
                 form,
                 field,
                 in_full_precision(state),
-                in_full_precision(t),
+                t,
                 in_full_precision(args),
                 solver,
                 rtol,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import pynode
 from pynode.models import NODE, ODENet
 from pynode.nn import TimeConcat, TimeSequential
+from pynode.problem.inputs import as_times
 
 
 def fresh() -> nn.Module:
@@ -74,6 +75,18 @@ def test_models_with_a_stem_under_autocast(engine: str) -> None:
     images = ODENet(1, 3, channels=4, downsamplings=1, engine=engine)
     with torch.autocast(**AUTOCAST):
         images(torch.randn(2, 1, 8, 8)).float().sum().backward()
+
+
+def test_depths_beside_a_half_state_are_not_rounded_to_its_dtype() -> None:
+    def field(t: Tensor, z: Tensor) -> Tensor:
+        return torch.ones_like(z)
+
+    model = NODE(field, t=(0.0, 0.3), engine="torch", solver="euler", dt=1.0)
+    with torch.autocast(**AUTOCAST):
+        times = model.trajectory(torch.zeros(1, 2).bfloat16(), [0.1, 0.3])
+    exact = torch.tensor([0.1, 0.3]).bfloat16()
+    assert torch.equal(times[:, 0, 0], exact)
+    assert as_times("t", (0.0, 0.3), torch.zeros(1).bfloat16()).dtype == torch.float32
 
 
 def test_the_torch_field_computes_in_the_dtype_of_autocast() -> None:

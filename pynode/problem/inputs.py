@@ -122,7 +122,7 @@ def as_times(name: str, t: Any, like: Tensor) -> Tensor:
     Raises:
         InputError: they are no times.
     """
-    dtype = like.dtype
+    dtype = torch.promote_types(like.dtype.to_real(), torch.float32)  # a half state is solved in float32
     try:
         if isinstance(t, np.ndarray):
             t = torch.as_tensor(t)
