@@ -7,9 +7,11 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import pynode
 from pynode.engine.julia import runtime as julia_runtime
@@ -86,20 +88,63 @@ def test_the_package_is_where_it_is_said_to_be() -> None:
     assert f'uuid = "{julia_runtime.PYNODE_UUID}"' in (julia_runtime.julia_folder() / "Project.toml").read_text()
 
 
+IN_A_THREAD = """
+import threading
+import pynode, torch
+caught = []
+def work():
+    try:
+        pynode.solve(lambda t, z: -z, torch.ones(1, 1), [0.0, 1.0], engine="julia")
+    except pynode.EngineUnavailable as error:
+        caught.append(str(error))
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+assert "Julia has to be started on the main thread" in caught[0], caught
+print(pynode.solve(lambda t, z: -z, torch.ones(1, 1), [0.0, 1.0], engine="julia").retcode.name)
+"""
+
+
 @pytest.mark.julia
-def test_not_on_another_thread() -> None:
-    caught: list[BaseException] = []
+def test_started_on_the_main_thread_alone() -> None:
+    done = subprocess.run([sys.executable, "-c", IN_A_THREAD], capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "SUCCESS"
 
-    def work() -> None:
+
+@pytest.mark.julia
+def test_threads() -> None:
+    """Several threads solve and differentiate while Julia collects its garbage; equal to the serial results."""
+    module = julia_runtime.start()
+    field = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2)).double()
+    x = torch.linspace(-1, 1, 8, dtype=torch.float64).reshape(4, 2)
+
+    def run(k: int) -> list[Tensor]:
+        options: dict[str, Any] = {"batching": "independent"} if k == 3 else {"solver": ("tsit5", "vern7", "dopri5")[k]}
+        z = pynode.solve(lambda t, z: field(z), x + k, [0.0, 1.0], engine="julia", **options).z[-1]
+        return [z.detach(), *torch.autograd.grad((z**2).sum(), list(field.parameters()))]
+
+    expected = [run(k) for k in range(4)]
+    found: dict[int, Any] = {}
+
+    def work(k: int) -> None:
         try:
-            julia_runtime.start()
-        except pynode.EngineUnavailable as error:
-            caught.append(error)
+            for i in range(20):
+                found[k] = run(k)
+                if i % 10 == k:
+                    module.seval("GC.gc(false)")
+        except BaseException as error:
+            found[k] = error
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert "Julia runs on the main thread only" in str(caught[0])
+    threads = [threading.Thread(target=work, args=(k,), daemon=True) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=300)
+    for k in range(4):
+        assert not isinstance(found.get(k), BaseException), found[k]
+        for a, b in zip(found[k], expected[k], strict=True):
+            assert torch.equal(a, b)
 
 
 SCRIPT = """

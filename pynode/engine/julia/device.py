@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from typing import Any
 
 import torch
@@ -57,6 +58,10 @@ def device_of(problem: Problem) -> Device:
     move = 'move the field and the state to the CPU, or use engine="torch"'
     if where.type != "cuda":
         raise EngineUnavailable(f"the julia engine works on CPU and CUDA tensors, the state is on {where}: {move}")
+    if threading.current_thread() is not threading.main_thread():
+        raise EngineUnavailable(
+            f"the julia engine solves on a GPU on the main thread only, the state is on {where}: {move}, or solve there"
+        )
     if problem.solver.stiff:
         raise EngineUnavailable(
             f"the julia engine has the solver {problem.solver.name!r} on the CPU only, the state is on {where}: "

@@ -59,6 +59,7 @@ class JuliaEngine:
             return _CONTINUOUS
         return (*_CONTINUOUS, "forward") if solver.stiff else ("discrete", *_CONTINUOUS, "forward")
 
+    @julia_runtime.alone
     def solve(self, problem: Problem) -> Integration:
         """Integrate; see `Engine.solve`.
 
@@ -115,6 +116,7 @@ class JuliaEngine:
                 integration.interpolant = _Interpolant(held, problem)
         return integration
 
+    @julia_runtime.alone
     def find_event(self, problem: Problem, search: EventSearch) -> Crossing:
         """Step until a value has changed its sign, and find the time within that step.
 
@@ -137,6 +139,7 @@ class _Pullback:
     def __init__(self, kept: Kept, problem: Problem, stats: Stats) -> None:
         self.kept, self.problem, self.stats = kept, problem, stats
 
+    @julia_runtime.alone
     def __call__(self, cotangents: Sequence[Tensor | None]) -> Gradients:
         problem, session = self.problem, self.kept.session
         julia = session.start()
@@ -171,6 +174,7 @@ class _Interpolant:
     def __init__(self, kept: Kept, problem: Problem) -> None:
         self.kept, self.problem = kept, problem
 
+    @julia_runtime.alone
     def __call__(self, times: Tensor) -> tuple[Tensor, ...]:
         julia = self.kept.session.start()
         times = times.to("cpu", self.problem.z0[0].dtype).contiguous()

@@ -51,12 +51,14 @@ def reporting() -> Iterator[Any]:
     module = julia_runtime.start()
     from juliacall import JuliaError
 
-    try:
-        yield module
-    except JuliaError as error:
-        raise FieldError(str(module.told(error.exception))) from None
+    with julia_runtime.LOCK:
+        try:
+            yield module
+        except JuliaError as error:
+            raise FieldError(str(module.told(error.exception))) from None
 
 
+@julia_runtime.alone
 def _evaluate(operands: Sequence[Tensor], number: int, kernels: str, v: Tensor | None) -> list[Tensor]:
     """The value, or with `v` the products with each operand's Jacobian, by Julia."""
     module = julia_runtime.start()

@@ -1,11 +1,15 @@
 """The one place that starts Julia: lazily, through juliacall, on the main thread of the process that asked.
 
+Once it runs, any thread may call it, one at a time: see `alone`.
+
 Julia is found through the environment variables `PYTHON_JULIACALL_EXE` and `PYTHON_JULIACALL_PROJECT`, or in the
 environment that `install` has made with juliapkg. Nothing is ever installed without being asked for.
 """
 
 from __future__ import annotations
 
+import atexit
+import ctypes
 import functools
 import importlib.metadata
 import importlib.util
@@ -14,15 +18,26 @@ import re
 import shutil
 import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 
 from pynode.engine.protocol import Availability
 from pynode.errors import EngineUnavailable
 
-__all__ = ["PYNODE_UUID", "available", "julia_folder", "juliapkg_project", "manifest_versions", "open_cuda", "start"]
+__all__ = [
+    "LOCK",
+    "PYNODE_UUID",
+    "alone",
+    "available",
+    "julia_folder",
+    "juliapkg_project",
+    "manifest_versions",
+    "open_cuda",
+    "start",
+]
 
 PYNODE_UUID = "6f1c7d0e-53f0-4a7b-9d6e-0c7c4f5a8b21"
 
@@ -122,19 +137,36 @@ def start() -> Any:
     """Start Julia, once, and return the Julia module PyNODE.
 
     Raises:
-        EngineUnavailable: Julia is not there, this is not the main thread, or the process was forked from one
-            that had started Julia.
+        EngineUnavailable: Julia is not there, it does not run yet and this is not the main thread, or the process was
+            forked from one that had started Julia.
     """
     if _pid is not None and _pid != os.getpid():
         raise EngineUnavailable(
             "this process was forked from one in which Julia runs, and Julia does not survive a fork: start worker "
             'processes with multiprocessing.get_context("spawn"), or use engine="torch" in them'
         )
-    if threading.current_thread() is not threading.main_thread():
+    if _pid is None and threading.current_thread() is not threading.main_thread():
         raise EngineUnavailable(
-            'Julia runs on the main thread only: solve there, or use engine="torch" in other threads'
+            "Julia has to be started on the main thread, and other threads may use it then: make one solve there "
+            'first, or use engine="torch" in other threads'
         )
     return _started()
+
+
+LOCK = threading.RLock()
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def alone(function: F) -> F:
+    """Decorator of what works with Julia: one thread at a time, since Julia's workspaces are shared."""
+
+    @functools.wraps(function)
+    def locked(*args: Any, **keywords: Any) -> Any:
+        with LOCK:
+            return function(*args, **keywords)
+
+    return cast(F, locked)
 
 
 @functools.cache
@@ -155,8 +187,24 @@ def _started() -> Any:
         module.set_blas_threads(torch.get_num_threads())
     except juliacall.JuliaError as error:
         raise EngineUnavailable(f"Julia started, but PyNODE could not be loaded: {error}") from error
+    _let_other_threads_collect(juliacall.Main)
     _pid = os.getpid()
     return module
+
+
+def _let_other_threads_collect(main: Any) -> None:
+    """Tell Julia that this thread is in its code only while a call of it is under way.
+
+    Julia's garbage collector waits until every thread that it knows is at a safe point. The thread that started Julia
+    counts as running Julia's code even while it is in Python's, so that a collection in another thread would wait for
+    ever. Every call into Julia takes the thread out of this state and puts it back.
+    """
+    library = ctypes.PyDLL(str(main.seval('using Libdl; Libdl.dlpath("libjulia-internal")')))
+    library.jl_gc_safe_enter.restype = ctypes.c_int8
+    library.jl_gc_safe_leave.argtypes = [ctypes.c_int8]
+    before = library.jl_gc_safe_enter()
+    # Julia's own code at the end of the process, which runs after this, is called without such a change.
+    atexit.register(library.jl_gc_safe_leave, before)
 
 
 def open_cuda(index: int) -> int:
