@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,13 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pynode.derivatives import Failed, Run, differentiable
 from pynode.engine.choose import choose, named_engine
-from pynode.engine.protocol import Engine, Gradients, Integration, Problem, Retcode, Stats
+from pynode.engine.protocol import Problem, Retcode, Stats
 from pynode.engine.recorded import record
 from pynode.errors import EngineUnavailable, InputError, SolveError
 from pynode.field import Field
 from pynode.field._outside import is_recording, outside_of_compile, quiet_in_recordings
 from pynode.field._substitution import LateRead
+from pynode.field._transforms import differentiated, example, is_wrapped, levels, moves, untransformed
 from pynode.problem.event import Event
 from pynode.problem.independent import (
     EventOfEach,
@@ -314,37 +317,57 @@ def _solve(
         result = tuple(states) if form.is_tuple else states[0]
         return Solution(given, result, cost, Stats(), Retcode.SUCCESS, chosen.name, info.name, _form=form)
     t0 = times[0] if not independent else times.new_zeros(()) if not len(times) else times[0, 0]
-    vector_field = Field(function, state, t0, args, is_tuple, autocast)
+    examples, values = tuple(map(example, state)), tuple(map(example, args))
+    vector_field = Field(function, examples, example(t0), values, is_tuple, autocast)
+    inputs = (*state, times, *args, *vector_field.parameters)
+    transformed = any(map(is_wrapped, inputs))
+    if transformed:
+        vector_field = vector_field.replaced(
+            {n: example(p) for n, p in zip(vector_field.names, vector_field.parameters, strict=True)}
+        )
     if independent:
-        check_unmixed(vector_field, state, t0, args)
-    groups = {"z0": state, "t": (times,), "args": args, "parameters": vector_field.parameters}
-    tracked = torch.is_grad_enabled()
-    wants = {key: tuple([tracked and x.requires_grad for x in group]) for key, group in groups.items()}
-    tracked = any(map(any, wants.values()))
-    if tracked:
+        with untransformed():
+            check_unmixed(vector_field, examples, example(t0), values)
+    wanted = tuple(map(differentiated, inputs))
+    n, m = len(state), len(args)
+    wants = {"z0": wanted[:n], "t": wanted[n : n + 1]}
+    wants |= {"args": wanted[n + 1 : n + 1 + m], "parameters": wanted[n + 1 + m :]}
+    if any(wanted):
         check_real(vector_field, how)
     problem = Problem(
         field=vector_field,
-        z0=tuple(z.detach() for z in state),
-        t=times.detach(),
-        args=tuple(a.detach() for a in args),
+        z0=examples,
+        t=example(times),
+        args=values,
         parameters=vector_field.parameters,
         solver=info,
         rtol=rtol,
         atol=atol,
         dt=dt,
         max_steps=max_steps,
-        sensitivity=how if tracked else None,
+        sensitivity=how if any(wanted) else None,
         wants=wants,
         dense=dense,
     )
+    if dense and transformed:
+        raise EngineUnavailable(
+            "solve(dense=True) has no interpolant within torch.func's transforms: ask for times instead"
+        )
     found = None
     if event is not None:
+        if transformed or any(map(moves, inputs)):
+            raise EngineUnavailable(
+                "an event's time and state have a gradient by autograd alone, no forward derivatives and none by "
+                "torch.func: call solve(event=…) outside of its transforms and without dual numbers"
+            )
         found = (EventOfEach if independent else Event)(event, chosen, problem, form)
         times = found.cut(times)
         problem = replace(problem, t=times.detach())
-    run = _Run(chosen, problem)
-    z: tuple[Tensor, ...] = _Solve.apply(run, *state, times, *args, *vector_field.parameters) if tracked else run()
+    run = Run(chosen, problem, list(map(levels, inputs)), throw, given=not transformed)
+    z: tuple[Tensor, ...] = ()
+    with contextlib.suppress(Failed):
+        followed = transformed or any(wanted)
+        z = differentiable(run, (*state, times, *inputs[n + 1 :])) if followed else run.solve(inputs).z
     done, failed_at = run.integration, None
     check_resolution(problem, done.stats, None if found is None else found.reads_time)
     if done.retcode is not Retcode.SUCCESS:
@@ -413,90 +436,4 @@ def _in_form(form: State, solution: Solution) -> Solution:
         z=whole(solution.z, leading=1),
         event_z=whole(solution.event_z),
         running_cost=cost[0] if cost is not None and form.is_single else cost,
-    )
-
-
-class _Run:
-    """One run of an engine: what passes `_Solve.apply` beside tensors."""
-
-    integration: Integration
-
-    def __init__(self, engine: Engine, problem: Problem) -> None:
-        self.engine, self.problem = engine, problem
-
-    def __call__(self) -> tuple[Tensor, ...]:
-        problem = self.problem
-        self.integration = self.engine.solve(problem) if problem.z0[0].shape[0] else _solve_empty(problem)
-        return self.integration.z
-
-
-class _Solve(torch.autograd.Function):
-    """One solve as one node of the autograd graph."""
-
-    @staticmethod
-    def forward(ctx: Any, run: _Run, *tensors: Tensor) -> tuple[Tensor, ...]:
-        z = run()
-        # Saved so that autograd refuses a backward pass after one of them has been changed in place.
-        ctx.save_for_backward(*(x for x in tensors if not x.is_inference()))
-        ctx.set_materialize_grads(False)
-        field = run.problem.field
-        ctx.optional = [name in field.optional for name in field.names]
-        ctx.pullback, ctx.retcode = run.integration.pullback, run.integration.retcode
-        return z
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        _ = ctx.saved_tensors
-        if ctx.retcode is not Retcode.SUCCESS:
-            raise SolveError(f"no gradient, since the integration failed: {ctx.retcode.value}", ctx.retcode)
-        with torch.no_grad():
-            g: Gradients = ctx.pullback(cotangents)
-        if not torch._C._autograd._get_current_graph_task_keep_graph():
-            ctx.pullback = None  # as autograd does with what it saved, since no second pass can follow
-        optional = zip(ctx.optional, g.parameters, strict=True)
-        read = [None if o and x is not None and not bool(x.any()) else x for o, x in optional]
-        found = (*g.z0, g.t, *g.args, *read)
-        return (None, *(_once(found) if torch.is_grad_enabled() else found))
-
-
-class _Once(torch.autograd.Function):
-    """The identity, with an error for a derivative."""
-
-    @staticmethod
-    def forward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
-        return tuple(g.view_as(g) for g in gradients)
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, ...]:
-        raise EngineUnavailable(
-            "the gradient of pynode.solve cannot be differentiated once more. For a regulariser that contains a "
-            "gradient, compute it in the field or in running_cost, or use torchdiffeq.odeint itself"
-        )
-
-
-def _once(gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    """The gradients, arranged to raise when they are differentiated."""
-    given = [g.detach().requires_grad_() for g in gradients if g is not None]
-    marked = iter(_Once.apply(*given) if given else ())
-    return tuple(None if g is None else next(marked) for g in gradients)
-
-
-def _solve_empty(problem: Problem) -> Integration:
-    """The integration for a batch of size 0, which needs no engine."""
-    problem.field.check_finite(problem.z0, problem.args)
-
-    def pullback(cotangents: Sequence[Tensor | None]) -> Gradients:
-        def zeros(key: str, tensors: Sequence[Tensor]) -> list[Tensor | None]:
-            return [torch.zeros_like(x) if w else None for x, w in zip(tensors, problem.wants[key], strict=True)]
-
-        z0, (t,), args = zeros("z0", problem.z0), zeros("t", (problem.t,)), zeros("args", problem.args)
-        return Gradients(z0, t, args, zeros("parameters", problem.parameters))
-
-    return Integration(
-        tuple(x.new_empty((problem.t.shape[-1], *x.shape)) for x in problem.z0),
-        Stats(n_accepted=0, n_rejected=0),
-        Retcode.SUCCESS,
-        float("nan"),
-        pullback,
-        (lambda t: tuple(x.new_empty((len(t), *x.shape)) for x in problem.z0)) if problem.dense else None,
     )

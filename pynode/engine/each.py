@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from pynode.engine.protocol import Gradients, Integration, PerSample, Problem, Retcode, Stats
+from pynode.engine.protocol import Derivatives, Gradients, Integration, PerSample, Problem, Retcode, Stats
+from pynode.errors import EngineUnavailable
 
-__all__ = ["is_per_sample", "sample_of", "solve_each", "summary"]
+__all__ = ["EachDerivatives", "is_per_sample", "sample_of", "solve_each", "summary"]
 
 
 def is_per_sample(x: Tensor, batch: int) -> bool:
@@ -78,12 +79,22 @@ def solve_each(solve: Callable[[Problem], Integration], problem: Problem) -> Int
             return found
 
         integration.pullback = pullback
+        integration.derivatives = EachDerivatives(problem, lambda: parts)
     if problem.dense:
         integration.interpolant = lambda times: _interpolate(parts, times)
     return integration
 
 
 def _pull_back(problem: Problem, parts: Sequence[Integration], cotangents: Sequence[Tensor | None]) -> Gradients:
+    found = []
+    for b, part in enumerate(parts):
+        asked = ~problem.t[b].isnan()
+        assert part.pullback is not None
+        found.append(part.pullback([None if g is None else g[asked, b : b + 1] for g in cotangents]))
+    return _gather(problem, found)
+
+
+def _gather(problem: Problem, parts: Sequence[Gradients]) -> Gradients:
     """The gradients of all samples: beside one another where each has its own, else summed."""
     batch = problem.z0[0].shape[0]
     wants = problem.wants
@@ -93,10 +104,8 @@ def _pull_back(problem: Problem, parts: Sequence[Integration], cotangents: Seque
 
     z0, (t,), args = zeros("z0", problem.z0), zeros("t", (problem.t,)), zeros("args", problem.args)
     parameters = zeros("parameters", problem.parameters)
-    for b, part in enumerate(parts):
+    for b, got in enumerate(parts):
         asked = ~problem.t[b].isnan()
-        assert part.pullback is not None
-        got = part.pullback([None if g is None else g[asked, b : b + 1] for g in cotangents])
         for whole, g in zip(z0, got.z0, strict=True):
             if whole is not None and g is not None:
                 whole[b] = g[0]
@@ -110,6 +119,57 @@ def _pull_back(problem: Problem, parts: Sequence[Integration], cotangents: Seque
             if whole is not None and g is not None:
                 whole += g
     return Gradients(z0, t, args, parameters)
+
+
+class EachDerivatives:
+    """The derivatives of independent samples, from those of each; see `Derivatives`.
+
+    Args:
+        problem: the problem of all.
+        parts: makes the solves of each.
+    """
+
+    def __init__(self, problem: Problem, parts: Callable[[], Sequence[Integration]]) -> None:
+        self.problem, self.parts = problem, parts
+
+    def _each(self, directions: Gradients) -> Iterator[tuple[int, Tensor, Derivatives, Gradients]]:
+        """For each sample its number, which times it has, its derivatives, and how its inputs move."""
+        problem = self.problem
+        batch = problem.z0[0].shape[0]
+        for b, part in enumerate(self.parts()):
+            if part.derivatives is None:
+                raise EngineUnavailable(
+                    "there are no forward and no second derivatives of independent samples by this sensitivity: use "
+                    "another"
+                )
+            asked = ~problem.t[b].isnan()
+            own = Gradients(
+                [None if d is None else d[b : b + 1] for d in directions.z0],
+                None if directions.t is None else directions.t[b, asked],
+                [
+                    None if d is None else d[b : b + 1] if is_per_sample(a, batch) else d
+                    for a, d in zip(problem.args, directions.args, strict=True)
+                ],
+                directions.parameters,
+            )
+            yield b, asked, part.derivatives, own
+
+    def tangent(self, directions: Gradients) -> tuple[Tensor, ...]:
+        """As `Derivatives.tangent`; NaN where a sample has no time."""
+        problem = self.problem
+        found = tuple(x.new_full((problem.t.shape[1], *x.shape), float("nan")) for x in problem.z0)
+        for b, _, derivatives, own in self._each(directions):
+            for whole, x in zip(found, derivatives.tangent(own), strict=True):
+                whole[: len(x), b] = x[:, 0]
+        return found
+
+    def second(self, cotangents: Sequence[Tensor | None], directions: Gradients) -> Gradients:
+        """As `Derivatives.second`."""
+        found = [
+            d.second([None if g is None else g[asked, b : b + 1] for g in cotangents], own)
+            for b, asked, d, own in self._each(directions)
+        ]
+        return _gather(self.problem, found)
 
 
 def _interpolate(parts: Sequence[Integration], times: Tensor) -> tuple[Tensor, ...]:

@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from pynode.engine.continuous import ContinuousDerivatives
 from pynode.engine.each import is_per_sample
 from pynode.engine.protocol import Gradients, Integration, Problem, Retcode
 from pynode.errors import EngineUnavailable, InputError
 from pynode.field._tangents import TangentField
+from pynode.sensitivity import find_sensitivity
 
 __all__ = ["solve_forward"]
 
@@ -66,7 +68,9 @@ class _Directions:
         return _Directions(n, separate, tuple(z0), tuple(args), tuple(of_parameters), t0)
 
 
-def solve_forward(solve: Callable[[Problem], Integration], problem: Problem, norm_over_all: bool) -> Integration:
+def solve_forward(
+    solve: Callable[[Problem], Integration], problem: Problem, norm_over_all: bool, further: str
+) -> Integration:
     """Solve the state and its derivatives in all that a gradient is wanted for (the variational equation).
 
     Args:
@@ -74,6 +78,7 @@ def solve_forward(solve: Callable[[Problem], Integration], problem: Problem, nor
         problem: a problem whose sensitivity is `Forward`.
         norm_over_all: whether `solve` measures the error by one mean over all state tensors. The tolerances are then
             tightened so that the state is as accurate as without its tangents.
+        further: the sensitivity by which second derivatives are computed.
 
     Raises:
         EngineUnavailable: the field is, or contains, a `JuliaField`.
@@ -105,12 +110,13 @@ def solve_forward(solve: Callable[[Problem], Integration], problem: Problem, nor
     done = solve(extended)
     n = len(problem.z0)
     z, s = done.z[:n], done.z[n:]
+    kept = tuple(x.detach() for x in z)  # not those that will have a graph, which holds the pullback
     interpolant = done.interpolant
     pullback = None
     if done.retcode is Retcode.SUCCESS:
 
         def pullback(cotangents: Sequence[Tensor | None]) -> Gradients:
-            found = _contract(problem, directions, z, s, cotangents)
+            found = _contract(problem, directions, kept, s, cotangents)
             done.stats.nfe_backward = len(problem.t) if problem.wants["t"][0] else 0
             return found
 
@@ -120,6 +126,11 @@ def solve_forward(solve: Callable[[Problem], Integration], problem: Problem, nor
         z_end=None if done.z_end is None else done.z_end[:n],
         pullback=pullback,
         interpolant=None if interpolant is None else lambda times: interpolant(times)[:n],
+        derivatives=ContinuousDerivatives(
+            solve,
+            replace(problem, field=base, parameters=base.parameters, sensitivity=find_sensitivity(further)),
+            list(problem.field.named_tensors().values()),
+        ),
     )
 
 

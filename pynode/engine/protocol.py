@@ -16,6 +16,7 @@ from pynode.sensitivity import Sensitivity
 __all__ = [
     "Availability",
     "Crossing",
+    "Derivatives",
     "Engine",
     "EventSearch",
     "Gradients",
@@ -134,15 +135,53 @@ class Problem:
     wants: Mapping[str, tuple[bool, ...]]
     dense: bool = False
 
+    def field_time(self, t: torch.Tensor) -> torch.Tensor:
+        """The time that the field is to see at a time of the problem's."""
+        return t
+
+    @property
+    def inputs(self) -> tuple[torch.Tensor, ...]:
+        """What the solution depends on: `z0`, `t`, `args`, `parameters`."""
+        return (*self.z0, self.t, *self.args, *self.parameters)
+
+    @property
+    def wanted(self) -> tuple[bool, ...]:
+        """`wants` for each of `inputs`."""
+        return (*self.wants["z0"], *self.wants["t"], *self.wants["args"], *self.wants["parameters"])
+
 
 @dataclass
 class Gradients:
-    """Cotangents of the inputs of a `Problem`; `None` where not wanted."""
+    """A tensor for each input of a `Problem`: its cotangent, or a direction in which it moves.
+
+    `None` where it is not wanted, or does not move.
+    """
 
     z0: Sequence[torch.Tensor | None]
     t: torch.Tensor | None
     args: Sequence[torch.Tensor | None]
     parameters: Sequence[torch.Tensor | None]
+
+    @property
+    def flat(self) -> tuple[torch.Tensor | None, ...]:
+        """One after the other."""
+        return (*self.z0, self.t, *self.args, *self.parameters)
+
+    @staticmethod
+    def of(problem: Problem, flat: Sequence[torch.Tensor | None]) -> Gradients:
+        """From the inverse of `flat`."""
+        n, m = len(problem.z0), len(problem.args)
+        return Gradients(flat[:n], flat[n], flat[n + 1 : n + 1 + m], flat[n + 1 + m :])
+
+
+class Derivatives(Protocol):
+    """What follows the gradient: derivatives of the solution z(x), x the inputs of a `Problem` that are wanted."""
+
+    def tangent(self, directions: Gradients) -> tuple[torch.Tensor, ...]:
+        """The derivative of `z` as its inputs move: J(x) w, in the shapes of `z`."""
+
+    def second(self, cotangents: Sequence[torch.Tensor | None], directions: Gradients) -> Gradients:
+        """The gradient of <v, J(x) w> in x, v the cotangents of `z` and w the directions."""
 
 
 @dataclass
@@ -156,6 +195,7 @@ class Integration:
         t_end: the time that was reached; of independent samples, that of the first that failed.
         pullback: maps the cotangents of `z` (same shapes; `None` for zero) to `Gradients`; `None` when
             `Problem.sensitivity` is `None`. May be called more than once.
+        derivatives: the further ones, by the same sensitivity; `None` where there are none.
         interpolant: maps times `(n,)` to a tuple of `(n, batch, *features)`; `None` unless `Problem.dense`.
         z_end: where the integration failed, the state at `t_end`: for each state tensor `(batch, *features)`, finite.
     """
@@ -167,6 +207,7 @@ class Integration:
     pullback: Callable[[Sequence[torch.Tensor | None]], Gradients] | None = None
     interpolant: Callable[[torch.Tensor], tuple[torch.Tensor, ...]] | None = None
     z_end: tuple[torch.Tensor, ...] | None = None
+    derivatives: Derivatives | None = None
 
 
 @dataclass(frozen=True)

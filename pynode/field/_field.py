@@ -26,6 +26,7 @@ from pynode.field._parametrized import requires_grad, values_of
 from pynode.field._random import NoRandomness
 from pynode.field._substitution import LateRead, Substitution
 from pynode.field._time import time_dtype
+from pynode.field._transforms import example, is_followed, is_wrapped, moves, untransformed
 from pynode.field._watch import Watch
 
 __all__ = ["Field"]
@@ -108,7 +109,7 @@ class Field:
         tensors = self.named_tensors()
         self.parameters = tuple(tensors[n] for n in facts.names)
         self.check_finite((), ())
-        self.memory.latest = _Latest.of(self, len(z0), shapes)
+        self.memory.latest = None if any(map(is_wrapped, self.parameters)) else _Latest.of(self, len(z0), shapes)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -133,7 +134,8 @@ class Field:
     def _key(self, n_states: int, shapes: tuple[Any, ...]) -> tuple[Any, ...]:
         found = fingerprint(self.reads, self.memory.attributes)
         kept = tuple((k, v) for k, v in found.items() if k not in self.memory.volatile)
-        return kept, frozenset(self.memory.late), self.is_tuple, n_states, shapes
+        followed = frozenset(n for n, x in self.named_tensors().items() if is_wrapped(x) or moves(x))
+        return kept, followed, frozenset(self.memory.late), self.is_tuple, n_states, shapes
 
     @functools.cached_property
     def _tensors(self) -> dict[str, Tensor]:
@@ -155,7 +157,8 @@ class Field:
             if a.dtype.is_floating_point:
                 check_finite(f"args[{i}]", a)
         for name, parameter in zip(self.names if self.parameters else (), self.parameters, strict=True):
-            check_finite(f"the field's parameter {name}", parameter)
+            if not is_wrapped(parameter):  # whose values are looked at when PyTorch has unwrapped it
+                check_finite(f"the field's parameter {name}", parameter)
 
     def is_fixed(self, parameter: Tensor) -> bool:
         """Whether a copy of the function has to read this very tensor."""
@@ -230,6 +233,23 @@ class Field:
                 "it after backward(), pass what changes in solve(args=(…,)), or use sensitivity='discrete'"
             )
 
+    def check_same(self) -> None:
+        """Refuse to go on where the function's attributes, or what it captures, are others than when this was made.
+
+        Raises:
+            FieldError: names what has changed.
+        """
+        known = next((key[0] for key, facts in self.memory.facts.items() if facts is self.facts), ())
+        before = {place: value for place, value in known if isinstance(place, tuple)}
+        now = fingerprint(Reads(self.function), self.memory.attributes)
+        changed = ["".join(k) for k, value in before.items() if k in now and now[k] != value]
+        if changed:
+            raise FieldError(
+                f"the field has changed between the solve and a second derivative, which solves again: "
+                f"{', '.join(changed)}. Change it after the derivatives are taken, or pass what changes in "
+                "solve(args=(…,))"
+            )
+
     def __call__(self, t: Tensor, z: Sequence[Tensor], args: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
         """Evaluate: `t` 0-d, of any dtype, `z` and the result tuples of `(batch, *features)` tensors."""
         t = t.to(self.time_dtype)
@@ -264,7 +284,8 @@ class Field:
     def _learn(self, z0: tuple[Tensor, ...], t0: Tensor, args: tuple[Tensor, ...]) -> _Facts:
         """What one evaluation shows: what it reads, and which parts of the field matter."""
         before = fingerprint(self.reads)
-        names, differentiates = self._examine(z0, t0, args)
+        with untransformed():
+            names, differentiates = self._examine(z0, t0, args)
         after = fingerprint(self.reads)
         self.memory.volatile |= {k for k in after if isinstance(k, tuple) and after[k] != before.get(k)}
         runs_on = next(filter(None, (getattr(type(o), "runs_on", None) for o in self.reads.owners.values())), None)
@@ -279,13 +300,13 @@ class Field:
         """
         slots = self.reads.parametrized
         trained = {path for path in slots if requires_grad(slots, path)}
-        tensors = {n: x for n, x in self.named_tensors().items() if x.requires_grad or n in trained}
+        tensors = {n: x for n, x in self.named_tensors().items() if is_followed(x) or n in trained}
         with torch.inference_mode(False), torch.enable_grad():
             # A field may differentiate by its state, and may write to it.
             z0, t0 = tuple(z.clone().requires_grad_().clone() for z in z0), t0.clone()
             args = tuple(a.clone() for a in args)
             fixed = self.reads.fixed
-            own = {n: x if id(x) in fixed else x.detach().clone().requires_grad_() for n, x in tensors.items()}
+            own = {n: x if id(x) in fixed else example(x).clone().requires_grad_() for n, x in tensors.items()}
             live = _Live(self, own, looks=True)
             with _LEARNING, attributes_read(live.frozen.owners) as read, NoRandomness(__file__), _unwarned():
                 out = live(t0, tuple(z0) if self.is_tuple else z0[0], *args)

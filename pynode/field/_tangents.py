@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pynode.field._extended import ExtendedField
 from pynode.field._field import Field
 
-__all__ = ["TangentField"]
+__all__ = ["TangentField", "products", "tracked"]
 
 
-class TangentField(Field):
+class TangentField(ExtendedField):
     """The variational equation dS/dt = (∂f/∂z) S + (∂f/∂a) ȧ + (∂f/∂p) ṗ beside dz/dt = f(t, z, a; p).
 
     The state is that of the field followed by a tensor of `n` tangents, `(batch, n, *features)`, for each of its
@@ -49,34 +49,13 @@ class TangentField(Field):
         """As `Field.key`."""
         return (self.base.key, self.n, self.of_args, self.of_parameters)
 
-    def replaced(self, values: Mapping[str, Tensor]) -> TangentField:
-        """As `Field.replaced`."""
-        other = copy.copy(self)
-        other.base = self.base.replaced(values)
-        other.parameters = other.base.parameters
-        return other
-
-    def as_written(self) -> TangentField:
-        """As `Field.as_written`."""
-        other = copy.copy(self)
-        other.base = self.base.as_written()
-        return other
-
-    def freeze(self) -> None:
-        """As `Field.freeze`."""
-        self.base.freeze()
-
-    def settle(self) -> None:
-        """As `Field.settle`."""
-        self.base.settle()
-
     def __call__(self, t: Tensor, z: Sequence[Tensor], args: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
         """The derivatives of the state and of its tangents."""
         create = torch.is_grad_enabled()
         tangents = z[self.n_states :]
         with torch.enable_grad():
-            states = [_tracked(x) for x in z[: self.n_states]]
-            args = [_tracked(a) for a in args]
+            states = [tracked(x) for x in z[: self.n_states]]
+            args = [tracked(a) for a in args]
             parameters = self.base.parameters
             dz = self.base(t, states, args)
             cotangents = [torch.zeros_like(x).requires_grad_() for x in dz]
@@ -132,7 +111,8 @@ class TangentField(Field):
         return self._seeds[key]
 
 
-def _tracked(x: Tensor) -> Tensor:
+def tracked(x: Tensor) -> Tensor:
+    """A tensor that autograd follows, of the same values."""
     return x if x.requires_grad or not x.is_floating_point() else x.detach().requires_grad_()
 
 
@@ -158,3 +138,35 @@ def _products(
         *(d for _, d, _ in moved)
     )
     return found
+
+
+def products(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], directions: Sequence[Tensor], create: bool
+) -> Sequence[Tensor]:
+    """The derivative of outputs, which autograd has followed, as the inputs move in their directions; like the outputs.
+
+    Args:
+        outputs: what was computed.
+        inputs: from which it was computed.
+        directions: like the inputs.
+        create: whether the result is to be differentiated in turn.
+    """
+    cotangents = [torch.zeros_like(x).requires_grad_() for x in outputs]
+    pairs = [(x, v) for x, v in zip(outputs, cotangents, strict=True) if x.requires_grad]
+    gradients: Sequence[Tensor | None] = [None] * len(inputs)
+    if pairs:
+        gradients = torch.autograd.grad(
+            [x for x, _ in pairs], inputs, [v for _, v in pairs], create_graph=True, allow_unused=True
+        )
+    moved = [(g, d) for g, d in zip(gradients, directions, strict=True) if g is not None and g.requires_grad]
+    if not moved:
+        return [torch.zeros_like(x) for x in outputs]
+    return torch.autograd.grad(
+        [g for g, _ in moved],
+        cotangents,
+        [d for _, d in moved],
+        create_graph=create,
+        retain_graph=True,
+        allow_unused=True,
+        materialize_grads=True,
+    )

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pynode.engine.protocol import Crossing, Engine, EventSearch, Problem, Retcode
+from pynode.engine.refused import once_differentiable
 from pynode.errors import InputError
 from pynode.field._time import reads_time, time_as_asked, time_dtype
 from pynode.problem.state import State
@@ -25,6 +26,10 @@ __all__ = ["Event"]
 # A value counts as zero at the start if the solution leaves or meets zero within this many roundings of the time, in
 # its dtype, and of the span, in the state's.
 _ROUNDINGS = 16
+_NO_FURTHER = (
+    "an event's time, and the state there,",
+    "solve over fixed times for second derivatives",
+)
 
 
 class Event:
@@ -130,12 +135,14 @@ class Event:
         _, slopes = self._slopes(t, last, rates)
         delay = _newton(self.values(t, last, args)[index], slopes[index], 1e-2 * (t - solution.t[-2]).abs())
         last = tuple(x + rate * delay for x, rate in zip(last, rates, strict=True))
+        stop, *end = once_differentiable(*_NO_FURTHER, (t + delay, *last))  # the rate and the slope are held
+        last = tuple(end)
         return dataclasses.replace(
             solution,
             t=self.problem.t,
             z=self._state(self._spread(z, last)),
             running_cost=None if cost is None else last[-1],
-            event_t=t + delay,
+            event_t=stop,
             event_z=self._state(last[: self.n_states]),
             event_index=index,
             _interpolant=_within(solution._interpolant, solution.t[0], t),

@@ -18,6 +18,7 @@ from torch import Tensor
 from pynode.errors import FieldError, InputError
 from pynode.field import Field
 from pynode.field._outside import outside_of_compile, quiet_in_recordings
+from pynode.field._transforms import example
 from pynode.problem.state import State
 from pynode.sensitivity import Sensitivity
 
@@ -73,7 +74,7 @@ def check_times(t: Any, like: Tensor) -> Tensor:
             f"t must be 1-d, got shape {tuple(times.shape)}. Flatten it, or pass [t0, t1], or, for times of each "
             "sample's own, shape (batch, time)"
         )
-    values = times.tolist()
+    values = example(times).tolist()
     if len(values) > 1 and math.isfinite(sum(values)):
         ordered = sorted(set(values))
         if values == ordered or values == ordered[::-1]:
@@ -96,7 +97,7 @@ def check_times(t: Any, like: Tensor) -> Tensor:
 
 def _check_rows(times: Tensor) -> Tensor:
     """Times `(batch, time)`: each row strictly monotone, with NaN behind its last entry where it has fewer."""
-    for b, row in enumerate(times.tolist()):
+    for b, row in enumerate(example(times).tolist()):
         count = sum(not math.isnan(x) for x in row)
         values = row[:count]
         if count < 2 or not all(map(math.isfinite, values)):

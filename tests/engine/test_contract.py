@@ -251,16 +251,6 @@ def test_vector_jacobian_products_row_by_row(engine: str) -> None:
             torch.testing.assert_close(row[0], exact[n, i], rtol=1e-6, atol=1e-7)
 
 
-def test_double_backward_is_refused(engine: str) -> None:
-    field, z0, _ = draw("mlp")
-    z0.requires_grad_()
-    sol = pynode.solve(field, z0, [0.0, 1.0], engine=engine)
-    (gradient,) = torch.autograd.grad(sol.z[-1].pow(2).sum(), z0, create_graph=True)
-    assert gradient.abs().sum() > 0
-    with pytest.raises(pynode.PyNODEError, match="cannot be differentiated once more"):
-        gradient.sum().backward()
-
-
 def test_change_in_place_between_forward_and_backward(engine: str) -> None:
     field, z0, _ = draw("linear")
     sol = pynode.solve(field, z0, [0.0, 1.0], engine=engine)

@@ -72,7 +72,7 @@ class JuliaEngine:
         if problem.t.dim() == 2:
             return solve_samples(self.session, problem, self.solve, device, _memory(problem))
         if isinstance(problem.sensitivity, Forward):
-            return solve_forward(self.solve, problem, norm_over_all=True)
+            return solve_forward(self.solve, problem, True, self.sensitivities(problem.solver)[0])
         started = time.perf_counter()
         trace = trace_field(problem.field, problem.z0, problem.t[0], problem.args)
         session = self.session

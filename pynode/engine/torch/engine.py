@@ -9,19 +9,21 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torchdiffeq
 from torch import Tensor
 
+from pynode.engine.continuous import ContinuousDerivatives
 from pynode.engine.each import solve_each
 from pynode.engine.forward import solve_forward
 from pynode.engine.grid import substeps
 from pynode.engine.protocol import (
     Availability,
     Crossing,
+    Derivatives,
     EventSearch,
     Gradients,
     Integration,
@@ -99,7 +101,8 @@ class TorchEngine:
         if problem.t.dim() == 2:
             return solve_each(self.solve, problem)
         if isinstance(problem.sensitivity, Forward):
-            return solve_forward(self.solve, problem, norm_over_all=problem.solver.name in SCIPY)
+            # Further derivatives not by "discrete", whose states depend on the parameters: see `DirectionField`.
+            return solve_forward(self.solve, problem, problem.solver.name in SCIPY, "backsolve")
         if counts_from_zero(problem):
             return integration_at(self.solve(from_zero(problem)), problem.t[0])
         started = time.perf_counter()
@@ -124,12 +127,20 @@ class TorchEngine:
                 tracked.field.settle()
         stats = rhs.stats()
         pullback = interpolant = z_end = None
+        derivatives: Derivatives | None = None
+        how = problem.sensitivity
         t_end = float(problem.t[-1])
         if stop is not None:
             t_end, z_end = rhs.reached()
             z = _reached(tracked, t_end)
         else:
-            pullback = None if problem.sensitivity is None else _Pullback(tracked, z, rhs, stats)
+            if how is not None:
+                graph = _Graph(tracked, z, rhs, stats)
+                pullback = graph.pull_back
+                derivatives = graph
+                if how.name != "discrete":
+                    read = list(tracked.field.named_tensors().values())
+                    derivatives = ContinuousDerivatives(self.solve, tracked, read)
             interpolant = _interpolant(tracked, rhs, stats) if problem.dense else None
         stats.seconds = time.perf_counter() - started
         return Integration(
@@ -140,6 +151,7 @@ class TorchEngine:
             pullback,
             interpolant,
             z_end,
+            derivatives,
         )
 
 
@@ -272,52 +284,79 @@ def _reached(problem: Problem, t_end: float) -> tuple[Tensor, ...]:
     return z
 
 
-@dataclass
-class _Pullback:
-    """From cotangents of the states to `Gradients`, through the autograd graph of the solve."""
+class _Graph:
+    """The autograd graph of a solve, from the inputs that are wanted to the states."""
 
-    problem: Problem
-    z: tuple[Tensor, ...]
-    rhs: Rhs
-    stats: Stats
-
-    def __post_init__(self) -> None:
-        how = self.problem.sensitivity
+    def __init__(self, problem: Problem, z: tuple[Tensor, ...], rhs: Rhs, stats: Stats) -> None:
+        self.problem, self.z, self.rhs, self.stats = problem, z, rhs, stats
+        self.wanted = [i for i, w in enumerate(problem.wanted) if w]
+        self.inputs = [problem.inputs[i] for i in self.wanted]
+        how = problem.sensitivity
         self.evaluates = how is not None and how.name == "backsolve"
-        self.state = self.problem.field.state() if self.evaluates else {}
+        self.state = problem.field.state() if self.evaluates else {}
 
-    def __call__(self, cotangents: Sequence[Tensor | None]) -> Gradients:
-        problem, rhs = self.problem, self.rhs
-        wants = [problem.wants[key] for key in ("z0", "t", "args", "parameters")]
-        tensors = (*problem.z0, problem.t, *problem.args, *problem.parameters)
-        inputs = [x for x, w in zip(tensors, sum(wants, ()), strict=True) if w]
+    def _spread(self, found: Sequence[Tensor | None]) -> Gradients:
+        flat: list[Tensor | None] = [None] * len(self.problem.inputs)
+        for i, x, g in zip(self.wanted, self.inputs, found, strict=True):
+            flat[i] = torch.zeros_like(x) if g is None else g
+        return Gradients.of(self.problem, flat)
+
+    def _products(self, cotangents: Sequence[Tensor | None], create_graph: bool) -> Sequence[Tensor | None]:
+        """The products of cotangents with the Jacobian in each of `inputs`."""
         pairs = [(z, g) for z, g in zip(self.z, cotangents, strict=True) if g is not None and z.requires_grad]
+        if not pairs:
+            return [None] * len(self.inputs)
+        if self.evaluates:
+            self.problem.field.check_unchanged(self.state)
+        outputs, given = zip(*pairs, strict=True)
+        with self.problem.field.recomputing():
+            return torch.autograd.grad(
+                outputs, self.inputs, given, retain_graph=True, create_graph=create_graph, allow_unused=True
+            )
+
+    def pull_back(self, cotangents: Sequence[Tensor | None]) -> Gradients:
+        """From cotangents of the states to `Gradients`."""
+        rhs = self.rhs
         before, rhs.steps = rhs.nfe, 0  # max_steps bounds the backward solve too
-        found: Sequence[Tensor | None] = [None] * len(inputs)
-        if pairs:
-            if self.evaluates:
-                problem.field.check_unchanged(self.state)
-            try:
-                with problem.field.recomputing():
-                    found = torch.autograd.grad(
-                        [z for z, _ in pairs],
-                        inputs,
-                        [g for _, g in pairs],
-                        retain_graph=True,
-                        allow_unused=True,
-                    )
-            except (Stop, AssertionError, ValueError) as error:
-                stop = rhs.diagnose(error)
-                raise SolveError(
-                    f"the backward solve stopped at t={stop.t_end:.6g}: {stop.retcode.value}", stop.retcode
-                ) from None
-            finally:
-                problem.field.settle()
+        try:
+            found = self._products(cotangents, create_graph=False)
+        except (Stop, AssertionError, ValueError) as error:
+            stop = rhs.diagnose(error)
+            raise SolveError(
+                f"the backward solve stopped at t={stop.t_end:.6g}: {stop.retcode.value}", stop.retcode
+            ) from None
+        finally:
+            self.problem.field.settle()
         solved = rhs.nfe - before  # none, if the graph of the forward solve was walked
         self.stats.nfe_backward = solved or rhs.nfe_differentiated
-        rest = iter([torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)])
-        z0, t, args, parameters = ([next(rest) if w else None for w in want] for want in wants)
-        return Gradients(z0, t[0], args, parameters)
+        return self._spread(found)
+
+    def tangent(self, directions: Gradients) -> tuple[Tensor, ...]:
+        """As `Derivatives.tangent`: the derivative of the product with a cotangent, in that cotangent."""
+        with torch.enable_grad():
+            cotangents = [torch.zeros_like(z).requires_grad_() for z in self.z]
+            pairs = self._moved(self._products(cotangents, create_graph=True), directions)
+            if not pairs:
+                return tuple(torch.zeros_like(z) for z in cotangents)
+            products, given = zip(*pairs, strict=True)
+            return torch.autograd.grad(
+                products, cotangents, given, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+
+    def second(self, cotangents: Sequence[Tensor | None], directions: Gradients) -> Gradients:
+        """As `Derivatives.second`."""
+        with torch.enable_grad():
+            pairs = self._moved(self._products(cotangents, create_graph=True), directions)
+            found: Sequence[Tensor | None] = [None] * len(self.inputs)
+            if pairs:
+                products, given = zip(*pairs, strict=True)
+                found = torch.autograd.grad(products, self.inputs, given, retain_graph=True, allow_unused=True)
+        return self._spread(found)
+
+    def _moved(self, products: Sequence[Tensor | None], directions: Gradients) -> list[tuple[Tensor, Tensor]]:
+        """Of the products those that depend on something, with the directions of their inputs, where these move."""
+        pairs = zip(products, (directions.flat[i] for i in self.wanted), strict=True)
+        return [(g, d) for g, d in pairs if g is not None and d is not None and g.requires_grad]
 
 
 def _interpolant(problem: Problem, rhs: Rhs, stats: Stats) -> Callable[[Tensor], tuple[Tensor, ...]]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pynode.engine.protocol import Crossing, EventSearch, Integration, Problem
 
-__all__ = ["counts_from_zero", "crossing_at", "from_zero", "integration_at", "search_from_zero", "user_time"]
+__all__ = ["counts_from_zero", "crossing_at", "from_zero", "integration_at", "search_from_zero"]
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,10 @@ class _FromZero(Problem):
     """A problem whose times are counted from `origin`."""
 
     origin: Tensor | None = None
+
+    def field_time(self, t: Tensor) -> Tensor:
+        """As `Problem.field_time`."""
+        return t if self.origin is None else t.double() + self.origin
 
 
 def counts_from_zero(problem: Problem) -> bool:
@@ -31,11 +35,6 @@ def from_zero(problem: Problem) -> Problem:
     """The problem with its times counted from the first."""
     given = {f.name: getattr(problem, f.name) for f in fields(problem)}
     return _FromZero(**{**given, "t": problem.t - problem.t[0], "origin": problem.t[0]})
-
-
-def user_time(problem: Problem, t: Tensor) -> Tensor:
-    """The time that the field is to see."""
-    return t.double() + problem.origin if isinstance(problem, _FromZero) and problem.origin is not None else t
 
 
 def search_from_zero(search: EventSearch, origin: Tensor) -> EventSearch:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from pynode.engine.protocol import Problem, Retcode, Stats
-from pynode.engine.torch.origin import user_time
 
 __all__ = ["SCIPY", "UNBOUNDED", "AdaptiveRhs", "GaveUp", "Rhs", "Stop", "all_finite", "right_hand_side"]
 
@@ -50,7 +49,7 @@ class Rhs:
         self.nfe += 1
         field = self.problem.field
         states = z if field.is_tuple else (z,)
-        dz = field(user_time(self.problem, t), states, self.problem.args)
+        dz = field(self.problem.field_time(t), states, self.problem.args)
         if torch.is_grad_enabled() and not any(x.requires_grad for x in dz):
             # torchdiffeq's adjoint differentiates whatever it gets, also a field that depends on nothing here.
             dz = tuple(_DependsOn.apply(x, z) for x, z in zip(dz, states, strict=True))

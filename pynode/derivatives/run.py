@@ -1,0 +1,158 @@
+"""One solve: the problem, and once it is solved, what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pynode.engine.protocol import Derivatives, Engine, Gradients, Integration, Problem, Retcode, Stats
+from pynode.errors import EngineUnavailable, SolveError
+from pynode.problem.inputs import check_times
+
+__all__ = ["Failed", "Run"]
+
+
+class Failed(Exception):
+    """An integration that did not reach its last time; `Run.integration` tells of it."""
+
+
+class Run:
+    """One solve.
+
+    Args:
+        engine: what solves.
+        problem: what is to be solved. Where a transform maps over inputs, its tensors are an example of them.
+        levels: for each of the problem's inputs the levels of the transforms that differentiate it.
+        throw: whether a failed integration raises `Failed`.
+        given: whether the problem's tensors are those that are solved for, as they are without transforms.
+
+    Attributes:
+        parts: the runs that this one was split or joined into, by what was mapped over; see `mapped`.
+    """
+
+    def __init__(
+        self, engine: Engine, problem: Problem, levels: Sequence[frozenset[int]], throw: bool, given: bool = True
+    ) -> None:
+        self.engine, self.problem, self.levels = engine, problem, levels
+        self.throw, self.given = throw, given
+        self.parts: dict[Any, Any] = {}
+        self._integration: Integration | None = None
+
+    def like(self, problem: Problem) -> Run:
+        """A run of a part of this one's problem, or of several of it."""
+        return Run(self.engine, problem, self.levels, self.throw, given=False)
+
+    @property
+    def integration(self) -> Integration:
+        """What came of it, without the states; of several, where a transform mapped over it, all that they cost."""
+        if self._integration is not None:
+            return self._integration
+        found = [x for part in self.parts.values() for run in part.runs if (x := run.integration) is not None]
+        first = next((x for x in found if x.retcode is not Retcode.SUCCESS), found[0])
+        stats = Stats(
+            sum(x.stats.nfe for x in found),
+            None,
+            _total(x.stats.n_accepted for x in found),
+            _total(x.stats.n_rejected for x in found),
+            sum(x.stats.seconds for x in found),
+        )
+        return replace(first, stats=stats, interpolant=None)
+
+    def solve(self, inputs: Sequence[Tensor]) -> Integration:
+        """Solve for these values of the problem's inputs.
+
+        Raises:
+            Failed: the integration failed, and that is to raise.
+        """
+        problem = self.problem if self.given else with_inputs(self.problem, inputs)
+        found = self.engine.solve(problem) if problem.z0[0].shape[0] else _solve_empty(problem)
+        self._integration = replace(found, z=())  # which would hold the graph that holds this
+        if self.throw and found.retcode is not Retcode.SUCCESS:
+            raise Failed
+        return found
+
+    def _solved(self, inputs: Sequence[Tensor]) -> Integration:
+        found = self._integration or self.solve(inputs)
+        if found.retcode is not Retcode.SUCCESS:
+            raise SolveError(f"no gradient, since the integration failed: {found.retcode.value}", found.retcode)
+        return found
+
+    def pull_back(self, cotangents: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> Gradients:
+        """The gradients for cotangents of the solution.
+
+        Raises:
+            SolveError: the integration, or a solve of the adjoint, failed.
+        """
+        pullback = self._solved(inputs).pullback
+        assert pullback is not None
+        with torch.no_grad():
+            return pullback(cotangents)
+
+    def derivatives(self, inputs: Sequence[Tensor]) -> Derivatives:
+        """The further derivatives.
+
+        Raises:
+            SolveError: the integration failed.
+            EngineUnavailable: there are none.
+        """
+        found = self._solved(inputs).derivatives
+        if found is None:
+            how = self.problem.sensitivity
+            raise EngineUnavailable(
+                f"the {self.engine.name} engine has no forward and no second derivatives of {self.problem.solver.name} "
+                f"by {how.name!r}: use another sensitivity or the other engine"  # type: ignore[union-attr]
+            )
+        return found
+
+
+def with_inputs(problem: Problem, inputs: Sequence[Tensor]) -> Problem:
+    """The problem for other values of its inputs, which are looked at here: a transform has hidden them until now."""
+    n, m = len(problem.z0), len(problem.args)
+    x = [y.detach() for y in inputs]
+    check_times(x[n], x[0])
+    names = problem.field.names
+    field = problem.field.replaced(dict(zip(names, x[n + 1 + m :], strict=True)))
+    return replace(
+        problem, z0=tuple(x[:n]), t=x[n], args=tuple(x[n + 1 : n + 1 + m]), field=field, parameters=field.parameters
+    )
+
+
+def _total(counts: Iterable[int | None]) -> int | None:
+    known = list(counts)
+    return None if None in known else sum(known)  # type: ignore[arg-type]
+
+
+class _Nothing:
+    """Derivatives of the solution of an empty batch."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+
+    def tangent(self, directions: Gradients) -> tuple[Tensor, ...]:
+        """As `Derivatives.tangent`."""
+        return tuple(x.new_empty((self.problem.t.shape[-1], *x.shape)) for x in self.problem.z0)
+
+    def second(self, cotangents: Sequence[Tensor | None], directions: Gradients | None = None) -> Gradients:
+        """As `Derivatives.second`."""
+        problem = self.problem
+        pairs = zip(problem.inputs, problem.wanted, strict=True)
+        return Gradients.of(problem, [torch.zeros_like(x) if w else None for x, w in pairs])
+
+
+def _solve_empty(problem: Problem) -> Integration:
+    """The integration for a batch of size 0, which needs no engine."""
+    problem.field.check_finite(problem.z0, problem.args)
+    nothing = _Nothing(problem)
+    return Integration(
+        nothing.tangent(Gradients((), None, (), ())),
+        Stats(n_accepted=0, n_rejected=0),
+        Retcode.SUCCESS,
+        float("nan"),
+        nothing.second,
+        (lambda t: tuple(x.new_empty((len(t), *x.shape)) for x in problem.z0)) if problem.dense else None,
+        derivatives=nothing,
+    )

@@ -1,0 +1,76 @@
+"""Derivatives that do not exist: they raise where they are asked for, and are never `None` or zero."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pynode.errors import EngineUnavailable
+
+__all__ = ["once_differentiable"]
+
+
+def once_differentiable(what: str, remedy: str, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The same tensors; what is differentiated twice, or forwards, raises.
+
+    Args:
+        what: what the message says has no further derivative.
+        remedy: what to do instead.
+        tensors: floating-point tensors.
+    """
+    found: tuple[Tensor, ...] = _First.apply((what, remedy), *tensors)
+    return found
+
+
+def _refuse(message: tuple[str, str]) -> EngineUnavailable:
+    what, remedy = message
+    return EngineUnavailable(f"{what} has a gradient, and no further derivative: {remedy}")
+
+
+class _First(torch.autograd.Function):
+    """The identity, whose gradient has no derivative."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(message: tuple[str, str], *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(x.view_as(x) for x in tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.message, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
+        # The tensors go along, so that whoever differentiates by what they depend on meets the error.
+        return None, *_Last.apply(ctx.message, len(cotangents), *cotangents, *ctx.saved_tensors)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise _refuse(ctx.message)
+
+
+class _Last(torch.autograd.Function):
+    """The first `n` of the tensors, with an error for a derivative in any."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(message: tuple[str, str], n: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(x.view_as(x) for x in tensors[:n])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.message = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
+        raise _refuse(ctx.message)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise _refuse(ctx.message)

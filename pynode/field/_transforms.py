@@ -1,0 +1,88 @@
+"""What the transforms of `torch.func` and dual numbers wrap tensors in."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C import _functorch
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.autograd import forward_ad
+
+__all__ = ["differentiated", "example", "is_followed", "is_wrapped", "levels", "moves", "untransformed"]
+
+
+_is_dead: Any = _functorch.is_dead_tensor_wrapper  # type: ignore[attr-defined]
+
+
+def is_wrapped(x: Tensor) -> bool:
+    """Whether it is a transform's, so that its values may be those of several tensors, or be hidden."""
+    return _functorch.is_functorch_wrapped_tensor(x) and not _is_dead(x)
+
+
+def _layers(x: Tensor) -> Iterator[Tensor]:
+    while _functorch.is_functorch_wrapped_tensor(x):
+        if not _is_dead(x):
+            yield x
+        x = _functorch.get_unwrapped(x)
+    yield x
+
+
+def levels(x: Tensor) -> frozenset[int]:
+    """The nesting levels of the transforms that differentiate it, or may do so."""
+    if not _functorch.is_functorch_wrapped_tensor(x):
+        return frozenset()
+    forward = {i.level() for i in _functorch.get_interpreter_stack() or () if i.key() == TransformType.Jvp}
+    found = set()
+    for y in _layers(x):
+        level = _functorch.maybe_get_level(y) if _functorch.is_gradtrackingtensor(y) else 0
+        if (level in forward and (y is not x or _tangent(x) is not None)) or (
+            level > 0 and level not in forward and y.requires_grad
+        ):  # further in there is no telling
+            found.add(level)
+    return frozenset(found)
+
+
+def moves(x: Tensor) -> bool:
+    """Whether it is a dual number."""
+    return torch._C._is_fwd_grad_enabled() and forward_ad._current_level >= 0 and _tangent(x) is not None
+
+
+def _tangent(x: Tensor) -> Tensor | None:
+    tangent: Tensor | None = forward_ad.unpack_dual(x).tangent
+    return tangent
+
+
+def differentiated(x: Tensor) -> bool:
+    """Whether a derivative in it may be asked for."""
+    if not (x.is_floating_point() or x.is_complex()):
+        return False
+    if (x.requires_grad and torch.is_grad_enabled()) or moves(x):
+        return True
+    return is_wrapped(x) and (bool(levels(x)) or any(y.requires_grad for y in _layers(x)))
+
+
+def is_followed(x: Tensor) -> bool:
+    """Whether PyTorch has to see what becomes of it: a gradient may be asked for, it moves, or a transform has it."""
+    return x.requires_grad or is_wrapped(x) or moves(x)
+
+
+def example(x: Tensor) -> Tensor:
+    """The tensor without any transform: its values, or the first of those that are mapped over."""
+    while _functorch.is_functorch_wrapped_tensor(x):
+        dim = _functorch.maybe_get_bdim(x) if _functorch.is_batchedtensor(x) else -1
+        x = _functorch.get_unwrapped(x)
+        if dim >= 0:
+            x = x.select(dim, 0)
+    return x.detach()
+
+
+@contextlib.contextmanager
+def untransformed() -> Iterator[None]:
+    """Within the context no transform is under way; wrapped tensors are of no use there."""
+    with temporarily_clear_interpreter_stack():
+        yield
