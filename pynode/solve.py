@@ -39,6 +39,9 @@ from pynode.sensitivity import Sensitivity
 __all__ = ["Solution", "solve"]
 
 
+_ATTEMPTS = 100  # tensors that may be met one after the other in the course of a solve
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Solution:
     """The solution of an initial value problem.
@@ -216,6 +219,7 @@ def solve(
     form = state_of(z0)
     state = form.tensors(z0)
     form, given = with_args(form, check_args(args))
+    attempts = 0
     while True:
         try:
             solution = _solve(
@@ -238,6 +242,9 @@ def solve(
                 throw,
             )
         except LateRead:
+            attempts += 1
+            if attempts == _ATTEMPTS:
+                raise
             continue  # it is known now, and an input from the start
         return solution if form.is_plain else _in_form(form, solution)
 

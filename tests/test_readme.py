@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pynode.cli import _parser
+from pynode.cli.main import _parser
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

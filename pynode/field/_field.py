@@ -21,10 +21,11 @@ from pynode.errors import FieldError
 from pynode.field._bindings import Reads
 from pynode.field._fingerprint import attributes_read, contents, fingerprint
 from pynode.field._finite import check_finite
-from pynode.field._frozen import Frozen
+from pynode.field._live import Live
+from pynode.field._memory import memory_of
 from pynode.field._parametrized import requires_grad, values_of
 from pynode.field._random import NoRandomness
-from pynode.field._substitution import LateRead, Substitution
+from pynode.field._substitution import Substitution
 from pynode.field._time import time_dtype
 from pynode.field._transforms import example, is_followed, is_wrapped, moves, untransformed
 from pynode.field._watch import Watch
@@ -88,7 +89,7 @@ class Field:
         self.unwraps = False
         self.time_dtype = time_dtype(function, z0[0].dtype)
         t0 = t0.to(self.time_dtype)
-        self.memory = _memory_of(function)
+        self.memory = memory_of(function)
         self._values: Mapping[str, Tensor] = {}
         shapes = (autocast, torch.get_default_dtype(), *((x.shape[1:], x.dtype, x.device) for x in (*z0, *args)))
         self.facts: _Facts
@@ -191,13 +192,19 @@ class Field:
         return self.replaced(leaves)
 
     @functools.cached_property
-    def _live(self) -> _Live:
+    def _live(self) -> Live:
         named, values = self.named_tensors(), dict(self._values)
         late = {n for n, x in named.items() if n not in self.facts.names and x.requires_grad}
         if self.facts.differentiates:  # which autograd does not by tensors that were made in inference mode
             with torch.inference_mode(False):
                 values = {n: x.clone() for n, x in named.items() if x.is_inference()} | values
-        return _Live(self, values, late)
+        return self._evaluator(values, late)
+
+    def _evaluator(self, values: Mapping[str, Tensor], late: Iterable[str] = (), looks: bool = False) -> Live:
+        named, computed = self.named_tensors(), self.parametrized
+        return Live(
+            self.function, self.reads, named, computed, values, self.memory, self.autocast, self.unwraps, late, looks
+        )
 
     def freeze(self) -> None:
         """Take what the function reads now, for all evaluations to come."""
@@ -307,7 +314,7 @@ class Field:
             args = tuple(a.clone() for a in args)
             fixed = self.reads.fixed
             own = {n: x if id(x) in fixed else example(x).clone().requires_grad_() for n, x in tensors.items()}
-            live = _Live(self, own, looks=True)
+            live = self._evaluator(own, looks=True)
             with _LEARNING, attributes_read(live.frozen.owners) as read, NoRandomness(__file__), _unwarned():
                 out = live(t0, tuple(z0) if self.is_tuple else z0[0], *args)
             live.frozen.write_back()
@@ -358,59 +365,6 @@ _REMEDY = {
 }
 
 
-class _Live:
-    """What evaluates a field: the copy of its function, and what reaches the tensors that no copy can replace.
-
-    Args:
-        field: the field.
-        values: what it reads instead of its own tensors, by name.
-        late: names of tensors that require a gradient and are no inputs.
-        looks: whether to look at what it reads even where all is known.
-
-    Attributes:
-        read: names of the tensors that evaluations have read, as far as that is looked at.
-        differentiates: whether they have called `torch.autograd.grad`, likewise.
-    """
-
-    def __init__(
-        self, field: Field, values: Mapping[str, Tensor], late: Iterable[str] = (), looks: bool = False
-    ) -> None:
-        named, reads = field.named_tensors(), field.reads
-        self.by_id = {id(named[n]): x for n, x in values.items() if x is not named[n]}
-        computed = {path: values.get(path, x) for path, x in field.parametrized.items()}
-        self.frozen = Frozen(field.function, reads, self.by_id, computed, field.unwraps)
-        self.autocast, self.memory = field.autocast, field.memory
-        self.read: set[str] = set()
-        self.differentiates = False
-        self.held = named  # so that no id is used again
-        self.late = {id(named[n]): n for n in late}
-        self.looks = looks or reads.opaque or bool(self.late)
-        if self.looks:
-            self.names = {id(named[n]): n for n in named if id(named[n]) not in self.late}
-            self.names.update((id(x), n) for n, x in values.items())
-
-    def __call__(self, t: Tensor, z: Any, *args: Tensor) -> Any:
-        if self.autocast is not None:
-            with torch.autocast(t.device.type, self.autocast):
-                return self._evaluate(t, z, *args)
-        return self._evaluate(t, z, *args)
-
-    def _evaluate(self, t: Tensor, z: Any, *args: Tensor) -> Any:
-        if not self.looks:
-            return self.frozen.function(t, z, *args)
-        arguments = (t, *(z if isinstance(z, tuple) else (z,)), *args)
-        mode = Substitution(self.by_id, self.names, self.late, arguments)
-        try:
-            with mode:
-                out = self.frozen.function(t, z, *args)
-        except LateRead as late:
-            self.memory.learn(late)
-            raise
-        self.read |= mode.read
-        self.differentiates |= mode.differentiates
-        return out
-
-
 @contextlib.contextmanager
 def _unwarned() -> Iterator[None]:
     """Without PyTorch's warning of a number that is taken out of a tensor that requires a gradient."""
@@ -451,54 +405,3 @@ class _Latest:
     def holds(self, function: Any, is_tuple: bool, n_states: int, shapes: tuple[Any, ...]) -> bool:
         same = self.function() is function and self.signature == (is_tuple, n_states, shapes)
         return same and self.watch.unchanged()
-
-
-class _Memory:
-    """What is known of one callable, for as long as it lives."""
-
-    def __init__(self) -> None:
-        self.facts = _Recent()
-        self.traces = _Recent()
-        self.latest: _Latest | None = None
-        self.attributes: set[tuple[str, str]] = set()  # that evaluating the field reads
-        self.volatile: set[Any] = set()  # parts of the fingerprint that evaluating the field changes, e.g. a counter
-        self.late: set[str] = set()  # names of tensors that are read only in the course of a solve
-
-    def learn(self, late: LateRead) -> None:
-        """Take note of a tensor that was read late: the next `Field` has it among its parameters.
-
-        Raises:
-            FieldError: it is known already.
-        """
-        if late.name in self.late:
-            raise FieldError(str(late)) from late
-        self.late.add(late.name)
-        self.latest = None
-
-
-class _Recent(dict[Any, Any]):
-    """A dictionary of the latest entries."""
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        if len(self) >= _KEPT:
-            self.pop(next(iter(self)), None)
-        super().__setitem__(key, value)
-
-
-_KEPT = 64
-_MEMORIES: weakref.WeakKeyDictionary[Any, _Memory] = weakref.WeakKeyDictionary()
-
-
-def _memory_of(function: Any) -> _Memory:
-    # Methods, partials and functions are often made anew for each call: what they are made of lives on.
-    while isinstance(function, types.MethodType | functools.partial):
-        function = function.__self__ if isinstance(function, types.MethodType) else function.func
-    if isinstance(function, types.FunctionType):
-        function = function.__code__
-    try:
-        found = _MEMORIES.get(function)
-        if found is None:
-            found = _MEMORIES[function] = _Memory()
-        return found
-    except TypeError:  # not weakly referenceable
-        return _Memory()

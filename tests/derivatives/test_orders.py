@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from reference import Field, close, inputs, loss, torchdiffeqs
+from eager_steps import Field, close, inputs, loss, torchdiffeqs
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.autograd import functional as A

@@ -1,0 +1,58 @@
+"""What is known of a callable from the solves before, for as long as it lives."""
+
+from __future__ import annotations
+
+import functools
+import types
+import weakref
+from typing import Any
+
+from pynode.field._substitution import LateRead
+
+__all__ = ["Memory", "memory_of"]
+
+
+class Memory:
+    """What is known of one callable, for as long as it lives."""
+
+    def __init__(self) -> None:
+        self.facts = _Recent()
+        self.traces = _Recent()
+        self.latest: Any = None  # the `Field` of the latest solve, see `_field`
+        self.attributes: set[tuple[str, str]] = set()  # that evaluating the field reads
+        self.volatile: set[Any] = set()  # parts of the fingerprint that evaluating the field changes, e.g. a counter
+        self.late: set[str] = set()  # names of tensors that are read only in the course of a solve
+
+    def learn(self, late: LateRead) -> None:
+        """Take note of a tensor that was read late: the next `Field` has it among its parameters."""
+        self.late.add(late.name)
+        self.latest = None
+
+
+class _Recent(dict[Any, Any]):
+    """A dictionary of the latest entries."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if len(self) >= _KEPT:
+            self.pop(next(iter(self)), None)
+        super().__setitem__(key, value)
+
+
+_KEPT = 64
+_MEMORIES: weakref.WeakKeyDictionary[Any, Memory] = weakref.WeakKeyDictionary()
+
+
+def memory_of(function: Any) -> Memory:
+    """What is known of a callable."""
+    # Methods, partials and functions are often made anew for each call: what they are made of lives on.
+    while isinstance(function, types.MethodType | functools.partial):
+        function = function.__self__ if isinstance(function, types.MethodType) else function.func
+    if isinstance(function, types.FunctionType):
+        function = function.__code__
+    try:
+        found = _MEMORIES.get(function)
+        if found is None:
+            found = _MEMORIES[function] = Memory()
+        return found
+    except TypeError:  # not weakly referenceable
+        return Memory()
