@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from pynode.derivatives import Failed, Run, differentiable
 from pynode.engine.choose import choose, named_engine
@@ -63,6 +64,8 @@ class Solution:
         t_end: 0-d, the time that was reached: the last one or the event's, or where the integration failed.
         z_end: `(batch, *features)`, the state there, or a tuple of such; without a gradient after a failure.
 
+    A solution can be pickled and copied: its numbers, without their graph and without the interpolant.
+
     Of independent samples each has its own event: `event_t` and `event_index` are `(batch,)`, with NaN and -1 for a
     sample that meets none; and each has reached a time of its own: `t_end` is `(batch,)`.
     """
@@ -103,6 +106,11 @@ class Solution:
             pairs = zip(ends, form.tensors(self.event_z), strict=True)
             ends = [torch.where(missed.reshape(-1, *[1] * (x.dim() - 1)), x, y) for x, y in pairs]
         return form.state(ends)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A tensor with its graph is not copied by PyTorch, and an interpolant belongs to the engine.
+        state = tree_map_only(Tensor, Tensor.detach, dict(self.__dict__))
+        return {**state, "_interpolant": None if self._interpolant is None else _not_saved}
 
     def __call__(self, t: Tensor | float | Sequence[float]) -> Any:
         """The state between the reported times; carries no gradient (put times into `solve(t=…)` for that).
@@ -411,6 +419,14 @@ def _solve(
         solution = found.complete(solution, args)
     found_at = solution.event_t
     return replace(solution, t=given.detach(), event_t=None if found_at is None else found_at.to(wider))
+
+
+def _not_saved(times: Tensor) -> tuple[Tensor, ...]:
+    """Stands for the interpolant in a copy of a solution."""
+    raise InputError(
+        "sol(t) needs an interpolant, and a solution that was pickled or copied has lost its own. Interpolate before "
+        "that, or report more times in solve(t=…)"
+    )
 
 
 def _first_failure(retcodes: Sequence[Retcode]) -> int:

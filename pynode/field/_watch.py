@@ -7,6 +7,7 @@ whose attributes are tensors, modules and immutable values, it is enough that th
 from __future__ import annotations
 
 import types
+import weakref
 from itertools import chain
 from operator import is_
 from typing import Any
@@ -31,16 +32,29 @@ class Watch:
     """
 
     def __init__(self, reads: Reads, attributes: set[tuple[str, str]]) -> None:
-        owners = reads.owners.values()
-        self.places = [d for o in owners for d in (o.__dict__, *(o.__dict__[name] for name in _HELD))]
-        self.lengths = list(map(len, self.places))
-        self.held = list(chain.from_iterable(map(dict.values, self.places)))
+        # Not the modules' dictionaries, which may come to hold what holds the modules, as a solution does.
+        self.owners = [weakref.ref(owner) for owner in reads.owners.values()]
+        places = self._places()
+        self.lengths = list(map(len, places))
+        self.held = list(chain.from_iterable(map(dict.values, places)))
         self.tensors = [(x, x.shape, x.dtype, x.requires_grad) for x in reads.tensors.values()]
         self.methods = [
             (type(reads.owners[prefix]), name, getattr(type(reads.owners[prefix]), name, None))
             for prefix, name in attributes
             if prefix in reads.owners  # not what a field made of this one has been seen to read
         ]
+
+    def _places(self) -> list[dict[str, Any]]:
+        """The dictionaries in which the modules hold what they hold; none where one of them is gone."""
+        places: list[dict[str, Any]] = []
+        for ref in self.owners:
+            owner = ref()
+            if owner is None:
+                return []
+            own = owner.__dict__
+            places.append(own)
+            places.extend([own[name] for name in _HELD])
+        return places
 
     @staticmethod
     def of(function: Any, reads: Reads, attributes: set[tuple[str, str]]) -> Watch | None:
@@ -63,9 +77,10 @@ class Watch:
 
     def unchanged(self) -> bool:
         """Whether all is where it was."""
-        if list(map(len, self.places)) != self.lengths:
+        places = self._places()
+        if list(map(len, places)) != self.lengths:
             return False
-        if not all(map(is_, chain.from_iterable(map(dict.values, self.places)), self.held)):
+        if not all(map(is_, chain.from_iterable(map(dict.values, places)), self.held)):
             return False
         for x, shape, dtype, requires_grad in self.tensors:
             if x.requires_grad is not requires_grad or x.shape != shape or x.dtype is not dtype:

@@ -69,8 +69,11 @@ function forward_whole!(values, field::TracedField{T}, f, u0, ts::Vector{T}, θ,
     saved = (; saveat = ends ? ts : T[], save_everystep = !ends, dense = !ends)
     integrator = init(problem, alg; keywords(ts, o)..., saved...)
     solution = solve!(integrator)
-    outcome = outcome_of(solution.retcode, last(solution.u))
-    summary = Summary(outcome, T(last(solution.t)), solution.stats.naccept, solution.stats.nreject)
+    # After a failure the solution may end at the last time that was to be saved, the integrator at the one it reached.
+    done = successful_retcode(solution.retcode)
+    outcome = outcome_of(solution.retcode, done ? last(solution.u) : integrator.uprev)
+    reached = done ? last(solution.t) : integrator.t
+    summary = Summary(outcome, T(reached), solution.stats.naccept, solution.stats.nreject)
     fill_values!(values, solution, ts, summary.reached, o)
     outcome === success || copyto!(view(values, :, length(ts)), integrator.uprev)
     return summary, o.keep === :ends ? nothing : Dense(field, θ, ts, solution, o, summary)

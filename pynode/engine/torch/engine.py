@@ -143,8 +143,11 @@ class TorchEngine:
                     derivatives = ContinuousDerivatives(self.solve, tracked, read)
             interpolant = _interpolant(tracked, rhs, stats) if problem.dense else None
         stats.seconds = time.perf_counter() - started
+        # The user may change the states in place. torchdiffeq's backward solve starts from those that it returned, and
+        # the tensors of a tuple are parts of one, of which autograd would take a change of one for a change of all.
+        keeps = len(z) > 1 or (problem.sensitivity is not None and problem.sensitivity.name == "backsolve")
         return Integration(
-            tuple(x.detach() for x in z),
+            tuple(x.detach().clone() if keeps else x.detach() for x in z),
             stats,
             stop.retcode if stop else Retcode.SUCCESS,
             t_end,
@@ -179,7 +182,7 @@ def _on_leaves(problem: Problem) -> Problem:
     return replace(
         problem,
         field=field,
-        z0=leaves("z0", problem.z0),
+        z0=leaves("z0", [z.clone() for z in problem.z0]),
         t=t,
         args=leaves("args", problem.args),
         parameters=field.parameters,
