@@ -289,3 +289,55 @@ def test_message_of_a_failed_solve() -> None:
 def test_public_names_exist() -> None:
     assert all(hasattr(pynode, name) for name in pynode.__all__)
     assert inspect.getdoc(pynode.solve).startswith("Solve dz/dt")
+
+
+# ---- layers and models ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sensitivity", ["discrete", "backsolve", "forward"])
+@pytest.mark.parametrize("tracked", [False, True])
+def test_batch_norm_in_training_mode(engine: str, sensitivity: str, tracked: bool) -> None:
+    field = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    keywords: dict[str, Any] = {"engine": engine, "sensitivity": sensitivity}
+    text = r"layer .*1, BatchNorm1d, is in training mode: .* Call \.eval\(\) on that layer"
+    with torch.set_grad_enabled(tracked):
+        for run in (
+            lambda: pynode.solve(field, Z0, SPAN, **keywords),
+            lambda: pynode.solve(lambda t, z: field(z), Z0, SPAN, **keywords),
+            lambda: pynode.solve(field, Z0, SPAN, running_cost=lambda t, z: z.sum(-1), **keywords),
+            lambda: pynode.models.NODE(field, **keywords)(Z0),
+        ):
+            with pytest.raises(pynode.TraceError, match=text):
+                run()
+    assert field[1].num_batches_tracked == 0
+    field[1].eval()
+    assert pynode.solve(field, Z0, SPAN, **keywords).z.shape == (2, 3, 2)
+    field.train()  # what is known of the field is of its other mode
+    with pytest.raises(pynode.TraceError, match=text):
+        pynode.solve(field, Z0, SPAN, **keywords)
+
+
+def test_a_model_of_another_dtype_than_its_input(engine: str) -> None:
+    field = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 2))
+    text = r"tensors are of dtype torch.float32, and its state is of dtype torch.float64. Convert .*\.float\(\)"
+    for run in (
+        lambda x: pynode.solve(field, x, SPAN, engine=engine),
+        lambda x: pynode.models.NODE(field, engine=engine)(x),
+        lambda x: pynode.models.NODE(field, running_cost=lambda t, z: z.sum(-1), engine=engine)(x),
+        lambda x: pynode.models.ANODE(nn.Linear(3, 3), 1, engine=engine)(x),
+        lambda x: pynode.models.StackedNODE([field], engine=engine)(x),
+        lambda x: pynode.models.FFJORD(2, trace="exact", engine=engine).log_prob(x),
+    ):
+        with pytest.raises(FieldError, match=text):
+            run(Z0.double())
+    other = nn.Linear(3, 3)  # of the state's dtype, and wrong all the same
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        pynode.solve(other, Z0, SPAN, engine=engine)
+
+
+def test_arrays_as_inputs_of_models(engine: str) -> None:
+    numpy = pytest.importorskip("numpy")
+    x = numpy.ones((3, 2), dtype="float32")
+    for model in (pynode.models.NODE(nn.Linear(2, 2), engine=engine), pynode.models.NODE(nn.Linear(4, 2), order=2)):
+        with pytest.raises(pynode.InputError, match=r"got ndarray.*torch.as_tensor"):
+            model(x)

@@ -23,6 +23,8 @@ from pynode.field._fingerprint import attributes_read, contents, fingerprint
 from pynode.field._finite import check_finite
 from pynode.field._live import Live
 from pynode.field._memory import memory_of
+from pynode.field._mismatch import mismatch_explained
+from pynode.field._norms import check_norms
 from pynode.field._parametrized import requires_grad, values_of
 from pynode.field._random import NoRandomness
 from pynode.field._substitution import Substitution
@@ -290,6 +292,7 @@ class Field:
 
     def _learn(self, z0: tuple[Tensor, ...], t0: Tensor, args: tuple[Tensor, ...]) -> _Facts:
         """What one evaluation shows: what it reads, and which parts of the field matter."""
+        check_norms(self.reads.owners)
         before = fingerprint(self.reads)
         with untransformed():
             names, differentiates = self._examine(z0, t0, args)
@@ -315,7 +318,9 @@ class Field:
             fixed = self.reads.fixed
             own = {n: x if id(x) in fixed else example(x).clone().requires_grad_() for n, x in tensors.items()}
             live = self._evaluator(own, looks=True)
-            with _LEARNING, attributes_read(live.frozen.owners) as read, NoRandomness(__file__), _unwarned():
+            explained = mismatch_explained(z0, self.named_tensors().values())
+            learning = attributes_read(live.frozen.owners)
+            with _LEARNING, learning as read, explained, NoRandomness(__file__), _unwarned():
                 out = live(t0, tuple(z0) if self.is_tuple else z0[0], *args)
             live.frozen.write_back()
         self.memory.attributes |= read

@@ -130,8 +130,8 @@ class NODE(nn.Module):
         if not isinstance(z0, Tensor):
             raise InputError(
                 f"the state must be one tensor, got {type(z0).__name__} from "
-                f"{'the input' if self.input_network is None else 'input_network'}; "
-                "for a state of several tensors use pynode.solve"
+                f"{'the input' if self.input_network is None else 'input_network'}; convert an array with "
+                "torch.as_tensor, and for a state of several tensors use pynode.solve"
             )
         return z0
 
@@ -171,4 +171,6 @@ class NODE(nn.Module):
 
 def append_zeros(z: Tensor, n: int) -> Tensor:
     """The state `(batch, features, …)` with `n` features (channels) of zeros more."""
+    if not isinstance(z, Tensor):
+        raise InputError(f"the input must be a tensor, got {type(z).__name__}. Convert an array with torch.as_tensor")
     return torch.cat([z, z.new_zeros(z.shape[0], n, *z.shape[2:])], dim=1)

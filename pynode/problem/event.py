@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from pynode.engine.protocol import Crossing, Engine, EventSearch, Problem, Retcode
 from pynode.engine.refused import once_differentiable
@@ -65,8 +66,17 @@ class Event:
 
     def values(self, t: Tensor, z: Sequence[Tensor], args: Sequence[Tensor]) -> Tensor:
         """The event function as `(n_events,)`; `z` may have further tensors at its end."""
-        states = self.form.state(z[: self.n_states])
-        out = self.user(time_as_asked(self.user, t, z[0].dtype), states, *self.form.args(args))
+        try:
+            out = self._evaluate(t, z, args)
+        except RuntimeError:
+            # It may be a function that differentiates by what it is given, which has to require a gradient then.
+            if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+                raise
+            tracked = torch.is_grad_enabled()
+            with torch.inference_mode(False), torch.enable_grad():
+                t, *z = (x if tracked and x.requires_grad else x.detach().clone().requires_grad_() for x in (t, *z))
+                out = self._evaluate(t, z, args)
+            out = out if tracked or not isinstance(out, Tensor) else out.detach()
         if not isinstance(out, Tensor) or not out.is_floating_point() or out.dim() > 1 or out.numel() == 0:
             got = f"{out.dtype}, shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
             raise InputError(
@@ -74,6 +84,10 @@ class Event:
                 f"{got}. For a batch, combine the samples, e.g. z[:, 0].amin()"
             )
         return out.reshape(-1)
+
+    def _evaluate(self, t: Tensor, z: Sequence[Tensor], args: Sequence[Tensor]) -> Tensor:
+        states = self.form.state(z[: self.n_states])
+        return self.user(time_as_asked(self.user, t, z[0].dtype), states, *self.form.args(args))
 
     def reads_time(self) -> bool:
         """Whether the event function computes with the time in the state's dtype."""
@@ -181,7 +195,8 @@ class _Undefined(torch.autograd.Function):
     def backward(ctx: Any, cotangent: Tensor) -> Tensor:
         raise InputError(
             "the event's time has no derivative: the event function does not change along the solution at the event. "
-            "Use a function that crosses zero with a slope rather than one that jumps, e.g. z[0] - 1, not its sign"
+            "Use a function that crosses zero with a slope rather than one that jumps, e.g. z[0] - 1, not its sign. "
+            "One that calls torch.autograd.grad has to do so with create_graph=True"
         )
 
 

@@ -320,3 +320,36 @@ def test_julia_solvers(solver: str, start: Tensor) -> None:
 def test_what_julia_cannot_trace_is_said_of_the_event(start: Tensor) -> None:
     with pytest.raises(pynode.TraceError, match=r"event: .*depends on the values"):
         pynode.solve(Ball(), start, [0.0, 1.0], event=lambda t, z: z[0, 0] if z[0, 0] > 0 else t, engine="julia")
+
+
+def test_an_event_function_that_differentiates(engine: str) -> None:
+    """The time at which the slope of z² in z is 1, by derivatives taken in three ways."""
+
+    def square(z: Tensor) -> Tensor:
+        return (z**2).sum()
+
+    def by_grad(t: Tensor, z: Tensor) -> Tensor:
+        return torch.autograd.grad(square(z), z, create_graph=True)[0][0, 0] - 1
+
+    def by_grad_of_its_own(t: Tensor, z: Tensor) -> Tensor:
+        with torch.enable_grad():
+            z = z if z.requires_grad else z.detach().requires_grad_()
+            return torch.autograd.grad(square(z), z, create_graph=True)[0][0, 0] - 1
+
+    def by_func(t: Tensor, z: Tensor) -> Tensor:
+        return torch.func.grad(square)(z)[0, 0] - 1
+
+    for event in (by_grad, by_grad_of_its_own, by_func):
+        if engine == "julia" and event is by_func:
+            continue
+        for batching in ("joint", "independent"):
+            z0 = torch.tensor([[1.0], [0.9]], dtype=torch.float64, requires_grad=True)
+            keywords: dict[str, Any] = {"engine": engine, "batching": batching, "rtol": 1e-9, "atol": 1e-11}
+            sol = pynode.solve(lambda t, z: -z, z0, [0.0, 2.0], event=event, **keywords)
+            expected = torch.log(2 * z0) if batching == "independent" else torch.log(2 * z0[0])
+            torch.testing.assert_close(sol.event_t.reshape(-1), expected.reshape(-1), rtol=1e-7, atol=1e-7)
+            (g,) = torch.autograd.grad(sol.event_t.sum(), z0)
+            torch.testing.assert_close(g, torch.autograd.grad(expected.sum(), z0)[0], rtol=1e-6, atol=1e-6)
+            with torch.no_grad():
+                again = pynode.solve(lambda t, z: -z, z0, [0.0, 2.0], event=event, **keywords)
+            torch.testing.assert_close(again.event_t, sol.event_t.detach())
