@@ -149,7 +149,8 @@ class Event:
         _, slopes = self._slopes(t, last, rates)
         delay = _newton(self.values(t, last, args)[index], slopes[index], 1e-2 * (t - solution.t[-2]).abs())
         last = tuple(x + rate * delay for x, rate in zip(last, rates, strict=True))
-        stop, *end = once_differentiable(*_NO_FURTHER, (t + delay, *last))  # the rate and the slope are held
+        marked = once_differentiable(*_NO_FURTHER, (t + delay, *last))  # the rate and the slope are held
+        stop, *end = (x.clone() for x in marked)  # for the user to change in place
         last = tuple(end)
         return dataclasses.replace(
             solution,
