@@ -13,6 +13,7 @@ from pynode.compat.call import Backward, Call
 from pynode.compat.choice import no_counterpart, on_julia, only_in_event
 from pynode.compat.dense import dense_solution
 from pynode.compat.methods import check_method
+from pynode.compat.pairs import needs_pairs, on_pairs, without_pairs
 from pynode.engine.choose import named_engine
 from pynode.errors import InputError
 from pynode.field._outside import outside_of_compile
@@ -119,6 +120,12 @@ def odeint_adjoint(
     found = on_julia(call, engine, call.solve, lambda: [] if event_fn is None else ["event_fn"])
     if found is not None:
         return found
+    own = func.parameters() if isinstance(func, nn.Module) else ()
+    params = tuple(own) if adjoint_params is None else backward["adjoint_params"]
+    if event_fn is None and needs_pairs(call, params):
+        backward["adjoint_params"] = params
+        field, pairs = on_pairs(func, y0)
+        return without_pairs(torchdiffeq.odeint_adjoint(field, pairs, t, **forward, **backward), y0)
     return torchdiffeq.odeint_adjoint(func, y0, t, event_fn=event_fn, **forward, **backward)
 
 
