@@ -18,7 +18,7 @@ function PyNODE.adjoint_solve(fw::Dense{T}, g, a::Adjoint) where {T}
     rtol = T(a.rtol > 0 ? a.rtol : fw.options.rtol)
     atol = T(a.atol > 0 ? a.atol : fw.options.atol)
     dgdu!(out, u, p, t, i) = (copyto!(out, view(g, :, i + 1)); nothing)
-    step = fw.options.dt > 0 ? (; dt = -copysign(T(fw.options.dt), last(fw.ts) - first(fw.ts)), adaptive = fw.options.adaptive) : (;)
+    step = fw.options.dt > 0 ? (; dt = -copysign(fw.options.dt, last(fw.ts) - first(fw.ts)), adaptive = fw.options.adaptive) : (;)
     du0, dp = adjoint_sensitivities(
         fw.solution, algorithm(fw.options.solver);
         t = fw.ts[2:end], dgdu_discrete = dgdu!, sensealg = sensealg(a, rtol, atol),

@@ -49,8 +49,8 @@ const SAMPLE_EVENT = """
 function sample_run(dtype::String, solver::String, sensitivity::Symbol)
     T = element_type(dtype)
     kernel = register("sample", dtype, SAMPLE)
-    z, W, ts = T[0.1, -0.2, 0.3, 0.4], T[0.1, 0.2, -0.3, 0.4], T[0, 0.3, 1]
-    out, dz, dW, dts, g = zeros(T, 12), zeros(T, 4), zeros(T, 4), zeros(T, 3), ones(T, 12)
+    z, W, ts = T[0.1, -0.2, 0.3, 0.4], T[0.1, 0.2, -0.3, 0.4], Time[0, 0.3, 1]
+    out, dz, dW, dts, g = zeros(T, 12), zeros(T, 4), zeros(T, 4), zeros(Time, 3), ones(T, 12)
     address(x) = Int(pointer(x))
     adaptive = !(solver in ("Euler", "Midpoint", "RK4"))
     products = sensitivity === :discrete ? 0 : 1
@@ -74,7 +74,7 @@ end
 function sample_event(dtype::String, solver::String)
     T = element_type(dtype)
     kernel, event = register("sample", dtype, SAMPLE), register("sample event", dtype, SAMPLE_EVENT)
-    z, W, ts, signs = T[0.1, -0.2, 0.3, 0.4], T[0.1, 0.2, -0.3, 0.4], T[0, 1], [-1.0]
+    z, W, ts, signs = T[0.1, -0.2, 0.3, 0.4], T[0.1, 0.2, -0.3, 0.4], Time[0, 1], [-1.0]
     address(x) = Int(pointer(x))
     floats = Float64[1e-3, 1e-3, 0, 0, 0, 0, 0, 0]
     call = Int[HOST, kernel, event, 1, address(signs), solver_number(solver), 2, 2, 0, 0, 1, 1000, 0, address(ts)]
@@ -87,8 +87,8 @@ end
 function sample_each(dtype::String, solver::String)
     T = element_type(dtype)
     kernel = register("sample", dtype, SAMPLE)
-    z, W, ts, counts = T[0.1, -0.2, 0.3, 0.4], T[0.1, 0.2, -0.3, 0.4], T[0, 0.5, 1, 0, 0.3, 1], [3, 3]
-    out, stats, g, dz, dW, dts, evaluations = zeros(T, 12), zeros(10), ones(T, 12), zeros(T, 4), zeros(T, 4), zeros(T, 6), zeros(2)
+    z, W, ts, counts = T[0.1, -0.2, 0.3, 0.4], T[0.1, 0.2, -0.3, 0.4], Time[0, 0.5, 1, 0, 0.3, 1], [3, 3]
+    out, stats, g, dz, dW, dts, evaluations = zeros(T, 12), zeros(10), ones(T, 12), zeros(T, 4), zeros(T, 4), zeros(Time, 6), zeros(2)
     address(x) = Int(pointer(x))
     floats = Float64[1e-3, 1e-3, 0, 0, 0, 0, 0, 0]
     GC.@preserve z W ts counts out stats g dz dW dts evaluations floats for keep in (1, 2)

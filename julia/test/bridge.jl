@@ -10,8 +10,8 @@ with what a gradient needs kept, `pullback`, `interpolate`.
 """
 function calls_of_sample(T, device, solver, sensitivity, ts)
     x = (;
-        z = T[0.1, -0.2, 0.3, 0.4], W = T[0.1, 0.2, -0.3, 0.4], ts = T.(ts), at = T[0.2, 0.7], g = T.(sin.(1:12)),
-        out = zeros(T, 12), dz = zeros(T, 4), dW = zeros(T, 4), dts = zeros(T, 3), between = zeros(T, 8),
+        z = T[0.1, -0.2, 0.3, 0.4], W = T[0.1, 0.2, -0.3, 0.4], ts = Float64.(ts), at = [0.2, 0.7], g = T.(sin.(1:12)),
+        out = zeros(T, 12), dz = zeros(T, 4), dW = zeros(T, 4), dts = zeros(3), between = zeros(T, 8),
         floats = zeros(8), back = zeros(8),
     )
     kernel, discrete = PyNODE.register("sample", lowercase(string(T)), PyNODE.SAMPLE), sensitivity === :discrete

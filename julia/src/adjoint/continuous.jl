@@ -24,7 +24,7 @@ function continuous_pullback(fw::Dense{T,V}, g, a::Adjoint; wants_t::Bool = true
     foreach(Base.require, SENSITIVITY_PACKAGES)
     field, ts = rebind!(fw.field, fw.θ), fw.ts
     λ, dp = Base.invokelatest(adjoint_solve, fw, g, a)
-    dts = zeros(T, length(ts))
+    dts = zeros(length(ts))
     if wants_t
         # The solution moves along the field: dz(t_i)/dt_i = f(t_i, z(t_i)), and dz/dt_0 is the transported -f(t_0, z_0).
         du = similar(λ)

@@ -7,14 +7,14 @@
 struct Cotangents{T,V<:AbstractVector{T}}
     u0::V
     θ::V          # conditioning tensors, then parameters
-    ts::Vector{T}
+    ts::Vector{Time}
 end
 
 "What goes backwards through the steps of a solve."
 mutable struct Pull{T,V<:AbstractVector{T},F<:TracedField{T,V},G<:AbstractMatrix{T}}
     const field::F
     const tab::Tableau{T}
-    const ts::Vector{T}
+    const ts::Vector{Time}
     const lands::Bool
     const wants_t::Bool
     const g::G                  # cotangents of the values, `(state, time)`
@@ -30,17 +30,17 @@ mutable struct Pull{T,V<:AbstractVector{T},F<:TracedField{T,V},G<:AbstractMatrix
     pending::Bool               # whether the first stage's cotangent waits for its product, which the step before makes
     save::Int                   # entries of `ts` that are still to come
     stop::Int                   # the entry that the last step was cut to land on
-    shift::T                    # cotangent of a common shift of the steps so far
+    shift::Time                 # cotangent of a common shift of the steps so far
 end
 
 function Pull(fw::Stepped{T,V}, g, wants_t::Bool) where {T,V}
     tab, ts, field = tableau(fw.options.solver, T), fw.ts, fw.field
     make() = fill!(similar(field.u), zero(T))
     λ = make()
-    out = Cotangents{T,V}(λ, fill!(similar(field.dθ), zero(T)), zeros(T, length(ts)))
+    out = Cotangents{T,V}(λ, fill!(similar(field.dθ), zero(T)), zeros(length(ts)))
     return Pull(
         field, tab, ts, lands_on_times(fw.options), wants_t, g, λ, [λ for _ in 1:(tab.s)], [make() for _ in 1:(tab.s)],
-        fill(false, tab.s), make(), make(), zeros(T, tab.s), zeros(T, tab.s), out, false, length(ts), length(ts), zero(T),
+        fill(false, tab.s), make(), make(), zeros(T, tab.s), zeros(T, tab.s), out, false, length(ts), length(ts), zero(Time),
     )
 end
 
@@ -98,17 +98,18 @@ end
 Make the steps `a:b` again, and append the stages to a list, if one is given. Returns the state after the last, whose
 memory goes to `steps.spare` afterwards.
 """
-function remake(p::Pull, steps::Steps, a::Int, b::Int, u, stages)
+function remake(p::Pull{T}, steps::Steps, a::Int, b::Int, u, stages) where {T}
     field, tab, tape = p.field, p.tab, p.field.tape
     u, Y = keep!(steps, u), keep!(steps, u)
     tape.on, tape.left = true, 0
     stage_at(t, Y) = (value!(p.sum, field, Y, t); tape.taken[end])
     tab.fsal && (p.k[tab.s] = stage_at(steps.t[a], u).k)
     for n in a:b
-        t, h = steps.t[n], steps.t[n + 1] - steps.t[n]
+        t, step = steps.t[n], steps.t[n + 1] - steps.t[n]
+        h = T(step)
         tab.fsal && (p.k[1] = p.k[tab.s])
         for j in (tab.fsal ? 2 : 1):(tab.s)
-            p.k[j] = stage_at(t + tab.c[j] * h, combine!(Y, u, h, view(tab.A, j, :), p.k, j - 1)).k
+            p.k[j] = stage_at(t + tab.c[j] * step, combine!(Y, u, h, view(tab.A, j, :), p.k, j - 1)).k
         end
         combine!(Y, u, h, tab.b, p.k, tab.s)
         u, Y = Y, u
@@ -128,9 +129,9 @@ end
 function pull_step!(p::Pull{T}, steps::Steps, n::Int, stages::Vector{<:Stage}, offset::Int) where {T}
     tab, ts, g, λ, ubar, field, out = p.tab, p.ts, p.g, p.λ, p.ubar, p.field, p.out
     s = tab.s
-    t, h = steps.t[n], steps.t[n + 1] - steps.t[n]
-    ends = steps.t[n + 1]
-    dt, dh = zero(T), zero(T)
+    t, ends = steps.t[n], steps.t[n + 1]
+    h = T(ends - t)
+    dt, dh = zero(Time), zero(Time)
     for j in 1:s
         p.k[j] = stages[offset + j].k
     end
@@ -145,11 +146,11 @@ function pull_step!(p::Pull{T}, steps::Steps, n::Int, stages::Vector{<:Stage}, o
         i = p.save
         p.save -= 1
         gi = view(g, :, i)
-        if ts[i] == ends
+        if ts[i] == ends && (p.lands || i == length(ts))  # a step that ends there by accident does not depend on it
             λ .+= gi
             continue
         end
-        θ = (ts[i] - t) / h
+        θ = T((ts[i] - t) / (ends - t))
         weights!(p.w, p.dw, tab, θ)
         ubar .+= gi
         spread!(p.kbar, p.active, h, p.w, gi, s)
@@ -196,7 +197,7 @@ function pull_step!(p::Pull{T}, steps::Steps, n::Int, stages::Vector{<:Stage}, o
 end
 
 "Add the cotangents of a step's start and length to those of the times that these depend on."
-function move_times!(p::Pull{T}, n, t, ends, dt, dh) where {T}
+function move_times!(p::Pull, n, t, ends, dt, dh)
     if ends == p.ts[p.stop]  # this step was cut to land on ts[stop]
         p.out.ts[p.stop] += dh
         p.shift -= dh
@@ -205,7 +206,7 @@ function move_times!(p::Pull{T}, n, t, ends, dt, dh) where {T}
     start = p.lands ? p.stop - 1 : 1
     if start >= 1 && t == p.ts[start]
         p.out.ts[start] += p.shift
-        p.shift, p.stop = zero(T), start
+        p.shift, p.stop = zero(Time), start
     end
     return
 end

@@ -69,7 +69,7 @@ One forward solve.
 Integers: device, kernel, solver, batch, number of times, what to keep, products (0 joint, 1 split), adaptive, max_steps,
 bytes of memory for the steps, address of the times; number of state tensors, then for each its size, address and the
 address of its results; number of tensors of `θ`, then for each its size and address. The times, and their cotangents, are
-the processor's, all else is the device's.
+the processor's and of type `Time`, all else is the device's and of the state's type.
 Floats: rtol, atol, dt; on return evaluations, accepted and rejected steps, outcome, the time reached. Outcome -1: the
 state, a conditioning tensor or a parameter is not finite, and nothing was solved.
 
@@ -87,7 +87,7 @@ end
 
 function forward_typed(device, field::TracedField{T}, r::Reader, x, solver, times, keep) where {T}
     adaptive, max_steps, memory = next!(r) == 1, next!(r), next!(r)
-    ts = copy(wrap(T, next!(r), times))
+    ts = copy(wrap(Time, next!(r), times))
     states = [(next!(r), next!(r), next!(r)) for _ in 1:next!(r)]
     field.counts[3] += 1
     read_theta!(field, device, r)
@@ -190,7 +190,7 @@ function pullback_typed(device, fw::Solved{T}, r::Reader, x) where {T}
     end
     scatter(device, reshape(c.u0, :, 1), [(n, to) for (n, _, to) in states])
     scatter(device, reshape(c.θ, :, 1), others)
-    wants_t && copyto!(wrap(T, dt_address, times), c.ts)
+    wants_t && copyto!(wrap(Time, dt_address, times), c.ts)
     x[1] = sum(fw.field.counts) - before
     return 0
 end
@@ -209,7 +209,7 @@ end
 
 function interpolate_typed(device, fw::Dense{T}, r::Reader) where {T}
     n = next!(r)
-    ts = wrap(T, next!(r), n)
+    ts = wrap(Time, next!(r), n)
     values = similar(fw.field.u, T, length(fw.field.u), n)
     rebind!(fw.field, fw.θ)
     for (i, t) in enumerate(ts)

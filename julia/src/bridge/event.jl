@@ -23,7 +23,7 @@ end
 
 function find_event_typed(device, field::TracedField{T}, event, r::Reader, x, signs, solver, times) where {T}
     adaptive, max_steps, _ = next!(r) == 1, next!(r), next!(r)
-    ts = copy(wrap(T, next!(r), times))
+    ts = copy(wrap(Time, next!(r), times))
     states = [(next!(r), next!(r), next!(r)) for _ in 1:next!(r)]
     u0 = gather!(similar(field.u), device, [(n, from) for (n, from, _) in states])
     foreach(f -> read_theta!(f, device, r), (field, event.field))

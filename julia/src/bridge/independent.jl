@@ -22,7 +22,7 @@ end
 
 function forward_each_typed(fields::Vector{<:TracedField{T}}, r::Reader, x, solver, batch, times, keep) where {T}
     adaptive, max_steps, memory = next!(r) == 1, next!(r), next!(r)
-    all_times, counts = reshape(wrap(T, next!(r), times * batch), times, batch), wrap(Int, next!(r), batch)
+    all_times, counts = reshape(wrap(Time, next!(r), times * batch), times, batch), wrap(Int, next!(r), batch)
     stats = reshape(wrap(Float64, next!(r), 5 * batch), 5, batch)
     states = [(next!(r), next!(r), next!(r)) for _ in 1:next!(r)]
     from = [reshape(wrap(T, address, n * batch), n, batch) for (n, address, _) in states]
@@ -82,7 +82,7 @@ function pullback_each_typed(each::Each{F,T}, r::Reader) where {F,T}
     states = [(next!(r), next!(r), next!(r)) for _ in 1:next!(r)]
     others = [(next!(r), next!(r), next!(r) == 1) for _ in 1:next!(r)]
     wants_t = dt_address != 0
-    dts = wants_t ? reshape(wrap(T, dt_address, times * batch), times, batch) : zeros(T, 0, 0)
+    dts = wants_t ? reshape(wrap(Time, dt_address, times * batch), times, batch) : zeros(0, 0)
     given = [from == 0 ? nothing : reshape(wrap(T, from, n * batch * times), n, batch, times) for (n, from, _) in states]
     function g(b)
         count = length(each.forwards[b].ts)

@@ -28,8 +28,8 @@ function (e::EventValues)(u, t)
 end
 
 "Where a value first changed its sign; `index` is 0 where none did."
-struct Crossing{T}
-    t::T
+struct Crossing
+    t::Time
     index::Int
 end
 
@@ -41,16 +41,16 @@ haschanged(sign, value) = sign != 0 && sign * value <= 0
 Solve from `ts[1]` towards `ts[end]` until a value of `event` has another sign than in `signs`, where 0 stands for the
 first sign that the value takes. Nothing is kept of the steps.
 """
-function find_event(field::TracedField{T}, event::EventValues{T}, u0, ts::Vector{T}, θ, signs, o::Options) where {T}
+function find_event(field::TracedField{T}, event::EventValues{T}, u0, ts::Vector{Time}, θ, signs, o::Options) where {T}
     alg = algorithm(o.solver)
     f = ode_function(field, o.solver)
     return Base.invokelatest(find_event_with, field, event, f, u0, ts, θ, signs, o, alg)
 end
 
-function find_event_with(field::TracedField{T}, event, f, u0, ts::Vector{T}, θ, signs, o::Options, alg) where {T}
+function find_event_with(field::TracedField{T}, event, f, u0, ts::Vector{Time}, θ, signs, o::Options, alg) where {T}
     bind!(field, θ)
     problem = ODEProblem{true}(f, u0, (first(ts), last(ts)), field.θ)
-    integrator = init(problem, alg; keywords(ts, o)..., save_everystep = false, dense = false, calck = true)
+    integrator = init(problem, alg; keywords(T, ts, o)..., save_everystep = false, dense = false, calck = true)
     between = similar(u0)
     while integrator.t != last(ts)
         a = integrator.t
@@ -59,7 +59,7 @@ function find_event_with(field::TracedField{T}, event, f, u0, ts::Vector{T}, θ,
         (b == a || !successful_retcode(integrator.sol.retcode)) && break
         left = a
         for k in 1:(CHECKS + 1)
-            right = k > CHECKS ? b : a + (b - a) * T(k / (CHECKS + 1))
+            right = k > CHECKS ? b : a + (b - a) * (k / (CHECKS + 1))
             values = event(k > CHECKS ? integrator.u : integrator(between, right), right)
             found = Crossing(right, 0)
             for i in findall(haschanged.(signs, values))

@@ -72,26 +72,26 @@ rebind!(f::TracedField, p) = p === f.θ ? f : bind!(f, p)
 """
     value!(du, field, u, t)
 
-`du = f(t, u)` for the bound `θ`.
+`du = f(t, u)` for the bound `θ`. The programs get the time in the state's type.
 """
 function value!(du, f::TracedField{T}, u, t) where {T}
     f.counts[1] += 1
-    f.tape.on && return record!(du, f, u, T(t))
+    f.tape.on && return record!(du, f, u, t)
     copyto!(f.u, u)
     f.value(T(t))
     copyto!(du, f.du)
     return nothing
 end
 
-function record!(du, f::TracedField{T}, u, t::T) where {T}
+function record!(du, f::TracedField{T}, u, t) where {T}
     stage = take!(f.tape)
     stage.t = t
     copyto!(stage.u, u)
     if stage.heavy
-        stage.record(t)
+        stage.record(T(t))
     else
         copyto!(f.u, u)
-        f.value(t)
+        f.value(T(t))
         copyto!(stage.k, f.du)
     end
     copyto!(du, stage.k)
@@ -103,11 +103,11 @@ end
 
 The products of the cotangent `v` with the Jacobians of `f` at a recorded stage.
 """
-function vjp!(f::TracedField, v, stage::Stage)
+function vjp!(f::TracedField{T}, v, stage::Stage) where {T}
     stage.heavy || return vjp!(f, v, stage.u, stage.t)
     f.counts[2] += 1
     copyto!(f.v, v)
-    stage.product(stage.t)
+    stage.product(T(stage.t))
     return nothing
 end
 

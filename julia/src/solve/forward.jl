@@ -19,9 +19,9 @@ only_saved(o::Options) = o.keep === :ends || o.keep === :saved
 @enum Outcome success max_steps step_underflow non_finite failure
 
 "How a solve went: its outcome, the time that was reached, accepted and rejected steps."
-struct Summary{T}
+struct Summary
     outcome::Outcome
-    reached::T
+    reached::Time
     accepted::Int
     rejected::Int
 end
@@ -33,10 +33,10 @@ abstract type Solved{T,V} end
 struct Dense{T,V<:AbstractVector{T},S,F<:TracedField{T,V}} <: Solved{T,V}
     field::F
     θ::V
-    ts::Vector{T}
+    ts::Vector{Time}
     solution::S
     options::Options
-    summary::Summary{T}
+    summary::Summary
 end
 
 """
@@ -49,13 +49,13 @@ Fixed-step solvers step by `dt` from each entry of `ts` and land on the next one
 at the entries of `ts`, except those whose interpolant needs further stages, which land on them where the discrete
 adjoint is to follow.
 """
-function forward!(values, field::TracedField{T}, u0, ts::Vector{T}, θ, o::Options) where {T}
+function forward!(values, field::TracedField, u0, ts::Vector{Time}, θ, o::Options)
     bind!(field, θ)
     return integrate!(values, field, u0, ts, o.keep === :ends ? field.θ : copy(field.θ), o)
 end
 
 "Solve with the `θ` that is bound; what is kept of the solve refers to `θ`."
-function integrate!(values, field::TracedField{T}, u0, ts::Vector{T}, θ, o::Options) where {T}
+function integrate!(values, field::TracedField, u0, ts::Vector{Time}, θ, o::Options)
     if o.keep === :dense || o.keep === :saved || isstiff(o.solver)
         f, alg = ode_function(field, o.solver), algorithm(o.solver; dense = o.keep === :dense)
         return Base.invokelatest(forward_whole!, values, field, f, u0, ts, θ, o, alg)
@@ -63,39 +63,39 @@ function integrate!(values, field::TracedField{T}, u0, ts::Vector{T}, θ, o::Opt
     return forward_steps!(values, field, u0, ts, θ, o)
 end
 
-function forward_whole!(values, field::TracedField{T}, f, u0, ts::Vector{T}, θ, o::Options, alg) where {T}
+function forward_whole!(values, field::TracedField{T}, f, u0, ts::Vector{Time}, θ, o::Options, alg) where {T}
     problem = ODEProblem{true}(f, u0, (first(ts), last(ts)), field.θ)
     ends = only_saved(o)
-    saved = (; saveat = ends ? ts : T[], save_everystep = !ends, dense = !ends)
-    integrator = init(problem, alg; keywords(ts, o)..., saved...)
+    saved = (; saveat = ends ? ts : Time[], save_everystep = !ends, dense = !ends)
+    integrator = init(problem, alg; keywords(T, ts, o)..., saved...)
     solution = solve!(integrator)
     # After a failure the solution may end at the last time that was to be saved, the integrator at the one it reached.
     done = successful_retcode(solution.retcode)
     outcome = outcome_of(solution.retcode, done ? last(solution.u) : integrator.uprev)
     reached = done ? last(solution.t) : integrator.t
-    summary = Summary(outcome, T(reached), solution.stats.naccept, solution.stats.nreject)
+    summary = Summary(outcome, reached, solution.stats.naccept, solution.stats.nreject)
     fill_values!(values, solution, ts, summary.reached, o)
     outcome === success || copyto!(view(values, :, length(ts)), integrator.uprev)
     return summary, o.keep === :ends ? nothing : Dense(field, θ, ts, solution, o, summary)
 end
 
 """
-How a solver is to step; the types are the same whatever the options, so that it is compiled once.
+How a solver is to step, for states of type `T`; the types are the same whatever the options, so that it is compiled once.
 
 The PI controllers of the explicit methods start from a remembered error of 1e-4, and with their small exponents a step
 hardly grows where rounding bounds the estimate from below, as in Float32: short smooth solves took twice the steps.
 """
-function keywords(ts::Vector{T}, o::Options) where {T}
+function keywords(T, ts::Vector{Time}, o::Options)
     span = last(ts) - first(ts)
     # A fixed-step solver is led along its grid: each step, a little too long, is cut at the next point.
-    dt = !o.adaptive ? T(1.01 * o.dt) : o.dt > 0 ? T(o.dt) : nothing
+    dt = !o.adaptive ? 1.01 * o.dt : o.dt > 0 ? o.dt : nothing
     return (;
         reltol = T(o.rtol),
         abstol = T(o.atol),
         dt = dt === nothing ? nothing : copysign(dt, span),
         adaptive = o.adaptive,
         maxiters = o.max_steps,
-        tstops = !o.adaptive ? fixed_grid(ts, T(o.dt), o.max_steps) : lands_on_times(o) ? ts : T[],
+        tstops = !o.adaptive ? fixed_grid(ts, o.dt, o.max_steps) : lands_on_times(o) ? ts : Time[],
         controller = o.adaptive && o.solver in INTERPOLATED ? IController() : nothing,
         verbose = false,
     )
@@ -108,8 +108,8 @@ const SLACK = 1e-3
 The times at which a fixed-step solver stands: from each entry of `ts` in steps of `dt`, the last of which is cut to end on
 the next entry. No more than `limit + 1` of them.
 """
-function fixed_grid(ts::Vector{T}, dt::T, limit::Int) where {T}
-    grid = T[]
+function fixed_grid(ts::Vector{Time}, dt::Time, limit::Int)
+    grid = Time[]
     for i in 1:(length(ts) - 1)
         a, b = ts[i], ts[i + 1]
         n = min(max(1.0, ceil(abs(b - a) / dt - SLACK)), limit - length(grid) + 1)
@@ -131,14 +131,14 @@ function outcome_of(code, u)
     return failure
 end
 
-function fill_values!(values, solution, ts::Vector{T}, reached, o::Options) where {T}
+function fill_values!(values, solution, ts::Vector{Time}, reached, o::Options)
     forwards = last(ts) >= first(ts)
     saved = solution.t
     at = 1
     for (i, t) in enumerate(ts)
         column = view(values, :, i)
         if forwards ? t > reached : t < reached
-            fill!(column, T(NaN))
+            fill!(column, NaN)
             continue
         end
         while at < length(saved) && (forwards ? saved[at] < t : saved[at] > t)
@@ -147,7 +147,7 @@ function fill_values!(values, solution, ts::Vector{T}, reached, o::Options) wher
         if saved[at] == t
             copyto!(column, solution.u[at])
         elseif only_saved(o)
-            fill!(column, T(NaN))
+            fill!(column, NaN)
         else
             solution(column, t)
         end

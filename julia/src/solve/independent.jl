@@ -53,7 +53,7 @@ end
 
 Solve every sample from `u0[b]` at `ts[b]`; `store!(b, values, summary, evaluations)` takes each result.
 """
-function forward_each!(store!, fields::Vector{F}, u0, ts::Vector{Vector{T}}, θ::SampleTheta{T}, o::Options) where {T,F}
+function forward_each!(store!, fields::Vector{F}, u0, ts::Vector{Vector{Time}}, θ::SampleTheta{T}, o::Options) where {T,F}
     n = length(ts)
     owner, forwards = zeros(Int, n), Vector{Any}(undef, n)
     share_out(min(length(fields), n), n) do task, take

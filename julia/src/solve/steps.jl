@@ -5,7 +5,7 @@ The accepted steps of a solve: their times, and their stages while these fit the
 state at every so many steps, from which the steps in between are made again.
 """
 mutable struct Steps{T,V<:AbstractVector{T}}
-    const t::Vector{T}                       # starts of the steps, and the end of the last
+    const t::Vector{Time}                    # starts of the steps, and the end of the last
     const stages::Vector{Stage{T,V}}         # of all steps; a stage that ends one step and begins the next comes once
     const checkpoints::Vector{Pair{Int,V}}   # step => the state at its start
     const spare::Vector{V}                   # memory of states that are not kept any more
@@ -21,10 +21,10 @@ struct Stepped{T,V<:AbstractVector{T},F<:TracedField{T,V}} <: Solved{T,V}
     field::F
     θ::V
     bound::Int   # the field's count of bindings when `θ` was bound
-    ts::Vector{T}
+    ts::Vector{Time}
     steps::Steps{T,V}
     options::Options
-    summary::Summary{T}
+    summary::Summary
     dense::Base.RefValue{Any}  # the same solve with SciML's solution, once it is asked for
 end
 
@@ -42,14 +42,14 @@ end
 
 dense(fw::Dense) = fw
 
-function forward_steps!(values, field::TracedField{T,V}, u0, ts::Vector{T}, θ, o::Options) where {T,V}
+function forward_steps!(values, field::TracedField{T,V}, u0, ts::Vector{Time}, θ, o::Options) where {T,V}
     tape = field.tape
     tape.on = o.keep === :stages
     tape.left = o.memory ÷ 2  # the other half is for stages without residuals
     try
         integrator = integrator_for(field, u0, ts, o)
-        steps = Steps{T,V}(T[], Stage{T,V}[], Pair{Int,V}[], V[], 0, o.memory)
-        summary = Base.invokelatest(step_through!, values, field, integrator, steps, ts, o)::Summary{T}
+        steps = Steps{T,V}(Time[], Stage{T,V}[], Pair{Int,V}[], V[], 0, o.memory)
+        summary = Base.invokelatest(step_through!, values, field, integrator, steps, ts, o)::Summary
         tape.on || return summary, nothing
         return summary, Stepped(field, θ, field.counts[3], ts, steps, o, summary, Ref{Any}(nothing))
     finally
@@ -77,14 +77,14 @@ end
 
 const MAX_INTEGRATORS = 8
 
-function new_integrator(field, u0, ts, o::Options)
+function new_integrator(field::TracedField{T}, u0, ts, o::Options) where {T}
     problem = ODEProblem{true}(ode_function(field, o.solver), u0, (first(ts), last(ts)), field.θ)
     # What interpolation needs is computed where there is interpolation.
     nothing_saved = (; save_everystep = false, save_start = false, save_end = false, dense = false, calck = !lands_on_times(o))
-    return init(problem, algorithm(o.solver); keywords(ts, o)..., nothing_saved...)
+    return init(problem, algorithm(o.solver); keywords(T, ts, o)..., nothing_saved...)
 end
 
-function step_through!(values, field::TracedField{T}, integrator, steps::Steps{T}, ts::Vector{T}, o::Options) where {T}
+function step_through!(values, field::TracedField{T}, integrator, steps::Steps{T}, ts::Vector{Time}, o::Options) where {T}
     tape, tab = field.tape, tableau(o.solver, T)
     copyto!(view(values, :, 1), integrator.u)
     start!(steps, tape, tab, first(ts))
@@ -96,9 +96,9 @@ function step_through!(values, field::TracedField{T}, integrator, steps::Steps{T
             fill!(view(values, :, column:length(ts)), T(NaN))
             copyto!(view(values, :, length(ts)), integrator.uprev)
             outcome = outcome_of(code, integrator.uprev)
-            return Summary(outcome, T(before), integrator.stats.naccept - accepted, integrator.stats.nreject - rejected)
+            return Summary(outcome, before, integrator.stats.naccept - accepted, integrator.stats.nreject - rejected)
         end
-        t = T(integrator.t)
+        t = integrator.t
         tape.on && accept!(steps, tape, tab, t, integrator.u)
         while column <= length(ts) && !after(ts[column], t, span)
             to = view(values, :, column)

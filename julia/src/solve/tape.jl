@@ -1,11 +1,14 @@
 # What a solve records of the field's evaluations, for the discrete adjoint.
 
+"The type of times, whatever that of the state."
+const Time = Float64
+
 """
 One evaluation of a field: `k = f(t, u)`. A heavy stage holds the residuals too, from which `product` goes on where the
 other stages compute the value again.
 """
 mutable struct Stage{T,V<:AbstractVector{T}}
-    t::T
+    t::Time
     const u::V
     const k::V
     const heavy::Bool
@@ -56,7 +59,7 @@ function make_stage(tape::Tape{T,V}, heavy::Bool) where {T,V}
     residuals = heavy ? new_residuals(w) : fill(nothing, length(w.kernel.residuals))
     record = heavy ? bind(w, w.kernel.record; u, du = k, residuals) : identity_of
     product = heavy ? bind(w, w.kernel.replay; u, residuals) : identity_of
-    return Stage{T,V}(zero(T), u, k, heavy, record, product, heavy ? tape.bytes : 2sizeof(u))
+    return Stage{T,V}(zero(Time), u, k, heavy, record, product, heavy ? tape.bytes : 2sizeof(u))
 end
 
 identity_of(_) = nothing

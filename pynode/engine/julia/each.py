@@ -46,7 +46,7 @@ def solve_samples(
     trace = trace_field(problem.field, one.z0, one.t[0], one.args)
     session.start()
     z0 = [z.contiguous() for z in problem.z0]
-    t = problem.t.to(z0[0].dtype).contiguous()
+    t = problem.t.contiguous()
     counts = (~t.isnan()).sum(1)
     results = torch.zeros(batch, 5, dtype=torch.float64)
     out = [z.new_empty((times, *z.shape)) for z in z0]
@@ -124,7 +124,7 @@ def _pull_back(
     def address(x: Tensor | None) -> int:
         return 0 if x is None else x.data_ptr()
 
-    z0, (t,), args = room("z0", problem.z0), room("t", (problem.t.to(problem.z0[0].dtype),)), room("args", problem.args)
+    z0, (t,), args = room("z0", problem.z0), room("t", (problem.t,)), room("args", problem.args)
     parameters = room("parameters", problem.parameters)
     given = [None if g is None else g.contiguous() for g in cotangents]
     nfe = torch.zeros(batch, dtype=torch.float64)
@@ -141,4 +141,4 @@ def _pull_back(
     del data
     stats.per_sample.nfe_backward = nfe.long()
     stats.nfe_backward = int(nfe.sum())
-    return Gradients(z0, None if t is None else t.to(problem.t), args, parameters)
+    return Gradients(z0, t, args, parameters)

@@ -85,7 +85,7 @@ class JuliaEngine:
         if sensitivity is not None and not (problem.dense and sensitivity.name == "backsolve"):
             keep = _NEEDS.get(sensitivity.name, "dense")
         z0 = [z.contiguous() for z in problem.z0]
-        t = problem.t.to("cpu", state.dtype).contiguous()
+        t = problem.t.cpu().contiguous()
         others = device.contiguous(*problem.args, *trace.bound(problem.field))
         out = [z.new_empty((len(t), *z.shape)) for z in z0]
         batch = state.shape[0] if state.dim() else 1
@@ -147,7 +147,7 @@ class _Pullback:
         z0 = [_room(x, wanted) for x, wanted in zip(problem.z0, problem.wants["z0"], strict=True)]
         args = [_room(x, wanted) for x, wanted in zip(problem.args, problem.wants["args"], strict=True)]
         parameters = [_room(x, w) for x, w in zip(problem.parameters, problem.wants["parameters"], strict=True)]
-        t = _room(problem.t.to("cpu", problem.z0[0].dtype), problem.wants["t"][0])
+        t = _room(problem.t.cpu(), problem.wants["t"][0])
         sensitivity = problem.sensitivity
         assert sensitivity is not None
         options = sensitivity.options
@@ -165,7 +165,7 @@ class _Pullback:
             julia.pullback(self.kept.number, address, length, floats.address)
         del data
         self.stats.nfe_backward = int(floats.values[0])
-        return Gradients(z0, None if t is None else t.to(problem.t), args, parameters)
+        return Gradients(z0, None if t is None else t.to(problem.t.device), args, parameters)
 
 
 class _Interpolant:
@@ -177,7 +177,7 @@ class _Interpolant:
     @julia_runtime.alone
     def __call__(self, times: Tensor) -> tuple[Tensor, ...]:
         julia = self.kept.session.start()
-        times = times.to("cpu", self.problem.z0[0].dtype).contiguous()
+        times = times.cpu().contiguous()
         out = [z.new_empty((len(times), *z.shape)) for z in self.problem.z0]
         values = [self.kept.device.number, len(times), times.data_ptr(), len(out)]
         for z, o in zip(self.problem.z0, out, strict=True):

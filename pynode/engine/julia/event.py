@@ -27,7 +27,7 @@ def find_event(session: Session, problem: Problem, search: EventSearch, device: 
     """
     state, n = problem.z0[0], len(search.signs)
     z0 = [z.contiguous() for z in problem.z0]
-    t, t0, batch = problem.t.to("cpu", state.dtype).contiguous(), problem.t[0], state.shape[0]
+    t, t0, batch = problem.t.cpu().contiguous(), problem.t[0], state.shape[0]
     watched = (*z0[: search.n_states], state.new_zeros(batch, n))
     try:
         event = Field(derived_field(_rates, search.owner, search.form), watched, t0, problem.args, True)
