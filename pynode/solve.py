@@ -19,7 +19,7 @@ from pynode.errors import EngineUnavailable, InputError, SolveError
 from pynode.field import Field
 from pynode.field._outside import is_recording, outside_of_compile, quiet_in_recordings
 from pynode.field._substitution import LateRead
-from pynode.field._transforms import differentiated, example, is_wrapped, levels, moves, untransformed
+from pynode.field._transforms import differentiated, example, is_active, is_wrapped, levels, moves, untransformed
 from pynode.problem.event import Event
 from pynode.problem.independent import (
     EventOfEach,
@@ -335,7 +335,8 @@ def _solve(
     examples, values = tuple(map(example, state)), tuple(map(example, args))
     vector_field = Field(function, examples, example(t0), values, is_tuple, autocast)
     inputs = (*state, times, *args, *vector_field.parameters)
-    transformed = any(map(is_wrapped, inputs))
+    active = is_active()
+    transformed = active and any(map(is_wrapped, inputs))
     if transformed:
         vector_field = vector_field.replaced(
             {n: example(p) for n, p in zip(vector_field.names, vector_field.parameters, strict=True)}
@@ -343,7 +344,11 @@ def _solve(
     if independent:
         with untransformed():
             check_unmixed(vector_field, examples, example(t0), values)
-    wanted = tuple(map(differentiated, inputs))
+    if active:
+        wanted = tuple(map(differentiated, inputs))
+    else:
+        tracked = torch.is_grad_enabled()
+        wanted = tuple([tracked and x.requires_grad for x in inputs])
     n, m = len(state), len(args)
     wants = {"z0": wanted[:n], "t": wanted[n : n + 1]}
     wants |= {"args": wanted[n + 1 : n + 1 + m], "parameters": wanted[n + 1 + m :]}
@@ -378,7 +383,8 @@ def _solve(
         found = (EventOfEach if independent else Event)(event, chosen, problem, form)
         times = found.cut(times)
         problem = replace(problem, t=times.detach())
-    run = Run(chosen, problem, list(map(levels, inputs)), throw, given=not transformed)
+    of_inputs = list(map(levels, inputs)) if active else [frozenset()] * len(inputs)
+    run = Run(chosen, problem, of_inputs, throw, given=not transformed)
     z: tuple[Tensor, ...] = ()
     with contextlib.suppress(Failed):
         followed = transformed or any(wanted)
@@ -404,7 +410,7 @@ def _solve(
     if running_cost is not None:
         z, cost = z[:-1], at_last_times(z[-1], problem.t) if independent else z[-1][-1]
     solution = Solution(
-        problem.t,
+        given.detach() if found is None else problem.t,
         z if form.is_tuple else z[0],
         cost,
         done.stats,
@@ -415,8 +421,9 @@ def _solve(
         _failed_at=failed_at,
         _form=form,
     )
-    if found is not None:
-        solution = found.complete(solution, args)
+    if found is None:
+        return solution
+    solution = found.complete(solution, args)
     found_at = solution.event_t
     return replace(solution, t=given.detach(), event_t=None if found_at is None else found_at.to(wider))
 

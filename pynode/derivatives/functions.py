@@ -25,6 +25,7 @@ from pynode.derivatives.mapped import map_over
 from pynode.derivatives.run import Run
 from pynode.engine.protocol import Gradients
 from pynode.errors import EngineUnavailable
+from pynode.field._transforms import is_active
 
 __all__ = ["differentiable"]
 
@@ -34,7 +35,9 @@ Some = Sequence[Tensor | None]
 
 def differentiable(run: Run, inputs: Sequence[Tensor]) -> Tensors:
     """The solution, `(time, batch, *features)` of each state tensor, differentiable in its inputs."""
-    z: Tensors = _Solve.apply(run, *inputs)
+    # Without a transform `apply` comes down to that of its base, but looks at the signature of `forward` at each call.
+    apply = _Solve.apply if is_active() else super(torch.autograd.Function, _Solve).apply
+    z: Tensors = apply(run, *inputs)
     return z
 
 
@@ -82,7 +85,8 @@ class _Function(torch.autograd.Function):
         # Saved so that autograd refuses a backward pass after one of them has been changed in place.
         saved = [None if i in ctx.unsaved else x for i, x in enumerate(given)] if ctx.unsaved else given
         ctx.save_for_backward(*saved)
-        ctx.save_for_forward(*saved)
+        if is_active():
+            ctx.save_for_forward(*saved)
         ctx.set_materialize_grads(False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -70,7 +71,8 @@ class Run:
         """
         problem = self.problem if self.given else with_inputs(self.problem, inputs)
         found = self.engine.solve(problem) if problem.z0[0].shape[0] else _solve_empty(problem)
-        self._integration = replace(found, z=())  # which would hold the graph that holds this
+        self._integration = copy.copy(found)
+        self._integration.z = ()  # which would hold the graph that holds this
         if self.throw and found.retcode is not Retcode.SUCCESS:
             raise Failed
         return found

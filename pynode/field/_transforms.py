@@ -13,7 +13,12 @@ from torch._C._functorch import TransformType
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
 
-__all__ = ["differentiated", "example", "is_followed", "is_wrapped", "levels", "moves", "untransformed"]
+__all__ = ["differentiated", "example", "is_active", "is_followed", "is_wrapped", "levels", "moves", "untransformed"]
+
+
+def is_active() -> bool:
+    """Whether a transform is under way, or dual numbers are: else no tensor is wrapped, and none moves."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
 
 
 _is_dead: Any = _functorch.is_dead_tensor_wrapper  # type: ignore[attr-defined]

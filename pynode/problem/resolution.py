@@ -36,7 +36,8 @@ def check_resolution(problem: Problem, stats: Stats, event_reads_time: Callable[
         return
     t, each, field = problem.t, stats.per_sample, problem.field
     if each is None:
-        first, last, steps = float(t[0]), float(t[-1]), stats.n_accepted or stats.nfe
+        first, *_, last = t.tolist()
+        steps = stats.n_accepted or stats.nfe
         step, size = abs(last - first) / max(steps, 1), max(abs(first), abs(last))
     else:
         counts = (each.nfe if each.n_accepted is None else each.n_accepted).clamp(min=1).to(t.device)
