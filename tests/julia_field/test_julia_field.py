@@ -183,6 +183,30 @@ def test_features_of_higher_rank_come_with_their_dimensions_in_reverse() -> None
 
 
 @julia
+@pytest.mark.parametrize(
+    ("code", "inplace", "message"),
+    [
+        (
+            "(u, p, t, a) -> a .- u",
+            None,
+            r"takes 4 arguments, and is called as f!\(du, u, p, t, arg1\)\. If it is of the form "
+            r"f\(u, p, t, arg1\), make it a JuliaField with inplace=False",
+        ),
+        (
+            "(du, u, p, t, a) -> (du .= a .- u)",
+            False,
+            r"takes 5 arguments, and is called as f\(u, p, t, arg1\)\. .* with inplace=True",
+        ),
+        ("(u, p, t) -> -u", None, r"takes 3 arguments, and is called as f\(u, p, t, arg1\)$"),
+    ],
+)
+def test_number_of_arguments(code: str, inplace: bool | None, message: str) -> None:
+    """The form that a function is taken for is told by its number of arguments, and the error says which it was."""
+    with pytest.raises(FieldError, match=message):
+        solved(JuliaField(code, inplace=inplace), states(), args=[states()])
+
+
+@julia
 def test_conditioning_tensors() -> None:
     """After p and t, sample by sample, with their gradient."""
     field = JuliaField("(u, p, t, x) -> p .* (x .- u)", torch.tensor([0.7, 0.2]).double(), inplace=False)

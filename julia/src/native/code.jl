@@ -106,7 +106,8 @@ function ispythons(x, depth = 5)
     return any(name -> isdefined(x, name) && ispythons(getfield(x, name), depth - 1), fieldnames(typeof(x)))
 end
 
-signature(networks) = join(["u", "p", "t", ("network$(k)" for k in 1:networks)...], ", ")
+signature(networks, args = 0) =
+    join(["u", "p", "t", ("network$(k)" for k in 1:networks)..., ("arg$(k)" for k in 1:args)...], ", ")
 
 "Facts of a function as JSON: how it is called, and the structure of the parameters that came with it."
 function facts(number::Int)

@@ -69,7 +69,7 @@ Write the value of the user's function at the operands `(t, u, p, …)`; `u` and
 """
 function julia_value!(out, c::JuliaCall, xs::Tuple)
     xs = (scalar(xs[1]), Base.tail(xs)...)
-    failing(c.definition, first(xs)) do
+    failing(c, xs) do
         Base.invokelatest(value_loop!, out, c.h, c, xs)
     end
     return
@@ -96,15 +96,27 @@ function checked(c::JuliaCall, y, expected)
 end
 
 "Run, and say of an error that it came from the user's function."
-function failing(run, d::JuliaFunction, t; differentiating = false)
+function failing(run, c::JuliaCall, xs::Tuple; differentiating = false)
     try
         return run()
     catch error
         (error isa FieldFailure || error isa UnknownNetwork || error isa InterruptException) && rethrow()
-        doing = differentiating && d.vjp !== :auto ? "could not be differentiated by $(d.vjp)" : "failed"
+        wrong = miscounted(c.definition, c.networks, length(xs) - 3 - c.networks)
+        wrong === nothing || throw(FieldFailure(wrong))
+        doing = differentiating && c.definition.vjp !== :auto ? "could not be differentiated by $(c.definition.vjp)" : "failed"
         where = line_of(catch_backtrace())
-        throw(FieldFailure("the Julia field $doing at t = $t$where: $(told(error))"))
+        throw(FieldFailure("the Julia field $doing at t = $(first(xs))$where: $(told(error))"))
     end
+end
+
+"What to say of a function that takes another number of arguments than it is given; `nothing` of another one."
+function miscounted(d::JuliaFunction, networks::Int, args::Int)
+    known, given = arities(d.f), 3 + networks + args
+    (any(m -> m.isva, methods(d.f)) || d.inplace + given in known) && return nothing
+    form(inplace) = (inplace ? "f!(du, " : "f(") * signature(networks, args) * ")"
+    wrong = "the function takes $(join(sort(known), " or ")) arguments, and is called as $(form(d.inplace))"
+    !d.inplace + given in known || return wrong
+    return "$wrong. If it is of the form $(form(!d.inplace)), make it a JuliaField with inplace=" * (d.inplace ? "False" : "True")
 end
 
 function line_of(trace)

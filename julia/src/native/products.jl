@@ -9,7 +9,7 @@ function julia_products!(outs::Tuple, c::JuliaCall, v, xs::Tuple)
     xs = (scalar(xs[1]), Base.tail(xs)...)
     foreach(o -> o === nothing || fill!(o, 0), outs)
     d = c.definition
-    failing(d, first(xs); differentiating = true) do
+    failing(c, xs; differentiating = true) do
         d.vjp === :auto && choose!(c, outs, v, xs)
         haskey(PACKAGES, d.vjp) && need(d.vjp)
         Base.invokelatest(product_loop!, Val(d.vjp), outs, c.h, c, v, xs)
