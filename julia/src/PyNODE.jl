@@ -21,7 +21,7 @@ using PrecompileTools: @compile_workload
 using Random: AbstractRNG, Xoshiro
 using RuntimeGeneratedFunctions: RuntimeGeneratedFunctions, @RuntimeGeneratedFunction
 using SciMLBase: AbstractODEFunction, AbstractODEProblem, FullSpecialize, NullParameters, ODEFunction, ODEProblem,
-    ReturnCode, init, isinplace, reinit!, solve, solve!, step!, successful_retcode, unwrapped_f
+    ReturnCode, init, isinplace, reinit!, solve!, step!, successful_retcode, unwrapped_f
 using SpecialFunctions: digamma, erf, erfc, erfinv, logabsgamma
 
 RuntimeGeneratedFunctions.init(@__MODULE__)

@@ -11,7 +11,8 @@ end
 """
     adjoint_solve(forward, g, adjoint) -> (du0, dθ)
 
-The cotangents of the initial state (without `g`'s own first column) and of `θ`.
+The cotangents of the initial state (without `g`'s own first column) and of `θ`. Throws a `SolveFailure` where a solve
+on the way, or a quadrature, did not get to its end.
 """
 function adjoint_solve end
 

@@ -220,15 +220,24 @@ function interpolate_typed(device, fw::Dense{T}, r::Reader) where {T}
 end
 
 const LAST_ERROR = Ref("")
+const LAST_FAILURE = Ref(SolveFailure("", success, 0.0))
 
 "The text of the error that the last call of an entry point ended with."
 last_error() = LAST_ERROR[]
 
-# An exception must not unwind into C: it is kept as text, and the call returns -1, or -2 where the user's code failed.
+"Of the last call of an entry point that ended with -3: what failed, its outcome, and the time that was reached."
+last_failure() = (LAST_FAILURE[].what, Int(LAST_FAILURE[].outcome), LAST_FAILURE[].reached)
+
+# An exception must not unwind into C: it is kept, and the call returns -1, -2 where the user's code failed, or -3 where
+# a solve did.
 function guarded(f::F, arguments...) where {F}
     try
         return f(arguments...)
     catch error
+        if error isa SolveFailure
+            LAST_FAILURE[] = error
+            return -3
+        end
         users = error isa FieldFailure
         LAST_ERROR[] = users ? error.message : sprint(showerror, error, catch_backtrace())
         return users ? -2 : -1
@@ -240,7 +249,8 @@ pullback_entry(kept::Int, ints::Int, n::Int, floats::Int)::Int = guarded(pullbac
 interpolate_entry(kept::Int, ints::Int, n::Int)::Int = guarded(interpolate, kept, ints, n)
 release_entry(kept::Int)::Int = guarded(release, kept)
 
-"Addresses of the C functions `forward`, `pullback`, `interpolate` and `release`; each returns -1 after an error."
+"Addresses of the C functions `forward`, `pullback`, `interpolate` and `release`; each returns less than 0 after
+an error."
 entry_points() = (
     Int(@cfunction(forward_entry, Int, (Int, Int, Int))),
     Int(@cfunction(pullback_entry, Int, (Int, Int, Int, Int))),

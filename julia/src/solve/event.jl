@@ -50,7 +50,7 @@ end
 function find_event_with(field::TracedField{T}, event, f, u0, ts::Vector{Time}, θ, signs, o::Options, alg) where {T}
     bind!(field, θ)
     problem = ODEProblem{true}(f, u0, (first(ts), last(ts)), field.θ)
-    integrator = init(problem, alg; keywords(T, ts, o)..., save_everystep = false, dense = false, calck = true)
+    integrator = ready!(init(problem, alg; keywords(T, ts, o)..., save_everystep = false, dense = false, calck = true))
     between = similar(u0)
     while integrator.t != last(ts)
         a = integrator.t

@@ -26,6 +26,15 @@ struct Summary
     rejected::Int
 end
 
+"A solve that a gradient or an interpolation takes, besides the one that was asked for, has failed."
+struct SolveFailure <: Exception
+    what::String
+    outcome::Outcome
+    reached::Float64
+end
+
+Base.showerror(io::IO, e::SolveFailure) = print(io, "$(e.what) stopped at t = $(e.reached): $(e.outcome)")
+
 "A solve that a pullback or an interpolation may follow."
 abstract type Solved{T,V} end
 
@@ -67,7 +76,7 @@ function forward_whole!(values, field::TracedField{T}, f, u0, ts::Vector{Time}, 
     problem = ODEProblem{true}(f, u0, (first(ts), last(ts)), field.θ)
     ends = only_saved(o)
     saved = (; saveat = ends ? ts : Time[], save_everystep = !ends, dense = !ends)
-    integrator = init(problem, alg; keywords(T, ts, o)..., saved...)
+    integrator = ready!(init(problem, alg; keywords(T, ts, o)..., saved...))
     solution = solve!(integrator)
     # After a failure the solution may end at the last time that was to be saved, the integrator at the one it reached.
     done = successful_retcode(solution.retcode)
@@ -78,6 +87,12 @@ function forward_whole!(values, field::TracedField{T}, f, u0, ts::Vector{Time}, 
     outcome === success || copyto!(view(values, :, length(ts)), integrator.uprev)
     return summary, o.keep === :ends ? nothing : Dense(field, θ, ts, solution, o, summary)
 end
+
+"""
+An integrator before its first step. None has been accepted yet, and OrdinaryDiffEq gives up on a step no longer than the
+times' rounding after one that was not: but times may be that close.
+"""
+ready!(integrator) = (integrator.accept_step = true; integrator)
 
 """
 How a solver is to step, for states of type `T`; the types are the same whatever the options, so that it is compiled once.

@@ -35,7 +35,10 @@ function dense(fw::Stepped{T}) where {T}
         o = fw.options
         options = Options(; o.solver, o.rtol, o.atol, o.dt, o.adaptive, o.max_steps, keep = :dense)
         values = similar(u0, T, length(u0), length(fw.ts))
-        fw.dense[] = last(forward!(values, fw.field, copy(u0), fw.ts, fw.θ, options))
+        summary, found = forward!(values, fw.field, copy(u0), fw.ts, fw.θ, options)
+        summary.outcome === fw.summary.outcome ||
+            throw(SolveFailure("the solve made again for interpolation", summary.outcome, summary.reached))
+        fw.dense[] = found
     end
     return fw.dense[]
 end
@@ -72,7 +75,7 @@ function integrator_for(field::TracedField, u0, ts, o::Options)
         return field.integrators[key] = new_integrator(field, u0, ts, o)
     end
     reinit!(found, u0)
-    return found
+    return ready!(found)
 end
 
 const MAX_INTEGRATORS = 8
@@ -81,7 +84,7 @@ function new_integrator(field::TracedField{T}, u0, ts, o::Options) where {T}
     problem = ODEProblem{true}(ode_function(field, o.solver), u0, (first(ts), last(ts)), field.θ)
     # What interpolation needs is computed where there is interpolation.
     nothing_saved = (; save_everystep = false, save_start = false, save_end = false, dense = false, calck = !lands_on_times(o))
-    return init(problem, algorithm(o.solver); keywords(T, ts, o)..., nothing_saved...)
+    return ready!(init(problem, algorithm(o.solver); keywords(T, ts, o)..., nothing_saved...))
 end
 
 function step_through!(values, field::TracedField{T}, integrator, steps::Steps{T}, ts::Vector{Time}, o::Options) where {T}

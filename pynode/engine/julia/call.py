@@ -12,9 +12,19 @@ from typing import Any
 
 from torch import Tensor
 
-from pynode.errors import FieldError, PyNODEError
+from pynode.engine.protocol import Retcode
+from pynode.errors import FieldError, PyNODEError, SolveError
 
-__all__ = ["Entries", "Floats", "addresses", "integers"]
+__all__ = ["RETCODES", "Entries", "Floats", "addresses", "integers"]
+
+# In the order of PyNODE.jl's `Outcome`.
+RETCODES = (
+    Retcode.SUCCESS,
+    Retcode.MAX_STEPS,
+    Retcode.STEP_UNDERFLOW,
+    Retcode.NON_FINITE,
+    Retcode.FAILURE,
+)
 
 
 class Entries:
@@ -39,6 +49,10 @@ class Entries:
             result: int = function(*arguments)
             if result == -2:  # the user's Julia code, with a message for the user
                 raise FieldError(str(self.module.last_error()))
+            if result == -3:  # a solve of a gradient's or an interpolation's
+                what, outcome, reached = self.module.last_failure()
+                retcode = RETCODES[int(outcome)]
+                raise SolveError(f"{what} stopped at t={float(reached):.6g}: {retcode.value}", retcode)
             if result < 0:
                 raise PyNODEError(f"Julia failed: {self.module.last_error()}")
             return result

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from pynode.engine.each import is_per_sample, sample_of, solve_each, summary
-from pynode.engine.julia.call import Floats, integers
+from pynode.engine.julia.call import RETCODES, Floats, integers
 from pynode.engine.julia.device import Device
 from pynode.engine.julia.reached import take_reached
 from pynode.engine.julia.runtime import alone
-from pynode.engine.julia.session import RETCODES, Kept, Session
+from pynode.engine.julia.session import Kept, Session
 from pynode.engine.protocol import Gradients, Integration, PerSample, Problem, Retcode
 from pynode.field._trace import trace_field
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from pynode.engine.forward import solve_forward
 from pynode.engine.julia import device as julia_device
 from pynode.engine.julia import runtime as julia_runtime
-from pynode.engine.julia.call import Floats, addresses, integers
+from pynode.engine.julia.call import RETCODES, Floats, addresses, integers
 from pynode.engine.julia.each import solve_samples
 from pynode.engine.julia.event import find_event
 from pynode.engine.julia.reached import take_reached
-from pynode.engine.julia.session import RETCODES, Kept, Session
+from pynode.engine.julia.session import Kept, Session
 from pynode.engine.julia.tangent import link_tangent
 from pynode.engine.protocol import (
     Availability,

@@ -10,19 +10,9 @@ import torch
 from pynode.engine.julia import runtime
 from pynode.engine.julia.call import Entries
 from pynode.engine.julia.device import Device
-from pynode.engine.protocol import Retcode
 from pynode.field._trace import Trace
 
-__all__ = ["RETCODES", "Kept", "Session"]
-
-# In the order of PyNODE.jl's `Outcome`.
-RETCODES = (
-    Retcode.SUCCESS,
-    Retcode.MAX_STEPS,
-    Retcode.STEP_UNDERFLOW,
-    Retcode.NON_FINITE,
-    Retcode.FAILURE,
-)
+__all__ = ["Kept", "Session"]
 
 
 class Session:
