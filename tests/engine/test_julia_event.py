@@ -14,6 +14,7 @@ from pynode.field import Field
 from pynode.field._derived import derived_field
 from pynode.field._interpreter import interpret
 from pynode.field._trace import Trace, trace_field
+from pynode.problem.state import state_of
 
 LEVELS = torch.tensor([0.5, 1.5])
 
@@ -34,7 +35,7 @@ def test_values_are_rates_and_traced_once(make: Callable[..., Any], is_tuple: bo
         z = (torch.randn(batch, 2), torch.randn(batch)) if is_tuple else (torch.randn(batch, 2),)
         event = make()
         watched = (*z, torch.zeros(batch, n))
-        field = Field(derived_field(_rates, event, is_tuple), watched, t, (), True)
+        field = Field(derived_field(_rates, event, state_of(z if is_tuple else z[0])), watched, t, (), True)
         trace: Trace = trace_field(field, watched, t, ())
         found.append(trace)
         rates, _ = interpret(trace.graph, [t, *watched, *trace.bound(field)])
