@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -227,28 +227,24 @@ def solve(
     form = state_of(z0)
     state = form.tensors(z0)
     form, given = with_args(form, check_args(args))
+    options = {
+        "solver": solver,
+        "rtol": rtol,
+        "atol": atol,
+        "dt": dt,
+        "sensitivity": sensitivity,
+        "running_cost": running_cost,
+        "event": event,
+        "batching": batching,
+        "max_steps": max_steps,
+        "engine": engine,
+        "dense": dense,
+        "throw": throw,
+    }
     attempts = 0
     while True:
         try:
-            solution = _solve(
-                form,
-                field,
-                state,
-                t,
-                given,
-                solver,
-                rtol,
-                atol,
-                dt,
-                sensitivity,
-                running_cost,
-                event,
-                batching,
-                max_steps,
-                engine,
-                dense,
-                throw,
-            )
+            solution = _in_context(form, field, state, t, given, options)
         except LateRead:
             attempts += 1
             if attempts == _ATTEMPTS:
@@ -257,12 +253,31 @@ def solve(
         return solution if form.is_plain else _in_form(form, solution)
 
 
+def _in_context(
+    form: State,
+    field: Callable[..., Any],
+    state: tuple[Tensor, ...],
+    t: Tensor | Sequence[float],
+    args: tuple[Tensor, ...],
+    options: Mapping[str, Any],
+) -> Solution:
+    """`_solve` outside of autocast, in full precision."""
+    autocast = autocast_dtype(state)
+    if autocast is None:
+        return _solve(form, field, state, t, args, **options)
+    with without_autocast(state):
+        solution = _solve(form, field, in_full_precision(state), t, in_full_precision(args), autocast, **options)
+        return _in_dtype_of(state, solution)
+
+
 def _solve(
     form: State,
     field: Callable[..., Any],
     state: tuple[Tensor, ...],
     t: Tensor | Sequence[float],
     args: tuple[Tensor, ...],
+    autocast: torch.dtype | None = None,
+    *,
     solver: str,
     rtol: float,
     atol: float,
@@ -275,32 +290,8 @@ def _solve(
     engine: str,
     dense: bool,
     throw: bool,
-    autocast: torch.dtype | None = None,
 ) -> Solution:
     """`solve`, of the tensors that are solved; the solution's states are these, a tuple if `form.is_tuple`."""
-    if autocast is None and (dtype := autocast_dtype(state)) is not None:
-        with without_autocast(state):
-            solution = _solve(
-                form,
-                field,
-                in_full_precision(state),
-                t,
-                in_full_precision(args),
-                solver,
-                rtol,
-                atol,
-                dt,
-                sensitivity,
-                running_cost,
-                event,
-                batching,
-                max_steps,
-                engine,
-                dense,
-                throw,
-                dtype,
-            )
-            return _in_dtype_of(state, solution)
     state = check_state(form, state)
     given = check_times(t, state[0])
     times = given.double()
