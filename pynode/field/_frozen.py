@@ -105,9 +105,9 @@ class Frozen:
             made.__dict__.update({k: self._copy(v) for k, v in value.__dict__.items()})
             return made
         if isinstance(value, dict):
-            return self._container(value, type(value).__new__(type(value)) if _is_own(value, dict) else {})
+            return self._container(value, type(value).__new__(type(value)) if type(value) is not dict else {})
         if isinstance(value, list):
-            return self._container(value, type(value).__new__(type(value)) if _is_own(value, list) else [])
+            return self._container(value, type(value).__new__(type(value)) if type(value) is not list else [])
         if isinstance(value, deque):
             return self._container(value, deque(maxlen=value.maxlen))
         if isinstance(value, set):
@@ -272,11 +272,6 @@ class Frozen:
         if isinstance(value, Tensor) and value.requires_grad:
             return _kept(value)
         return value
-
-
-def _is_own(value: Any, kind: type) -> bool:
-    """Whether it is of a class derived from a builtin one."""
-    return type(value) is not kind
 
 
 class _Kept(torch.autograd.Function):
