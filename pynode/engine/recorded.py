@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pynode.engine.grid import step_grid
 from pynode.engine.solvers import SolverInfo
 from pynode.errors import EngineUnavailable, FieldError, InputError
 from pynode.field._time import time_dtype
@@ -75,8 +76,6 @@ def _record(
 ) -> tuple[Tensor, ...]:
     import torchdiffeq
 
-    from pynode.engine.torch.engine import _grid
-
     # torchdiffeq would make one vector of a tuple, by sizes that the recording keeps: here the batch stays a dimension.
     features = [tuple(map(int, x.shape[1:])) for x in state]
     sizes = [math.prod(shape) for shape in features]
@@ -104,7 +103,7 @@ def _record(
         return joined(rates)
 
     assert dt is not None
-    grid = _grid(times, dt)
+    grid = step_grid(times, dt)
     options = {"grid_constructor": lambda func, y0, t: grid}
     return parts(torchdiffeq.odeint(rhs, joined(state), times, method=solver.torch, options=options))
 

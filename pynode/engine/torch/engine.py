@@ -19,7 +19,7 @@ from torch import Tensor
 from pynode.engine.continuous import ContinuousDerivatives
 from pynode.engine.each import solve_each
 from pynode.engine.forward import solve_forward
-from pynode.engine.grid import substeps
+from pynode.engine.grid import step_grid, substeps
 from pynode.engine.protocol import (
     Availability,
     Crossing,
@@ -205,17 +205,9 @@ def _options(problem: Problem, t: Tensor) -> dict[str, Any]:
         assert dt is not None
         if solver.name == "adams":  # a multistep method: its coefficients hold for equal steps only
             return {"grid_constructor": lambda func, y0, t: _even_grid(t, dt), "interp": "cubic", **UNBOUNDED}
-        return {"grid_constructor": lambda func, y0, t: _grid(t, dt)}
+        return {"grid_constructor": lambda func, y0, t: step_grid(t, dt)}
     options: dict[str, Any] = {"step_t": t[-1:]}  # so that the field is not evaluated beyond the last time
     return options if dt is None else options | {"first_step": dt}
-
-
-def _grid(t: Tensor, dt: float) -> Tensor:
-    """Steps of `dt` from each entry of `t`, cut short at the next one (see `substeps`); differentiable."""
-    counts = torch.tensor(substeps(t.tolist(), dt), device=t.device)
-    first = (counts.cumsum(0) - counts).repeat_interleave(counts)
-    offset = (torch.arange(len(first), device=t.device) - first).to(t.dtype) * dt
-    return torch.cat([t[:-1].repeat_interleave(counts) + (offset if t[1] > t[0] else -offset), t[-1:]])
 
 
 def _even_grid(t: Tensor, dt: float) -> Tensor:
