@@ -21,7 +21,7 @@ using PrecompileTools: @compile_workload
 using Random: AbstractRNG, Xoshiro
 using RuntimeGeneratedFunctions: RuntimeGeneratedFunctions, @RuntimeGeneratedFunction
 using SciMLBase: AbstractODEFunction, AbstractODEProblem, FullSpecialize, NullParameters, ODEFunction, ODEProblem,
-    ReturnCode, init, isinplace, reinit!, solve!, step!, successful_retcode, unwrapped_f
+    ReturnCode, init, isinplace, reinit!, set_proposed_dt!, solve!, step!, successful_retcode, unwrapped_f
 using SpecialFunctions: digamma, erf, erfc, erfinv, logabsgamma
 
 RuntimeGeneratedFunctions.init(@__MODULE__)
@@ -46,6 +46,7 @@ include("solve/steps.jl")
 include("solve/event.jl")
 include("solve/independent.jl")
 
+include("adjoint/tangent.jl")
 include("adjoint/discrete.jl")
 include("adjoint/continuous.jl")
 

@@ -106,7 +106,7 @@ class Run:
             how = self.problem.sensitivity
             raise EngineUnavailable(
                 f"the {self.engine.name} engine has no forward and no second derivatives of {self.problem.solver.name} "
-                f"by {how.name!r}: use another sensitivity or the other engine"  # type: ignore[union-attr]
+                f"by {how.name!r}: use sensitivity='discrete' with an explicit solver, or the torch engine"  # type: ignore[union-attr]
             )
         return found
 

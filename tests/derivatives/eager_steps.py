@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -63,6 +64,60 @@ def torchdiffeqs(info: SolverInfo, field: nn.Module, keywords: dict[str, Any]) -
         return torchdiffeq.odeint(f, z0, t, **call)
 
     return call
+
+
+class Eager:
+    """`(z0, t, u) -> z` by the steps of the julia engine's latest solve, from the coefficients of its method.
+
+    A step's start and end move as pynode says: with the entry of `t` from which the steps are counted; the last step
+    before an entry that is stepped to is cut.
+    """
+
+    def __init__(self, field: nn.Module, steps: list[float], lands: bool, tableau: Any) -> None:
+        self.field, self.steps, self.lands = field, steps, lands
+        self.A, self.b, self.c, self.W = (torch.tensor(tableau[k], dtype=torch.float64) for k in ("A", "b", "c", "W"))
+        self.fsal = tableau["fsal"]
+
+    @staticmethod
+    def of(field: nn.Module, info: SolverInfo) -> Eager:
+        from juliacall import Main as jl
+
+        kept = jl.seval("PyNODE.KEPT[PyNODE.NEXT[]]")
+        tab = jl.PyNODE.tableau(info.julia, jl.Float64)
+        rows = [[float(x) for x in row] for row in jl.seval("x -> collect(eachrow(x.A))")(tab)]
+        weights = [[float(x) for x in row] for row in jl.seval("x -> collect(eachrow(x.W))")(tab)]
+        lands = bool(jl.PyNODE.lands_on_times(kept.options))
+        found = {"A": rows, "b": list(map(float, tab.b)), "c": list(map(float, tab.c)), "W": weights}
+        return Eager(field, list(map(float, kept.steps.t)), lands, found | {"fsal": bool(tab.fsal)})
+
+    def _times(self, t: Tensor) -> list[Tensor]:
+        values, i, found = t.tolist(), 0, []
+        for s in self.steps:
+            if self.lands and i + 1 < len(values) and s == values[i + 1]:
+                i += 1
+            found.append(t[i] + (s - values[i]))
+        found[-1] = t[-1]
+        return found
+
+    def __call__(self, z0: Tensor, t: Tensor, u: Tensor) -> Tensor:
+        times, values = self._times(t), t.tolist()
+        z, out, first = z0, [z0], None
+        for n, (a, b) in enumerate(itertools.pairwise(times)):
+            h, k = b - a, []
+            for j, row in enumerate(self.A):
+                y = z + h * sum((row[i] * k[i] for i in range(j)), torch.zeros_like(z))
+                k.append(first if j == 0 and first is not None else self.field(a + self.c[j] * h, y, u))
+            while len(out) < len(t) and (values[len(out)] - self.steps[n + 1]) * (1 if h > 0 else -1) <= 0:
+                i = len(out)
+                if values[i] == self.steps[n + 1] and (self.lands or i == len(t) - 1):
+                    out.append(z + h * sum(w * x for w, x in zip(self.b, k, strict=True)))
+                    continue
+                theta = (t[i] - a) / h
+                powers = theta ** torch.arange(self.W.shape[1])
+                out.append(z + h * sum(w * x for w, x in zip(self.W @ powers, k, strict=True)))
+            z = z + h * sum(w * x for w, x in zip(self.b, k, strict=True))
+            first = k[-1] if self.fsal else None
+        return torch.stack(out)
 
 
 def loss(call: Call) -> Call:

@@ -26,6 +26,8 @@ mutable struct Pull{T,V<:AbstractVector{T},F<:TracedField{T,V},G<:AbstractMatrix
     const sum::V
     const w::Vector{T}
     const dw::Vector{T}
+    const ddw::Vector{T}
+    const moves::Union{Nothing,Moves}
     const out::Cotangents{T,V}
     pending::Bool               # whether the first stage's cotangent waits for its product, which the step before makes
     save::Int                   # entries of `ts` that are still to come
@@ -40,7 +42,8 @@ function Pull(fw::Stepped{T,V}, g, wants_t::Bool) where {T,V}
     out = Cotangents{T,V}(λ, fill!(similar(field.dθ), zero(T)), zeros(length(ts)))
     return Pull(
         field, tab, ts, lands_on_times(fw.options), wants_t, g, λ, [λ for _ in 1:(tab.s)], [make() for _ in 1:(tab.s)],
-        fill(false, tab.s), make(), make(), zeros(T, tab.s), zeros(T, tab.s), out, false, length(ts), length(ts), zero(Time),
+        fill(false, tab.s), make(), make(), zeros(T, tab.s), zeros(T, tab.s), zeros(T, tab.s), fw.moves, out, false,
+        length(ts), length(ts), zero(Time),
     )
 end
 
@@ -109,9 +112,11 @@ function remake(p::Pull{T}, steps::Steps, a::Int, b::Int, u, stages) where {T}
         h = T(step)
         tab.fsal && (p.k[1] = p.k[tab.s])
         for j in (tab.fsal ? 2 : 1):(tab.s)
-            p.k[j] = stage_at(t + tab.c[j] * step, combine!(Y, u, h, view(tab.A, j, :), p.k, j - 1)).k
+            row = view(tab.A, j, :)
+            move!(combine!(Y, u, h, row, p.k, j - 1), p.moves, n, tab.c[j], row, p.k, j - 1)
+            p.k[j] = stage_at(t + tab.c[j] * step, Y).k
         end
-        combine!(Y, u, h, tab.b, p.k, tab.s)
+        move!(combine!(Y, u, h, tab.b, p.k, tab.s), p.moves, n, one(h), tab.b, p.k, tab.s)
         u, Y = Y, u
         if stages === nothing  # the last stage is still to be read
             foreach(i -> recycle!(tape, tape.taken[i]), 1:(length(tape.taken) - 1))
@@ -146,7 +151,7 @@ function pull_step!(p::Pull{T}, steps::Steps, n::Int, stages::Vector{<:Stage}, o
         i = p.save
         p.save -= 1
         gi = view(g, :, i)
-        if ts[i] == ends && (p.lands || i == length(ts))  # a step that ends there by accident does not depend on it
+        if ends_at(p.lands, ts, i, ends)
             λ .+= gi
             continue
         end
@@ -154,8 +159,10 @@ function pull_step!(p::Pull{T}, steps::Steps, n::Int, stages::Vector{<:Stage}, o
         weights!(p.w, p.dw, tab, θ)
         ubar .+= gi
         spread!(p.kbar, p.active, h, p.w, gi, s)
+        p.moves === nothing || spread_moved_time!(p, n, i, θ, gi)
         if p.wants_t
             slope = dot(gi, combine!(p.sum, nothing, one(T), p.dw, p.k, s))
+            p.moves === nothing || (slope += bend(p, n, i, θ, gi) / h)
             out.ts[i] += slope
             dt -= slope
             dh += dot(gi, combine!(p.sum, nothing, one(T), p.w, p.k, s)) - θ * slope
@@ -172,6 +179,7 @@ function pull_step!(p::Pull{T}, steps::Steps, n::Int, stages::Vector{<:Stage}, o
     end
     ubar .+= λ
     spread!(p.kbar, p.active, h, tab.b, λ, last_stage)
+    spread_shift!(p.kbar, p.active, p.moves, n, tab.b, λ, last_stage)
     p.wants_t && (dh += dot(λ, combine!(p.sum, nothing, one(T), tab.b, p.k, last_stage)))
     for j in last_stage:-1:2
         p.active[j] || continue
@@ -179,6 +187,7 @@ function pull_step!(p::Pull{T}, steps::Steps, n::Int, stages::Vector{<:Stage}, o
         ubar .+= field.dz
         row = view(tab.A, j, :)
         spread!(p.kbar, p.active, h, row, field.dz, j - 1)
+        spread_shift!(p.kbar, p.active, p.moves, n, row, field.dz, j - 1)
         if p.wants_t
             change = slope(field)
             dt += change
@@ -194,6 +203,20 @@ function pull_step!(p::Pull{T}, steps::Steps, n::Int, stages::Vector{<:Stage}, o
     λ .= ubar
     p.wants_t && move_times!(p, n, t, ends, dt, dh)
     return
+end
+
+"The cotangents of the stages of step `n` that come by the move of the time `ts[i]` within it, whose state's they are."
+function spread_moved_time!(p::Pull, n::Int, i::Int, θ, gi)
+    spread_shift!(p.kbar, p.active, p.moves, n, p.w, gi, p.tab.s)
+    spread_shift!(p.kbar, p.active, p.moves, drift(p.moves, n, i, θ), p.dw, gi, p.tab.s)
+    return
+end
+
+"How the move of the time `ts[i]` changes with the time, in the direction of a cotangent of its state."
+function bend(p::Pull{T}, n::Int, i::Int, θ, gi) where {T}
+    curvature!(p.ddw, p.tab, θ)
+    combine!(p.sum, nothing, one(T), p.ddw, p.k, p.tab.s)
+    return T(drift(p.moves, n, i, θ)) * dot(view(gi, tangents(p.moves)), view(p.sum, states(p.moves)))
 end
 
 "Add the cotangents of a step's start and length to those of the times that these depend on."

@@ -196,6 +196,40 @@ function pullback_typed(device, fw::Solved{T}, r::Reader, x) where {T}
 end
 
 """
+    tangent(kept, ints, n_ints) -> Int
+
+The derivative of a kept solve in one direction.
+
+Integers: device, kernel of the field together with its derivative, batch, whether to keep, address of how the times move
+(the processor's; 0: they do not); number of state tensors, then for each its size, address and the address of its results
+(0: not wanted); number of tensors of `θ`, then for each its size and address.
+
+Returns the number under which it is kept for `pullback`, whose gradient is the second derivative; 0 if it is not.
+"""
+function tangent(kept::Int, ints::Int, n_ints::Int)
+    r = Reader(wrap(Int, ints, n_ints), 0)
+    device, kernel, batch = (next!(r) for _ in 1:3)
+    return on(DEVICES[device]) do
+        tangent_typed(DEVICES[device], KEPT[kept], field_for(kernel, batch, :joint, device), r)
+    end
+end
+
+function tangent_typed(device, fw::Stepped{T}, field::TracedField{T}, r::Reader) where {T}
+    keep, dts, times = next!(r) == 1, next!(r), length(fw.ts)
+    states = [(next!(r), next!(r), next!(r)) for _ in 1:next!(r)]
+    read_theta!(field, device, r)
+    bind!(field, field.θ)
+    u0 = gather!(similar(field.u), device, [(n, from) for (n, from, _) in states])
+    moves = dts == 0 ? nothing : Moves(fw, copy(wrap(Time, dts, times)))
+    values = similar(u0, T, length(u0), times)
+    solved = follow!(values, field, fw, u0, moves, keep)
+    scatter(device, values, [(n, to) for (n, _, to) in states])
+    solved === nothing && return 0
+    KEPT[NEXT[] += 1] = solved
+    return NEXT[]
+end
+
+"""
     interpolate(kept, ints, n_ints)
 
 A kept dense solve at other times. Integers: device, number of times, their address (the processor's); number of state
@@ -247,15 +281,17 @@ end
 forward_entry(ints::Int, n::Int, floats::Int)::Int = guarded(forward, ints, n, floats)
 pullback_entry(kept::Int, ints::Int, n::Int, floats::Int)::Int = guarded(pullback, kept, ints, n, floats)
 interpolate_entry(kept::Int, ints::Int, n::Int)::Int = guarded(interpolate, kept, ints, n)
+tangent_entry(kept::Int, ints::Int, n::Int)::Int = guarded(tangent, kept, ints, n)
 release_entry(kept::Int)::Int = guarded(release, kept)
 
-"Addresses of the C functions `forward`, `pullback`, `interpolate` and `release`; each returns less than 0 after
-an error."
+"Addresses of the C functions `forward`, `pullback`, `interpolate`, `release` and `tangent`; each returns less than 0
+after an error."
 entry_points() = (
     Int(@cfunction(forward_entry, Int, (Int, Int, Int))),
     Int(@cfunction(pullback_entry, Int, (Int, Int, Int, Int))),
     Int(@cfunction(interpolate_entry, Int, (Int, Int, Int))),
     Int(@cfunction(release_entry, Int, (Int,))),
+    Int(@cfunction(tangent_entry, Int, (Int, Int, Int))),
 )
 
 "Let BLAS use this many threads."

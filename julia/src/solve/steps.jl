@@ -26,6 +26,7 @@ struct Stepped{T,V<:AbstractVector{T},F<:TracedField{T,V}} <: Solved{T,V}
     options::Options
     summary::Summary
     dense::Base.RefValue{Any}  # the same solve with SciML's solution, once it is asked for
+    moves::Any                 # how the times move, of a derivative along them; see `follow!`
 end
 
 "The same solve, to be interpolated."
@@ -54,7 +55,7 @@ function forward_steps!(values, field::TracedField{T,V}, u0, ts::Vector{Time}, �
         steps = Steps{T,V}(Time[], Stage{T,V}[], Pair{Int,V}[], V[], 0, o.memory)
         summary = Base.invokelatest(step_through!, values, field, integrator, steps, ts, o)::Summary
         tape.on || return summary, nothing
-        return summary, Stepped(field, θ, field.counts[3], ts, steps, o, summary, Ref{Any}(nothing))
+        return summary, Stepped(field, θ, field.counts[3], ts, steps, o, summary, Ref{Any}(nothing), nothing)
     finally
         tape.on = false
         foreach(s -> recycle!(tape, s), tape.taken)
@@ -75,6 +76,10 @@ function integrator_for(field::TracedField, u0, ts, o::Options)
         return field.integrators[key] = new_integrator(field, u0, ts, o)
     end
     reinit!(found, u0)
+    if o.dt > 0  # it would go on with the step that it had last
+        found.dt = copysign(o.dt, last(ts) - first(ts))
+        set_proposed_dt!(found, found.dt)
+    end
     return ready!(found)
 end
 

@@ -78,3 +78,11 @@ function weights!(w, dw, tab::Tableau{T}, θ::T) where {T}
     end
     return nothing
 end
+
+"The second derivatives in `θ` of the weights of the interpolant."
+function curvature!(ddw, tab::Tableau{T}, θ::T) where {T}
+    for i in 1:(tab.s)
+        ddw[i] = sum(m * (m - 1) * tab.W[i, m + 1] * θ^(m - 2) for m in 2:(size(tab.W, 2) - 1); init = zero(T))
+    end
+    return nothing
+end

@@ -36,11 +36,12 @@ class Entries:
 
     def __init__(self, module: Any) -> None:
         self.module = module
-        forward, pullback, interpolate, release = module.entry_points()
+        forward, pullback, interpolate, release, tangent = module.entry_points()
         self.forward = self._function(forward, 3)
         self.pullback = self._function(pullback, 4)
         self.interpolate = self._function(interpolate, 3)
         self.release = self._function(release, 1)
+        self.tangent = self._function(tangent, 3)
 
     def _function(self, address: int, n: int) -> Callable[..., int]:
         function = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * n)(address)

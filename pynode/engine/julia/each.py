@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pynode.engine.each import is_per_sample, sample_of, solve_each, summary
+from pynode.engine.continuous import Unchanged
+from pynode.engine.each import EachDerivatives, is_per_sample, sample_of, solve_each, summary
 from pynode.engine.julia.call import RETCODES, Floats, integers
 from pynode.engine.julia.device import Device
 from pynode.engine.julia.reached import take_reached
@@ -52,7 +54,8 @@ def solve_samples(
     out = [z.new_empty((times, *z.shape)) for z in z0]
     has_rows = [is_per_sample(a, batch) for a in problem.args]
     args = [a.contiguous() for a in problem.args]
-    rest = [x.detach().contiguous() for x in trace.bound(problem.field)]
+    bound = trace.bound(problem.field)
+    rest = [x.detach().contiguous() for x in bound]
     solver = problem.solver
     assert solver.julia is not None
     values = [session.kernel(trace, z0[0].dtype), session.number("solver", solver.julia), batch, times]
@@ -84,6 +87,14 @@ def solve_samples(
             return _pull_back(session, handle.number, problem, has_rows, stats, cotangents)
 
         integration.pullback = pullback
+        unchanged = Unchanged(problem, bound)
+
+        @functools.cache
+        def parts() -> list[Integration]:
+            unchanged.check()
+            return [solve(sample_of(problem, b)) for b in range(batch)]
+
+        integration.derivatives = EachDerivatives(problem, parts)
     return integration
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
+from pynode.engine.continuous import ContinuousDerivatives
 from pynode.engine.forward import solve_forward
 from pynode.engine.julia import device as julia_device
 from pynode.engine.julia import runtime as julia_runtime
 from pynode.engine.julia.call import RETCODES, Floats, addresses, integers
+from pynode.engine.julia.derivatives import DiscreteDerivatives
 from pynode.engine.julia.each import solve_samples
 from pynode.engine.julia.event import find_event
+from pynode.engine.julia.pullback import Pullback
 from pynode.engine.julia.reached import take_reached
 from pynode.engine.julia.session import Kept, Session
 from pynode.engine.julia.tangent import link_tangent
@@ -21,7 +22,6 @@ from pynode.engine.protocol import (
     Availability,
     Crossing,
     EventSearch,
-    Gradients,
     Integration,
     Problem,
     Retcode,
@@ -72,7 +72,7 @@ class JuliaEngine:
         if problem.t.dim() == 2:
             return solve_samples(self.session, problem, self.solve, device, _memory(problem))
         if isinstance(problem.sensitivity, Forward):
-            return solve_forward(self.solve, problem, True, self.sensitivities(problem.solver)[0])
+            return solve_forward(self.solve, problem, True, "gauss")
         started = time.perf_counter()
         trace = trace_field(problem.field, problem.z0, problem.t[0], problem.args)
         session = self.session
@@ -86,7 +86,8 @@ class JuliaEngine:
             keep = _NEEDS.get(sensitivity.name, "dense")
         z0 = [z.contiguous() for z in problem.z0]
         t = problem.t.cpu().contiguous()
-        others = device.contiguous(*problem.args, *trace.bound(problem.field))
+        read = trace.bound(problem.field)
+        others = device.contiguous(*problem.args, *read)
         out = [z.new_empty((len(t), *z.shape)) for z in z0]
         batch = state.shape[0] if state.dim() else 1
         split = sensitivity is not None and sensitivity.name != "discrete"
@@ -111,7 +112,12 @@ class JuliaEngine:
         if kept:
             held = Kept(session, kept, device)
             if sensitivity is not None:
-                integration.pullback = _Pullback(held, problem, stats)
+                integration.pullback = Pullback(held, problem, stats)
+                integration.derivatives = (
+                    DiscreteDerivatives(held, problem, read)
+                    if sensitivity.name == "discrete"
+                    else ContinuousDerivatives(self.solve, problem, read)
+                )
             if problem.dense:
                 integration.interpolant = _Interpolant(held, problem)
         return integration
@@ -133,41 +139,6 @@ def _memory(problem: Problem) -> int:
     return _MEMORY if how is None else int(how.options.get("memory", _MEMORY))  # type: ignore[call-overload]
 
 
-class _Pullback:
-    """Pulls cotangents of the solution back through a kept solve."""
-
-    def __init__(self, kept: Kept, problem: Problem, stats: Stats) -> None:
-        self.kept, self.problem, self.stats = kept, problem, stats
-
-    @julia_runtime.alone
-    def __call__(self, cotangents: Sequence[Tensor | None]) -> Gradients:
-        problem, session = self.problem, self.kept.session
-        julia = session.start()
-        given = [None if g is None else g.contiguous() for g in cotangents]
-        z0 = [_room(x, wanted) for x, wanted in zip(problem.z0, problem.wants["z0"], strict=True)]
-        args = [_room(x, wanted) for x, wanted in zip(problem.args, problem.wants["args"], strict=True)]
-        parameters = [_room(x, w) for x, w in zip(problem.parameters, problem.wants["parameters"], strict=True)]
-        t = _room(problem.t.cpu(), problem.wants["t"][0])
-        sensitivity = problem.sensitivity
-        assert sensitivity is not None
-        options = sensitivity.options
-        checkpointing = options.get("checkpointing", -1)
-        values = [self.kept.device.number, session.number("sensitivity", sensitivity.name)]
-        values += [int(checkpointing), _address(t), len(z0)]  # type: ignore[call-overload]
-        for x, g, room in zip(problem.z0, given, z0, strict=True):
-            values += (x.numel(), _address(g), _address(room))
-        values.append(len(args) + len(parameters))
-        for x, room in zip((*problem.args, *problem.parameters), (*args, *parameters), strict=True):
-            values += (x.numel(), _address(room))
-        data, address, length = integers(values)
-        floats = Floats(float(options.get("rtol", 0.0)), float(options.get("atol", 0.0)))  # type: ignore[arg-type]
-        with self.kept.device:
-            julia.pullback(self.kept.number, address, length, floats.address)
-        del data
-        self.stats.nfe_backward = int(floats.values[0])
-        return Gradients(z0, None if t is None else t.to(problem.t.device), args, parameters)
-
-
 class _Interpolant:
     """A kept dense solve as a function of time."""
 
@@ -187,11 +158,3 @@ class _Interpolant:
             julia.interpolate(self.kept.number, address, length)
         del data
         return tuple(out)
-
-
-def _room(x: Tensor, wanted: bool) -> Tensor | None:
-    return torch.empty_like(x, memory_format=torch.contiguous_format) if wanted else None
-
-
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()

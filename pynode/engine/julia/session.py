@@ -64,10 +64,11 @@ class Session:
 
 
 class Kept:
-    """A solve that Julia keeps for as long as this object lives."""
+    """A solve that Julia keeps, under a number that is not 0, for as long as this object lives."""
 
     def __init__(self, session: Session, number: int, device: Device) -> None:
         self.session, self.number, self.device = session, number, device
 
     def __del__(self) -> None:
-        self.session.release(self.number)
+        if self.number:
+            self.session.release(self.number)

@@ -1,0 +1,66 @@
+"""Cotangents of a solve that Julia keeps, pulled back to its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pynode.engine.julia import runtime as julia_runtime
+from pynode.engine.julia.call import Floats, integers
+from pynode.engine.julia.session import Kept
+from pynode.engine.protocol import Gradients, Problem, Stats
+
+__all__ = ["Pullback", "address_of"]
+
+
+class Pullback:
+    """Pulls cotangents of the solution back through a kept solve.
+
+    Args:
+        kept: the solve.
+        problem: what was solved.
+        stats: where the evaluations are counted.
+    """
+
+    def __init__(self, kept: Kept, problem: Problem, stats: Stats) -> None:
+        self.kept, self.problem, self.stats = kept, problem, stats
+
+    @julia_runtime.alone
+    def __call__(self, cotangents: Sequence[Tensor | None]) -> Gradients:
+        """The gradients for cotangents of the states."""
+        problem, session = self.problem, self.kept.session
+        julia = session.start()
+        given = [None if g is None else g.contiguous() for g in cotangents]
+        z0 = [_room(x, wanted) for x, wanted in zip(problem.z0, problem.wants["z0"], strict=True)]
+        args = [_room(x, wanted) for x, wanted in zip(problem.args, problem.wants["args"], strict=True)]
+        parameters = [_room(x, w) for x, w in zip(problem.parameters, problem.wants["parameters"], strict=True)]
+        t = _room(problem.t.cpu(), problem.wants["t"][0])
+        sensitivity = problem.sensitivity
+        assert sensitivity is not None
+        options = sensitivity.options
+        checkpointing = options.get("checkpointing", -1)
+        values = [self.kept.device.number, session.number("sensitivity", sensitivity.name)]
+        values += [int(checkpointing), address_of(t), len(z0)]  # type: ignore[call-overload]
+        for x, g, room in zip(problem.z0, given, z0, strict=True):
+            values += (x.numel(), address_of(g), address_of(room))
+        values.append(len(args) + len(parameters))
+        for x, room in zip((*problem.args, *problem.parameters), (*args, *parameters), strict=True):
+            values += (x.numel(), address_of(room))
+        data, address, length = integers(values)
+        floats = Floats(float(options.get("rtol", 0.0)), float(options.get("atol", 0.0)))  # type: ignore[arg-type]
+        with self.kept.device:
+            julia.pullback(self.kept.number, address, length, floats.address)
+        del data
+        self.stats.nfe_backward = int(floats.values[0])
+        return Gradients(z0, None if t is None else t.to(problem.t.device), args, parameters)
+
+
+def _room(x: Tensor, wanted: bool) -> Tensor | None:
+    return torch.empty_like(x, memory_format=torch.contiguous_format) if wanted else None
+
+
+def address_of(x: Tensor | None) -> int:
+    """Where a tensor lies; 0 for none."""
+    return 0 if x is None else x.data_ptr()
