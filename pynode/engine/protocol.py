@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from pynode.engine.solvers import SolverInfo
+from pynode.errors import InputError
 from pynode.field import Field
 from pynode.sensitivity import Sensitivity
 
@@ -228,6 +229,13 @@ class EventSearch:
     form: Any
     signs: tuple[float, ...]
 
+    def not_a_number(self, t: float) -> InputError:
+        """The error for a value that is NaN, of which nobody knows whether it changes its sign."""
+        return InputError(
+            f"event must return numbers, got NaN at t={t:.6g}, in the course of the solve. Look at what computes it "
+            "(the logarithm or the root of a negative number?), and clamp what it takes"
+        )
+
 
 @dataclass(frozen=True)
 class Crossing:
@@ -237,11 +245,13 @@ class Crossing:
         t: the time; `None` if none does before the last time, or the integration fails.
         index: which value.
         nfe: evaluations of the vector field that the search took.
+        failed: whether the integration failed before any did.
     """
 
     t: float | None
     index: int
     nfe: int
+    failed: bool = False
 
 
 class Engine(Protocol):

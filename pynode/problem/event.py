@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 
 from pynode.engine.protocol import Crossing, Engine, EventSearch, Problem, Retcode
 from pynode.engine.refused import once_differentiable
-from pynode.errors import InputError
+from pynode.errors import InputError, SolveError
 from pynode.field._time import reads_time, time_as_asked, time_dtype
 from pynode.problem.state import State
 
@@ -135,9 +135,19 @@ class Event:
         return torch.cat([t[: self.before], self.stop[None]])
 
     def complete(self, solution: Any, args: Sequence[Tensor]) -> Any:
-        """The solution over the user's times, with the event, from that over the times of `cut`."""
+        """The solution over the user's times, with the event, from that over the times of `cut`.
+
+        Raises:
+            SolveError: the search failed before any event, and the solve did not.
+        """
         solution.stats.nfe += self.crossing.nfe
         if self.crossing.t is None:
+            if self.crossing.failed and solution.retcode is Retcode.SUCCESS:
+                raise SolveError(
+                    "the search for the event did not reach the last time, though the solve itself does: tighten rtol "
+                    "and atol, or raise max_steps",
+                    Retcode.FAILURE,
+                )
             return solution
         z, cost, t = solution.z if self.is_tuple else (solution.z,), solution.running_cost, self.stop
         if solution.retcode is not Retcode.SUCCESS:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 import pynode
 from pynode import EngineUnavailable, InputError, Retcode, SolveError
+from pynode.engine.protocol import Crossing
+from pynode.engine.torch.engine import TorchEngine
 
 DOUBLE = torch.float64
 FINE: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-11}
@@ -275,6 +277,39 @@ def test_failure_before_the_event(engine: str) -> None:
     assert sol.event_t is None
     early = pynode.solve(lambda t, z: z**2, z0, [0.0, 2.0], event=lambda t, z: z[0, 0] - 2, engine=engine, **FINE)
     assert early.event_t.item() == pytest.approx(0.5, abs=1e-9)
+
+
+def test_values_that_become_nan(engine: str) -> None:
+    """Whether such a value changes its sign is not known; an event that is met before is found."""
+    z0 = torch.tensor([[1.0]], dtype=torch.float64)
+
+    def solve(level: float) -> pynode.Solution:
+        def event(t: Tensor, z: Tensor) -> Tensor:
+            return torch.log(z[0, 0]) - level
+
+        return pynode.solve(
+            lambda t, z: -torch.ones_like(z), z0, [0.0, 2.0], event=event, engine=engine, solver="rk4", dt=0.1
+        )
+
+    assert float(solve(-0.5).event_t) == pytest.approx(1 - math.exp(-0.5), rel=1e-6)
+    with pytest.raises(pynode.InputError, match="got NaN at t=1"):
+        solve(1.0)
+
+
+def test_an_assertion_of_the_event_function_is_the_users() -> None:
+    def event(t: Tensor, z: Tensor) -> Tensor:
+        assert t < 0.5, "mine"
+        return z[0, 0] - 2
+
+    with pytest.raises(AssertionError, match="mine"):
+        pynode.solve(lambda t, z: -z, torch.ones(1, 1), [0.0, 1.0], event=event, engine="torch")
+
+
+def test_a_search_that_fails_where_the_solve_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not taken for one that meets no event."""
+    monkeypatch.setattr(TorchEngine, "find_event", lambda self, problem, search: Crossing(None, -1, 7, failed=True))
+    with pytest.raises(pynode.SolveError, match="the search for the event"):
+        pynode.solve(lambda t, z: -z, torch.ones(1, 1), [0.0, 1.0], event=lambda t, z: z[0, 0] - 0.5, engine="torch")
 
 
 def test_empty_batch(engine: str) -> None:

@@ -8,7 +8,8 @@ then those of `forward` from the solver on; then number of tensors of the event 
 address.
 Floats: rtol, atol, dt; on return evaluations, the time of the event.
 
-Returns the position of the value that changed its sign, from 1; 0 if none did.
+Returns the position of the value that changed its sign, from 1; 0 if none did, -1 if the solve failed, -2 if a value is
+NaN, at the time of the event then.
 """
 function find_event(ints::Int, n_ints::Int, floats::Int)
     r = Reader(wrap(Int, ints, n_ints), 0)

@@ -27,7 +27,7 @@ function (e::EventValues)(u, t)
     return e.values
 end
 
-"Where a value first changed its sign; `index` is 0 where none did."
+"Where a value first changed its sign; `index` is 0 where none did, -1 where the solve failed, -2 where a value is NaN."
 struct Crossing
     t::Time
     index::Int
@@ -56,11 +56,12 @@ function find_event_with(field::TracedField{T}, event, f, u0, ts::Vector{Time}, 
         a = integrator.t
         step!(integrator)
         b = integrator.t
-        (b == a || !successful_retcode(integrator.sol.retcode)) && break
+        (b == a || !successful_retcode(integrator.sol.retcode)) && return Crossing(a, -1)
         left = a
         for k in 1:(CHECKS + 1)
             right = k > CHECKS ? b : a + (b - a) * (k / (CHECKS + 1))
             values = event(k > CHECKS ? integrator.u : integrator(between, right), right)
+            any(isnan, values) && return Crossing(right, -2)
             found = Crossing(right, 0)
             for i in findall(haschanged.(signs, values))
                 t = bisect(event, integrator, between, left, right, signs[i], i)

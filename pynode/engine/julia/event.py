@@ -24,6 +24,7 @@ def find_event(session: Session, problem: Problem, search: EventSearch, device: 
 
     Raises:
         TraceError: the field or the event function cannot be turned into a graph.
+        InputError: a value of the event function is NaN.
     """
     state, n = problem.z0[0], len(search.signs)
     z0 = [z.contiguous() for z in problem.z0]
@@ -54,7 +55,9 @@ def find_event(session: Session, problem: Problem, search: EventSearch, device: 
         index = session.module.find_event._jl_call_nogil(address, length, floats.address)
     del data
     nfe, found = floats.values[:2]
-    return Crossing(found if index else None, index - 1, int(nfe))
+    if index == -2:
+        raise search.not_a_number(found)
+    return Crossing(found if index > 0 else None, index - 1 if index > 0 else -1, int(nfe), failed=index == -1)
 
 
 def _rates(event: Any, form: Any, owner: Any, t: Tensor, z: tuple[Tensor, ...], *args: Tensor) -> Any:

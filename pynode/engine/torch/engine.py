@@ -74,19 +74,26 @@ class TorchEngine:
             return crossing_at(self.find_event(from_zero(problem), search_from_zero(search, origin)), origin)
         plain = replace(problem, sensitivity=None, dense=False)
         if _too_many_steps(plain) is not None:
-            return Crossing(None, -1, 0)
+            return Crossing(None, -1, 0, failed=True)
         rhs = right_hand_side(plain)
         watch = EventWatch(search, rhs, problem.args)
-        with torch.no_grad(), contextlib.suppress(Stop, AssertionError):
+        failed = False
+        with torch.no_grad():
             try:
-                z = _odeint(plain, rhs, plain.t)
-                watch(plain.t[-1], tuple(x[-1] for x in z))
+                last = [x[-1] for x in _odeint(plain, rhs, plain.t)]
+                failed = not all_finite(last)
+                watch(plain.t[-1], tuple(last))
             except Crossed as step:
                 end = torch.stack([step.start, step.end])
                 again = self.solve(replace(plain, z0=step.z, t=end, dt=abs(float(end[1] - end[0])), dense=True))
-                t, index = step.locate(again.interpolant)
-                return Crossing(t, index, rhs.nfe + again.stats.nfe)
-        return Crossing(None, -1, rhs.nfe)
+                if again.interpolant is not None:
+                    t, index = step.locate(again.interpolant)
+                    return Crossing(t, index, rhs.nfe + again.stats.nfe)
+                failed = True
+            except (Stop, AssertionError) as error:
+                rhs.diagnose(error)  # which raises what is not the solver's
+                failed = True
+        return Crossing(None, -1, rhs.nfe, failed)
 
     def solve(self, problem: Problem) -> Integration:
         """Integrate with torchdiffeq.

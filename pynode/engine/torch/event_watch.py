@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from pynode.engine.protocol import EventSearch
-from pynode.engine.torch.rhs import Rhs
+from pynode.engine.torch.rhs import Rhs, all_finite
 
 __all__ = ["Crossed", "EventWatch"]
 
@@ -44,8 +45,11 @@ class EventWatch:
 
         Raises:
             Crossed: a value has changed its sign.
+            InputError: one is NaN.
         """
         values = self.search.function(t, z, self.args).tolist()
+        if any(map(math.isnan, values)) and all_finite(z):
+            raise self.search.not_a_number(float(t))
         if self.before is not None:
             found = [i for i, (s, v) in enumerate(zip(self.signs, values, strict=True)) if s * v < 0 or (s and v == 0)]
             if found:
@@ -69,10 +73,8 @@ class Crossed(Exception):
         super().__init__("an event was met")
         self.watch, self.start, self.z, self.end, self.indices = watch, start.double(), z, end.double(), indices
 
-    def locate(self, interpolant: Callable[[Tensor], tuple[Tensor, ...]] | None) -> tuple[float, int]:
-        """The first time at which a value is zero, and its index; the step's end without an interpolant."""
-        if interpolant is None:
-            return self.end.item(), self.indices[0]
+    def locate(self, interpolant: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[float, int]:
+        """The first time at which a value is zero, and its index."""
         watch, like = self.watch, self.start
         a, b = self.start.item(), self.end.item()
 
