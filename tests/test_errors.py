@@ -319,7 +319,7 @@ def test_batch_norm_in_training_mode(engine: str, sensitivity: str, tracked: boo
 
 def test_a_model_of_another_dtype_than_its_input(engine: str) -> None:
     field = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 2))
-    text = r"tensors are of dtype torch.float32, and its state is of dtype torch.float64. Convert .*\.float\(\)"
+    text = r"tensors are of dtype torch.float32, and z0 is of dtype torch.float64. Convert .*\.float\(\)"
     for run in (
         lambda x: pynode.solve(field, x, SPAN, engine=engine),
         lambda x: pynode.models.NODE(field, engine=engine)(x),
@@ -330,6 +330,14 @@ def test_a_model_of_another_dtype_than_its_input(engine: str) -> None:
     ):
         with pytest.raises(FieldError, match=text):
             run(Z0.double())
+    text = r"input_network's tensors are of dtype torch.float32, and x is of dtype torch.float64. Convert .*\.float\(\)"
+    for model in (
+        pynode.models.NODE(field, input_network=nn.Linear(2, 2), engine=engine),
+        pynode.models.ANODE(nn.Linear(3, 3), 1, input_network="linear", engine=engine),
+        pynode.models.ResNet(lambda s, z: field(z), 3, input_network=nn.Linear(2, 2)),
+    ):
+        with pytest.raises(FieldError, match=text):
+            model(Z0.double())
     other = nn.Linear(3, 3)  # of the state's dtype, and wrong all the same
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         pynode.solve(other, Z0, SPAN, engine=engine)

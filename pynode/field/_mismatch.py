@@ -1,4 +1,4 @@
-"""Says what is wrong where a field fails because its tensors are of another dtype, or elsewhere, than its state."""
+"""Says what is wrong where a field or a network fails because its tensors are of another dtype than what it gets."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ __all__ = ["mismatch_explained"]
 
 
 @contextlib.contextmanager
-def mismatch_explained(state: Sequence[Tensor], tensors: Iterable[Tensor]) -> Iterator[None]:
+def mismatch_explained(
+    state: Sequence[Tensor], tensors: Iterable[Tensor], owner: str = "field", given: str = "z0"
+) -> Iterator[None]:
     """The context of an evaluation.
 
     Args:
-        state: the state tensors.
-        tensors: what the field reads besides its arguments.
+        state: the tensors that are given.
+        tensors: what the owner reads besides.
+        owner: the name of what is evaluated.
+        given: the name of what it is given.
 
     Raises:
-        FieldError: the evaluation fails with a RuntimeError, and none of the field's floating-point tensors has the
-            dtype, or the device, of the state.
+        FieldError: the evaluation fails with a RuntimeError, and none of the owner's floating-point tensors has
+            the dtype, or the device, of what it is given.
     """
     try:
         yield
@@ -31,13 +35,16 @@ def mismatch_explained(state: Sequence[Tensor], tensors: Iterable[Tensor]) -> It
             raise
         own = [x for x in tensors if x.is_floating_point()]
         for what, remedy in (
-            ("dtype", "Convert the field with field.to(z0.dtype), or z0 to the field's dtype, e.g. with .float()"),
-            ("device", "Move the field and z0 to the same device"),
+            (
+                "dtype",
+                f"Convert the {owner} with {owner}.to({given}.dtype), or {given} to its dtype, e.g. with .float()",
+            ),
+            ("device", f"Move {owner} and {given} to the same device"),
         ):
             expected, found = getattr(state[0], what), {str(getattr(x, what)) for x in own}
             if found and str(expected) not in found:
                 raise FieldError(
-                    f"the field's tensors are of {what} {', '.join(sorted(found))}, and its state is of {what} "
+                    f"the {owner}'s tensors are of {what} {', '.join(sorted(found))}, and {given} is of {what} "
                     f"{expected}. {remedy}. (PyTorch says: {str(error).splitlines()[0] if str(error) else ''})"
                 ) from error
         raise

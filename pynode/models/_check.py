@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,12 +14,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pynode.engine.choose import named_engine
 from pynode.engine.solvers import find_solver, resolve_solver
 from pynode.errors import InputError, TraceError, unknown_name
+from pynode.field._mismatch import mismatch_explained
 from pynode.field._outside import outside_of_compile, quiet_in_recordings
 from pynode.problem.inputs import check_number
 from pynode.sensitivity import find_sensitivity
 from pynode.solve import solve
 
-__all__ = ["check_batch_norm", "check_callables", "check_depth", "check_solver_keywords", "depths_like"]
+__all__ = ["check_batch_norm", "check_callables", "check_depth", "check_solver_keywords", "depths_like", "through"]
 
 _HELD = 1e-3  # A dtype holds depths if it moves none by more than this part of the distance between them.
 _NOT_FOR_MODELS = {"args", "running_cost", "dense", "event"}  # the model's own business
@@ -110,3 +111,16 @@ def check_batch_norm(field: Any) -> None:
                 "derivative of a sample depends on the other samples, and a density needs a function of t and z. Call "
                 ".eval() on that layer, or take another (e.g. nn.LayerNorm)"
             )
+
+
+def through(name: str, network: Callable[[Tensor], Tensor] | None, x: Tensor) -> Any:
+    """What a network of a model makes of its input; the input itself without one.
+
+    Raises:
+        FieldError: the network's parameters are of another dtype, or elsewhere, than the input.
+    """
+    if network is None or not isinstance(x, Tensor):
+        return x if network is None else network(x)
+    tensors = network.parameters() if isinstance(network, nn.Module) else ()
+    with mismatch_explained((x,), tensors, name, "x"):
+        return network(x)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pynode.engine.protocol import Stats
 from pynode.errors import InputError
-from pynode.models._check import check_callables, check_depth, check_solver_keywords, depths_like
+from pynode.models._check import check_callables, check_depth, check_solver_keywords, depths_like, through
 from pynode.nn import HigherOrder
 from pynode.nn._basis import bind_bases
 from pynode.problem.inputs import as_times
@@ -122,7 +122,7 @@ class NODE(nn.Module):
 
     def _initial_state(self, x: Tensor) -> Tensor:
         if self.input_network is not None:
-            z0 = self.input_network(x)
+            z0 = through("input_network", self.input_network, x)
         elif self.order > 1:
             z0 = append_zeros(x, (self.order - 1) * x.shape[1])
         else:

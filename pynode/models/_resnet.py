@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pynode.engine.protocol import Stats
 from pynode.errors import InputError
-from pynode.models._check import check_callables, check_depth
+from pynode.models._check import check_callables, check_depth, through
 
 __all__ = ["ResNet"]
 
@@ -71,7 +71,7 @@ class ResNet(nn.Module):
         return torch.stack([self._output(z) for z in self._states(x)])
 
     def _states(self, x: Tensor) -> list[Tensor]:
-        z = x if self.input_network is None else self.input_network(x)
+        z = through("input_network", self.input_network, x)
         depths = torch.linspace(*self.t, self.depth + 1, dtype=z.dtype, device=z.device)
         step = (self.t[1] - self.t[0]) / self.depth
         states, start = [z], time.perf_counter()

@@ -163,3 +163,14 @@ def test_complex_numbers_within_a_field(engine: str, sensitivity: str) -> None:
     assert probability.item() == pytest.approx(math.sin(0.6) ** 2, abs=1e-7)
     assert w.grad is not None
     assert w.grad.item() == pytest.approx(math.sin(1.2), abs=1e-6)
+
+
+def test_a_field_that_takes_its_state_for_complex_numbers(engine: str) -> None:
+    """torch.view_as_complex takes even places in memory, where parts of a flat adjoint state need not begin."""
+    w = torch.tensor(0.7, dtype=DOUBLE, requires_grad=True)
+    z0 = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]], dtype=DOUBLE, requires_grad=True)
+    keywords: dict[str, Any] = {"rtol": 1e-8, "atol": 1e-10, "sensitivity": "backsolve", "engine": engine}
+    z = pynode.solve(lambda t, z: torch.view_as_real(1j * w * torch.view_as_complex(z)), z0, [0.0, 1.0], **keywords).z
+    of_w, of_z = torch.autograd.grad(z[-1, 0, 0, 0], (w, z0))
+    assert of_w.item() == pytest.approx(-math.sin(0.7), abs=1e-7)
+    assert of_z.flatten().tolist() == pytest.approx([math.cos(0.7), -math.sin(0.7), 0, 0], abs=1e-7)

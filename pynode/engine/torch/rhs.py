@@ -49,6 +49,8 @@ class Rhs:
         self.nfe += 1
         field = self.problem.field
         states = z if field.is_tuple else (z,)
+        # A part of torchdiffeq's flat adjoint state may begin anywhere, and torch.view_as_complex takes even places.
+        states = tuple(x.clone() if x.storage_offset() % 2 else x for x in states)
         dz = field(self.problem.field_time(t), states, self.problem.args)
         if torch.is_grad_enabled() and not any(x.requires_grad for x in dz):
             # torchdiffeq's adjoint differentiates whatever it gets, also a field that depends on nothing here.
