@@ -151,6 +151,15 @@ def test_a_field_that_differentiates_in_any_context(engine: str, context: Any) -
     assert z[0, 0].item() == pytest.approx(math.cos(math.sqrt(2.0)), abs=1e-7)
 
 
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_a_field_that_differentiates_is_traced_in_any_context(context: Any) -> None:
+    """The same graph as outside, also where the field's own tensors were made there."""
+    z0 = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    with context():
+        inside = pynode.field.trace(Hamiltonian(), z0)
+    assert inside.to_dict() == pynode.field.trace(Hamiltonian(), z0).to_dict()
+
+
 @pytest.mark.parametrize("sensitivity", ["discrete", "backsolve", "forward"])
 def test_a_field_that_depends_on_nothing(engine: str, sensitivity: str) -> None:
     z0 = torch.zeros(2, 2, requires_grad=True)

@@ -190,7 +190,8 @@ class Field:
         leaves = {}
         for name, p, wanted in zip(self.names, self.parameters, wants or [True] * len(self.parameters), strict=True):
             if not self.is_fixed(p):
-                leaves[name] = p.detach().requires_grad_(wanted)
+                own = p.clone() if p.is_inference() and not torch.is_inference_mode_enabled() else p
+                leaves[name] = own.detach().requires_grad_(wanted)
         return self.replaced(leaves)
 
     @functools.cached_property

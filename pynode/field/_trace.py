@@ -95,6 +95,15 @@ def trace_field(field: Field, z0: Sequence[Tensor], t0: Tensor, args: Sequence[T
         raise TraceError(*known[key, batch].args)
     if (key, batch) in known:
         return known[key, batch]
+    with torch.inference_mode(False):  # whose tensors autograd could not differentiate by
+        return _first_trace(field, z0, t0, args, key, follows)
+
+
+def _first_trace(
+    field: Field, z0: Sequence[Tensor], t0: Tensor, args: Sequence[Tensor], key: Any, follows: Sequence[bool]
+) -> Trace:
+    """The trace of a field that has none for this `key`, or none for this batch size; `follows`: what has the batch."""
+    known, batch = field.memory.traces, _batch_size(z0)
     field = field.as_written()
     of_args = follows[len(z0) :]
     # A conditioning tensor may have as many rows as the batch by accident: then its rows are not samples.
