@@ -1,12 +1,20 @@
-"""What all tests share: the local environment, and the engines."""
+"""What all tests share: one thread, the local environment, the engines, and what is left out."""
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
+
+# Small tensors: a second thread costs more than it gives, and there is a process of tests for each core. Before torch
+# is imported, which reads it once, and for the processes that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import torch
+
+torch.set_num_threads(1)
 
 # The first of these that exists says where Julia is; what is set in the environment already stays.
 _ENV_FILES = (
@@ -32,9 +40,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     from pynode import engines
 
     julia = engines()["julia"]
-    if not julia.ok:
-        for item in marked:
+    for item in marked:
+        if not julia.ok:
             item.add_marker(pytest.mark.skip(reason=f"{julia.why}. {julia.fix}"))
+        elif not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(1800))  # the first in each process waits for Julia's precompilation
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """What did not run, and why: a line for each reason, not for each place."""
+    skipped = Counter(report.longrepr[2] for report in terminalreporter.stats.get("skipped", []))
+    slow = config.option.markexpr == "not slow"
+    if skipped or slow:
+        terminalreporter.section("not run")
+    for reason, count in skipped.most_common():
+        terminalreporter.line(f"{count} skipped: {reason.removeprefix('Skipped: ')}")
+    if slow:
+        terminalreporter.line('Tests marked slow are left out: `pytest -m slow` runs them, `pytest -m ""` runs all.')
 
 
 @pytest.fixture(autouse=True)

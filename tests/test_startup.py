@@ -33,12 +33,12 @@ def test_listing_solvers_and_asking_for_help_start_nothing():
 
 def test_import_leaves_torch_as_it_is():
     code = (
-        "import torch; before = (torch.get_num_threads(), torch.get_default_dtype(), torch.initial_seed(), "
+        "import torch; torch.set_num_threads(2)\n"
+        "state = lambda: (torch.get_num_threads(), torch.get_default_dtype(), torch.initial_seed(), "
         "torch.get_rng_state().sum().item())\n"
+        "before = state()\n"
         "import pynode, pynode.cli\n"
-        "after = (torch.get_num_threads(), torch.get_default_dtype(), torch.initial_seed(), "
-        "torch.get_rng_state().sum().item())\n"
-        "print(before == after)"
+        "print(before == state())"
     )
     assert python(code).strip() == "True"
 

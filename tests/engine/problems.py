@@ -137,9 +137,9 @@ def settings(info: SolverInfo) -> Settings:
             return Settings(0.3, {"dt": 7e-3}, 2e-4)
         return Settings(0.5, {"dt": 0.017}, 1e-5)
     if info.order <= 2:
-        return Settings(0.1, {"rtol": 1e-6, "atol": 1e-8}, 5e-5, 1e-5)
+        return Settings(0.04, {"rtol": 1e-6, "atol": 1e-8}, 5e-5, 1e-5)
     if info.order <= 3:
-        return Settings(0.5, {"rtol": 1e-7, "atol": 1e-9}, 1e-5, 1e-5)
+        return Settings(0.2, {"rtol": 1e-7, "atol": 1e-9}, 1e-5, 1e-5)
     if info.order <= 5 and not info.stiff:
         return Settings(0.8, {"rtol": 1e-9, "atol": 1e-11}, 1e-6, 1e-5)
     # Stiff solvers, and steps so long that the error estimate, and with it the step, is made of rounding errors.

@@ -1,9 +1,8 @@
-"""The engine contract on failure: an error that names the remedy, and soon."""
+"""The engine contract on failure: an error that names the remedy."""
 
 from __future__ import annotations
 
 import math
-import time
 from typing import Any
 
 import pytest
@@ -28,19 +27,17 @@ class _Square(nn.Module):
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(("engine", "info"), solver_cases())
-def test_blow_up_is_an_error_and_soon(engine: str, info: SolverInfo, dtype: torch.dtype) -> None:
+def test_blow_up_is_an_error(engine: str, info: SolverInfo, dtype: torch.dtype) -> None:
     z0 = torch.ones(2, 1, dtype=dtype)
     keywords: dict[str, Any] = {"solver": info.name, "engine": engine, "dt": None if info.adaptive else 0.01}
-    pynode.solve(_Square(), z0, [0.0, 0.1, 0.2], **keywords)  # compiles, where an engine does
-    started = time.perf_counter()
     with pytest.raises(pynode.SolveError, match="stopped at t=") as caught:
         pynode.solve(_Square(), z0, [0.0, 0.5, 0.9, 2.0], **keywords)
-    assert time.perf_counter() - started < 20
     assert isinstance(caught.value, ArithmeticError)
     sol = pynode.solve(_Square(), z0, [0.0, 0.5, 0.9, 2.0], throw=False, **keywords)
     assert sol.retcode is caught.value.retcode
     assert sol.retcode in (Retcode.NON_FINITE, Retcode.STEP_UNDERFLOW, Retcode.FAILURE, Retcode.MAX_STEPS)
     assert torch.isnan(sol.z[3]).all()
+    assert sol.stats.nfe < 40_000  # as many as within max_steps, or far fewer
     tolerance = 0.1 if info.order <= 2 else 3e-2 if info.stiff else 1e-2
     torch.testing.assert_close(sol.z[:2, 0, 0], torch.tensor([1.0, 2.0], dtype=dtype), rtol=tolerance, atol=0)
 
@@ -88,9 +85,10 @@ def test_scipys_refusal_of_what_is_not_finite_is_a_solve_error() -> None:
             return torch.stack([y, self.mu * (1 - x**2) * y - x], -1)
 
     z0 = torch.tensor([[2.0, 0.0]], dtype=torch.float64)
-    sol = pynode.solve(VanDerPol(), z0, [0.0, 1000.0], engine="torch", solver="radau", rtol=1e-6, atol=1e-9)
-    with pytest.raises(pynode.SolveError, match="the backward solve stopped at t="):
+    sol = pynode.solve(VanDerPol(), z0, [0.0, 50.0], engine="torch", solver="radau", rtol=1e-2, atol=1e-3)
+    with pytest.raises(pynode.SolveError, match=r"the backward solve stopped at t=.*infinite or NaN") as caught:
         sol.z[-1].sum().backward()
+    assert "infs or NaNs" in str(caught.value.__context__)
 
 
 # ---- what a solver only warns of -----------------------------------------------------------------

@@ -15,8 +15,22 @@ from pynode.engine import SolverInfo
 DOUBLE = torch.float64
 
 
-@pytest.mark.parametrize("problem", PROBLEMS)
-@pytest.mark.parametrize(("engine", "info", "how"), gradient_cases())
+def cases() -> list[Any]:
+    """Every case on every problem; without `slow`, what the solver plays no part in is left to two of the solvers."""
+
+    def marks(case: Any, problem: str) -> list[Any]:
+        _, info, how = case.values
+        quick = how == "discrete" or info.name in ("dopri5", "rk4") or problem == "driven"
+        return list(case.marks) if quick else [*case.marks, pytest.mark.slow]
+
+    return [
+        pytest.param(*case.values, problem, marks=marks(case, problem), id=f"{case.id}-{problem}")
+        for case in gradient_cases()
+        for problem in PROBLEMS
+    ]
+
+
+@pytest.mark.parametrize(("engine", "info", "how", "problem"), cases())
 def test_gradcheck(engine: str, info: SolverInfo, how: str, problem: str) -> None:
     """With respect to z0, the entries of t, args and parameters at once."""
     chosen = settings(info)

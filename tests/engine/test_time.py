@@ -306,7 +306,7 @@ def test_a_recording() -> None:
             self.field = field
 
         def forward(self, z0: Tensor) -> Tensor:
-            return pynode.solve(self.field, z0, START + SINCE, solver="rk4", dt=2.0, engine="torch").z
+            return pynode.solve(self.field, z0, START + SINCE, solver="rk4", dt=5.0, engine="torch").z
 
     for field, exponent in ((Swing(), Swing.exponent), (Decay(), lambda t: -(t - t[0]) / SCALE)):
         recorded = torch.jit.trace(Model(field), torch.ones(1, 1))

@@ -17,7 +17,7 @@ from pynode.nn import (
     TimeSequential,
 )
 
-FINE = {"solver": "rk4", "dt": 0.02}
+FINE = {"solver": "rk4", "dt": 0.04}
 # Two halves, since the density of a StackedNODE of two fields jumps in the middle.
 S = torch.cat([torch.linspace(0, 0.5, 51, dtype=torch.float64), torch.linspace(0.5, 1, 51, dtype=torch.float64)])
 S[50] -= 1e-9

@@ -124,7 +124,7 @@ def test_gradcheck(engine: str, sensitivity: str) -> None:
         )  # fmt: skip
         return sol.event_t, sol.event_z, sol.z[:2]
 
-    assert torch.autograd.gradcheck(outputs, (z0, W), eps=1e-5, atol=1e-6, rtol=1e-5)
+    assert torch.autograd.gradcheck(outputs, (z0, W), eps=1e-5, atol=1e-6, rtol=1e-5, fast_mode=True)
 
 
 def test_several_events(engine: str) -> None:
