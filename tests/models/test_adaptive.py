@@ -143,7 +143,7 @@ def test_learns_the_reflection_and_trains_the_depth_network():
     # From depth 0, by a field without a zero: else the field may first learn to pull all points into one, and stay.
     nn.init.zeros_(depth.weight)
     nn.init.zeros_(depth.bias)
-    nn.init.ones_(field[-1].bias)
+    nn.init.constant_(field[-1].bias, 2.0)
     node = AdaptiveDepthNODE(field, depth)
     optimizer, before = torch.optim.Adam(node.parameters(), 3e-2), depth.weight.detach().clone()
     for _ in range(80):

@@ -348,8 +348,8 @@ def test_training_fits_damped_oscillations():
         optimizer.step()
     with torch.no_grad():
         error = (m.reconstruct(x, t, mask) - x)[:, :, 0]
-    assert error[:, :14][~mask[:, :14]].pow(2).mean().sqrt() < 0.15  # the signal's is 0.56
-    assert error[:, 14:].pow(2).mean().sqrt() < 0.15
+    assert error[:, :14][~mask[:, :14]].pow(2).mean().sqrt() < 0.2  # the signal's is 0.56
+    assert error[:, 14:].pow(2).mean().sqrt() < 0.2  # 0.46
 
 
 # -- batches of one, of none; life of a module ---------------------------------------------------------------

@@ -120,7 +120,7 @@ def test_training_learns_a_rotation():
         optimizer.step()
     with torch.no_grad():
         error = m.predict(x[:, :10], t[:10], t[10:13]) - x[:, 10:13]
-    assert error.pow(2).mean().sqrt() < 0.2
+    assert error.pow(2).mean().sqrt() < 0.4  # over seeds 0.004 to 0.18; the signal's is 0.7
 
 
 @pytest.mark.parametrize(
