@@ -28,6 +28,8 @@ from pynode.field._norms import check_norms
 from pynode.field._parametrized import requires_grad, values_of
 from pynode.field._random import NoRandomness
 from pynode.field._substitution import Substitution
+from pynode.field._switches import has_switches
+from pynode.field._tape import Tape
 from pynode.field._time import time_dtype
 from pynode.field._transforms import example, is_followed, is_wrapped, moves, untransformed
 from pynode.field._watch import Watch
@@ -43,6 +45,7 @@ class _Facts:
     optional: frozenset[str]  # those of them whose gradient is None where they are not read
     differentiates: bool  # whether the field calls torch.autograd.grad
     runs_on: str | None  # the only engine that can run it; `None`: any
+    switches: bool  # whether it compares or rounds something that it computes from the time alone
 
 
 class Field:
@@ -296,18 +299,20 @@ class Field:
         check_norms(self.reads.owners)
         before = fingerprint(self.reads)
         with untransformed():
-            names, differentiates = self._examine(z0, t0, args)
+            names, differentiates, jumps = self._examine(z0, t0, args)
         after = fingerprint(self.reads)
         self.memory.volatile |= {k for k in after if isinstance(k, tuple) and after[k] != before.get(k)}
         runs_on = next(filter(None, (getattr(type(o), "runs_on", None) for o in self.reads.owners.values())), None)
         own = _own_module(self.function)
         always = self.reads.tensors.keys() | self.parametrized.keys() if own is not None else set()
-        return _Facts(names, frozenset(names) - always, differentiates, runs_on)
+        return _Facts(names, frozenset(names) - always, differentiates, runs_on, jumps)
 
-    def _examine(self, z0: tuple[Tensor, ...], t0: Tensor, args: tuple[Tensor, ...]) -> tuple[tuple[str, ...], bool]:
+    def _examine(
+        self, z0: tuple[Tensor, ...], t0: Tensor, args: tuple[Tensor, ...]
+    ) -> tuple[tuple[str, ...], bool, bool]:
         """Evaluate, check the result, and find every tensor that the gradient has to reach, by name.
 
-        Also whether the function differentiates.
+        Also whether the function differentiates, and whether it has switches.
         """
         slots = self.reads.parametrized
         trained = {path for path in slots if requires_grad(slots, path)}
@@ -321,7 +326,8 @@ class Field:
             live = self._evaluator(own, looks=True)
             explained = mismatch_explained(z0, self.named_tensors().values())
             learning = attributes_read(live.frozen.owners)
-            with _LEARNING, learning as read, explained, NoRandomness(__file__), _unwarned():
+            tape = Tape(t0, z0)
+            with _LEARNING, learning as read, explained, NoRandomness(__file__), _unwarned(), tape:
                 out = live(t0, tuple(z0) if self.is_tuple else z0[0], *args)
             live.frozen.write_back()
         self.memory.attributes |= read
@@ -332,7 +338,7 @@ class Field:
             met |= {n for n, x in self.reads.tensors.items() if x.is_leaf} | trained
         # Those that no copy can have others for come last, as in the graph's inputs.
         names = sorted((n for n in tensors if n in met), key=lambda n: id(tensors[n]) in fixed)
-        return tuple(names), live.differentiates
+        return tuple(names), live.differentiates, has_switches(tape)
 
     def _check(self, out: Any, z0: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The field's result as a tuple, or a `FieldError` that names what was expected and what came."""

@@ -13,7 +13,17 @@ from torch._C._functorch import TransformType
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
 
-__all__ = ["differentiated", "example", "is_active", "is_followed", "is_wrapped", "levels", "moves", "untransformed"]
+__all__ = [
+    "differentiated",
+    "example",
+    "is_active",
+    "is_followed",
+    "is_mapped",
+    "is_wrapped",
+    "levels",
+    "moves",
+    "untransformed",
+]
 
 
 def is_active() -> bool:
@@ -35,6 +45,11 @@ def _layers(x: Tensor) -> Iterator[Tensor]:
             yield x
         x = _functorch.get_unwrapped(x)
     yield x
+
+
+def is_mapped(x: Tensor) -> bool:
+    """Whether it stands for several tensors, over which `torch.vmap` maps."""
+    return is_wrapped(x) and any(map(_functorch.is_batchedtensor, _layers(x)))
 
 
 def levels(x: Tensor) -> frozenset[int]:
