@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,14 +14,16 @@ from torch.utils._pytree import tree_map_only
 
 from pynode.derivatives import Failed, Run, differentiable
 from pynode.engine.choose import choose, named_engine
-from pynode.engine.protocol import Problem, Retcode, Stats
+from pynode.engine.protocol import PerSample, Problem, Retcode, Stats
 from pynode.engine.recorded import record
 from pynode.errors import EngineUnavailable, InputError, SolveError
 from pynode.field import Field
 from pynode.field._outside import is_recording, outside_of_compile, quiet_in_recordings
+from pynode.field._piece import PieceField
 from pynode.field._substitution import LateRead
 from pynode.field._transforms import differentiated, example, is_active, is_wrapped, levels, moves, untransformed
-from pynode.problem.event import Event
+from pynode.problem.event import Event, event_reads_time
+from pynode.problem.in_pieces import solve_in_pieces
 from pynode.problem.independent import (
     EventOfEach,
     at_last_times,
@@ -31,10 +34,12 @@ from pynode.problem.independent import (
     span,
 )
 from pynode.problem.inputs import check_args, check_count, check_number, check_real, check_state, check_times
+from pynode.problem.pieces import MetAtStop, Piece, on_side
 from pynode.problem.precision import autocast_dtype, in_full_precision, without_autocast
 from pynode.problem.resolution import check_recorded, check_resolution
 from pynode.problem.solved_field import solved_field
 from pynode.problem.state import TENSOR, State, state_of, with_args
+from pynode.problem.stops import Stop, check_continuous, check_stops, find_stops
 from pynode.sensitivity import Sensitivity
 
 __all__ = ["Solution", "solve"]
@@ -164,6 +169,7 @@ def solve(
     running_cost: Callable[..., Tensor] | None = None,
     event: Callable[..., Tensor] | None = None,
     batching: str = "joint",
+    tstops: Tensor | Sequence[float] | None = (),
     max_steps: int = 10_000,
     engine: str = "auto",
     dense: bool = False,
@@ -202,6 +208,13 @@ def solve(
             hard sample costs the others nothing. On julia the samples are solved side by side on its threads
             (`PYTHON_JULIACALL_THREADS`); on torch one after the other, which is slow. `args` with the batch as first
             dimension have a row for each sample; the event function sees one sample at a time.
+        tstops: times, in any order, where the field or its derivatives jump: every solver steps exactly to those
+            within the span and starts afresh there, by the field's values on the other side. Gradients flow to them.
+            Jumps because the field, the running cost or the event function compares t, `(t >= 5) & (t < 5.02)`,
+            rounds it (`floor`, `%`, `t.long()`) or looks it up (`searchsorted`) are found without, with the gradient
+            to a threshold such as a `Parameter`. Not found are those that depend on the state too (see `event`), on
+            `float(t)` or `t.item()`, or are within a `JuliaField`; and one that is undone before the next of the 64
+            or more places at which a comparison with a nonlinear function of t is looked at. `None`: no search.
         max_steps: the number of steps, accepted or not, after which the solve is given up.
         engine: `"julia"`, `"torch"`, or `"auto"`: what the variable `PYNODE_ENGINE` says, else the first
             available one of these that has the solver and the sensitivity that are asked for.
@@ -236,6 +249,7 @@ def solve(
         "running_cost": running_cost,
         "event": event,
         "batching": batching,
+        "tstops": tstops,
         "max_steps": max_steps,
         "engine": engine,
         "dense": dense,
@@ -286,12 +300,20 @@ def _solve(
     running_cost: Callable[..., Tensor] | None,
     event: Callable[..., Tensor] | None,
     batching: str,
+    tstops: Tensor | Sequence[float] | None,
     max_steps: int,
     engine: str,
     dense: bool,
     throw: bool,
+    stops: Sequence[Stop] | None = None,
+    piece: Piece | None = None,
+    on_piece: PieceField | None = None,
 ) -> Solution:
-    """`solve`, of the tensors that are solved; the solution's states are these, a tuple if `form.is_tuple`."""
+    """`solve`, of the tensors that are solved; the solution's states are these, a tuple if `form.is_tuple`.
+
+    It starts afresh at `stops`, which are to be found where `None`; or is of one `piece` between two of them, where the
+    field is `on_piece`.
+    """
     state = check_state(form, state)
     given = check_times(t, state[0])
     times = given.double()
@@ -311,12 +333,17 @@ def _solve(
         raise InputError(
             f"the fixed-step solver {info.name!r} needs its step: pass dt=…, or use an adaptive solver, e.g. 'auto'"
         )
-    function = solved_field(field, running_cost, form, len(args))
+    given_state, given_args, form_of_event = state, args, form
+    if piece is not None:
+        args, form_of_event = (*args, piece.low, piece.high), form.with_real_args(2)
+        event = event if event is None or not callable(event) else on_side(event)
     is_tuple = form.is_tuple or running_cost is not None
     if running_cost is not None:
         state = (*state, state[0].new_zeros(state[0].shape[0]))
     if recording:
+        function = solved_field(field, running_cost, form, len(args))
         check_recorded(function, state, times, args, is_tuple, dt)
+        check_continuous(function, state, times, args, is_tuple, tstops)
         plain = not (independent or event is not None or dense)
         *states, last = record(chosen.name, function, state, times, args, is_tuple, info, dt, plain)
         states, cost = ([*states, last], None) if running_cost is None else (states, last[-1])
@@ -324,7 +351,13 @@ def _solve(
         return Solution(given, result, cost, Stats(), Retcode.SUCCESS, chosen.name, info.name, _form=form)
     t0 = times[0] if not independent else times.new_zeros(()) if not len(times) else times[0, 0]
     examples, values = tuple(map(example, state)), tuple(map(example, args))
-    vector_field = Field(function, examples, example(t0), values, is_tuple, autocast)
+    given_field: Field
+    if on_piece is None or piece is None:
+        function = solved_field(field, running_cost, form, len(args))
+        given_field = Field(function, examples, example(t0), values, is_tuple, autocast)
+    else:
+        given_field = on_piece
+    vector_field = given_field
     inputs = (*state, times, *args, *vector_field.parameters)
     active = is_active()
     transformed = active and any(map(is_wrapped, inputs))
@@ -332,7 +365,7 @@ def _solve(
         vector_field = vector_field.replaced(
             {n: example(p) for n, p in zip(vector_field.names, vector_field.parameters, strict=True)}
         )
-    if independent:
+    if independent and piece is None:
         with untransformed():
             check_unmixed(vector_field, examples, example(t0), values)
     if active:
@@ -360,6 +393,38 @@ def _solve(
         wants=wants,
         dense=dense,
     )
+    if stops is None and (
+        vector_field.facts.switches or event is not None or not (type(tstops) is tuple and not tstops)
+    ):
+        stops = find_stops(check_stops(tstops, state[0]), tstops is not None, problem, inputs, event, form)
+    if stops and piece is None:
+        again = functools.partial(
+            _solve,
+            form,
+            field,
+            autocast=autocast,
+            solver=solver,
+            rtol=rtol,
+            atol=atol,
+            dt=dt,
+            sensitivity=sensitivity,
+            running_cost=running_cost,
+            tstops=(),
+            engine=engine,
+            dense=dense,
+            throw=False,
+            on_piece=PieceField(given_field),
+        )
+        like = problem.t.new_empty((), dtype=vector_field.time_dtype)
+        solution = solve_in_pieces(again, given_state, times, given_args, stops, like, event, max_steps)
+        reads = None if event is None else functools.partial(event_reads_time, event, form, problem)
+        check_resolution(problem, solution.stats, reads)
+        if throw and solution.retcode is not Retcode.SUCCESS:
+            raise _failure(
+                field, form, info.name, chosen.name, solution.retcode, solution._failed_at, solution.stats.per_sample
+            )
+        found_at = solution.event_t
+        return replace(solution, t=given.detach(), event_t=None if found_at is None else found_at.to(wider))
     if dense and transformed:
         raise EngineUnavailable(
             "solve(dense=True) has no interpolant within torch.func's transforms: ask for times instead"
@@ -371,7 +436,14 @@ def _solve(
                 "an event's time and state have a gradient by autograd alone, no forward derivatives and none by "
                 "torch.func: call solve(event=…) outside of its transforms and without dual numbers"
             )
-        found = (EventOfEach if independent else Event)(event, chosen, problem, form)
+        if piece is None:
+            found = (EventOfEach if independent else Event)(event, chosen, problem, form)
+        else:
+            found = Event(event, chosen, problem, form_of_event, piece.signs)
+            if found.at_start is not None:
+                raise MetAtStop(
+                    *found.met_at_start(t0, state, args), index=found.at_start, costs=running_cost is not None
+                )
         times = found.cut(times)
         problem = replace(problem, t=times.detach())
     of_inputs = list(map(levels, inputs)) if active else [frozenset()] * len(inputs)
@@ -381,22 +453,16 @@ def _solve(
         followed = transformed or any(wanted)
         z = differentiable(run, (*state, times, *inputs[n + 1 :])) if followed else run.solve(inputs).z
     done, failed_at = run.integration, None
-    check_resolution(problem, done.stats, None if found is None else found.reads_time)
+    if piece is None:
+        check_resolution(problem, done.stats, None if found is None else found.reads_time)
     if done.retcode is not Retcode.SUCCESS:
         assert done.z_end is not None
-        name, each = getattr(field, "__qualname__", type(field).__name__), done.stats.per_sample
-        which = "" if each is None else f", sample {_first_failure(each.retcode)},"
+        each = done.stats.per_sample
         z_end = done.z_end[:-1] if running_cost is not None else done.z_end
         t_end = times.new_tensor(done.t_end) if each is None else each.t_end.to(times)
         failed_at = t_end.detach().to(wider), z_end
         if throw:
-            raise SolveError(
-                f"{name} with {info.name} on the {chosen.name} engine{which} stopped at t={done.t_end:.6g}: "
-                f"{done.retcode.value}",
-                done.retcode,
-                failed_at[0],
-                form.state(z_end),
-            )
+            raise _failure(field, form, info.name, chosen.name, done.retcode, failed_at, each)
     cost = None
     if running_cost is not None:
         z, cost = z[:-1], at_last_times(z[-1], problem.t) if independent else z[-1][-1]
@@ -414,6 +480,8 @@ def _solve(
     )
     if found is None:
         return solution
+    if piece is not None and isinstance(found, Event) and not failed_at and found.crossing.t is None:
+        piece.signs = found.signs_after([x[-1].detach() for x in z])
     solution = found.complete(solution, args)
     found_at = solution.event_t
     return replace(solution, t=given.detach(), event_t=None if found_at is None else found_at.to(wider))
@@ -427,8 +495,26 @@ def _not_saved(times: Tensor) -> tuple[Tensor, ...]:
     )
 
 
-def _first_failure(retcodes: Sequence[Retcode]) -> int:
-    return next(b for b, code in enumerate(retcodes) if code is not Retcode.SUCCESS)
+def _failure(
+    field: Callable[..., Any],
+    form: State,
+    solver: str,
+    engine: str,
+    retcode: Retcode,
+    failed_at: tuple[Tensor, tuple[Tensor, ...]],
+    each: PerSample | None,
+) -> SolveError:
+    """The error for an integration that failed at this time, of independent samples the first that did."""
+    name, (t_end, z_end), which, at = getattr(field, "__qualname__", type(field).__name__), failed_at, "", failed_at[0]
+    if each is not None:
+        b = next(b for b, code in enumerate(each.retcode) if code is not Retcode.SUCCESS)
+        which, at = f", sample {b},", t_end[b]
+    return SolveError(
+        f"{name} with {solver} on the {engine} engine{which} stopped at t={float(at):.6g}: {retcode.value}",
+        retcode,
+        t_end,
+        form.state(z_end),
+    )
 
 
 def _in_dtype_of(state: tuple[Tensor, ...], solution: Solution) -> Solution:

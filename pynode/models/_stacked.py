@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
@@ -11,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pynode.engine.protocol import Retcode, Stats
+from pynode.engine.protocol import Retcode
 from pynode.errors import InputError
 from pynode.field._outside import outside_of_compile
 from pynode.models._check import depths_like
 from pynode.models._node import NODE
 from pynode.nn import HigherOrder
+from pynode.problem.counts import Joined
 from pynode.problem.inputs import check_times
 from pynode.solve import solve
 
@@ -99,7 +99,7 @@ class StackedNODE(NODE):
                 break
             if done == len(t):
                 break
-        self.stats = _Sum([part.stats for part in parts])
+        self.stats = Joined([part.stats for part in parts])
         costs = [part.running_cost for part in parts if part.running_cost is not None]
         self.running_cost = torch.stack(costs).sum(0) if costs else None
         return torch.cat(states)
@@ -107,22 +107,6 @@ class StackedNODE(NODE):
     def extra_repr(self) -> str:
         """The arguments that are not modules."""
         return f"{super().extra_repr()}, knots={self.knots}"
-
-
-class _Sum(Stats):
-    """What several solves cost together."""
-
-    def __init__(self, parts: Sequence[Stats]) -> None:
-        self._parts = parts
-
-    def __getattribute__(self, name: str) -> Any:
-        if name not in _COUNTS:
-            return super().__getattribute__(name)
-        known = [value for part in self._parts if (value := getattr(part, name)) is not None]
-        return sum(known) if known else None
-
-
-_COUNTS = tuple(field.name for field in dataclasses.fields(Stats))
 
 
 def _knots(knots: Sequence[float] | None, n: int, t: tuple[float, float]) -> tuple[float, ...]:

@@ -22,7 +22,7 @@ from pynode.errors import InputError, SolveError
 from pynode.field._time import reads_time, time_as_asked, time_dtype
 from pynode.problem.state import State
 
-__all__ = ["Event"]
+__all__ = ["Event", "event_reads_time", "event_values"]
 
 # A value counts as zero at the start if the solution leaves or meets zero within this many roundings of the time, in
 # its dtype, and of the span, in the state's.
@@ -41,20 +41,39 @@ class Event:
         engine: what finds it.
         problem: the problem over the whole span.
         form: the form of the state that `function` takes.
+        before: the signs of the values before the start, where this goes on with a solve; `None`: not known.
+
+    Attributes:
+        at_start: which value has another sign than in `before`, as one that jumps or is zero there may; `None`: none.
 
     Raises:
         InputError: `function` does not return a number, or a vector of them.
     """
 
-    def __init__(self, function: Callable[..., Tensor], engine: Engine, problem: Problem, form: State) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Tensor],
+        engine: Engine,
+        problem: Problem,
+        form: State,
+        before: Sequence[float] | None = None,
+    ) -> None:
         if not callable(function):
             raise InputError(f"event must be a callable g(t, z, *args), got {type(function).__name__}")
         self.user, self.problem, self.form = function, problem, form
         self.n_states, self.is_tuple = len(form.names), form.is_tuple
         self.crossing = Crossing(None, -1, 0)
+        self.signs: tuple[float, ...] = ()
+        self.at_start: int | None = None
         if problem.z0[0].shape[0]:
-            search = EventSearch(self.values, function, self.n_states, form, self._signs())
-            self.crossing = engine.find_event(problem, search)
+            self.signs = self._signs()
+            if before is not None:
+                changed = [i for i, (old, new) in enumerate(zip(before, self.signs, strict=True)) if old * new < 0]
+                self.at_start = changed[0] if changed else None
+                self.signs = tuple(new or old for old, new in zip(before, self.signs, strict=True))
+            if self.at_start is None:
+                search = EventSearch(self.values, function, self.n_states, form, self.signs)
+                self.crossing = engine.find_event(problem, search)
         self.stop, self.before = problem.t[-1], len(problem.t)  # the event's time, and how many entries of t lie before
         if self.crossing.t is not None:
             first, last = problem.t[0], problem.t[-1]
@@ -65,35 +84,12 @@ class Event:
             self.before = int((sign * problem.t < sign * self.stop).sum())
 
     def values(self, t: Tensor, z: Sequence[Tensor], args: Sequence[Tensor]) -> Tensor:
-        """The event function as `(n_events,)`; `z` may have further tensors at its end."""
-        try:
-            out = self._evaluate(t, z, args)
-        except RuntimeError:
-            # It may be a function that differentiates by what it is given, which has to require a gradient then.
-            if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-                raise
-            tracked = torch.is_grad_enabled()
-            with torch.inference_mode(False), torch.enable_grad():
-                t, *z = (x if tracked and x.requires_grad else x.detach().clone().requires_grad_() for x in (t, *z))
-                out = self._evaluate(t, z, args)
-            out = out if tracked or not isinstance(out, Tensor) else out.detach()
-        if not isinstance(out, Tensor) or not out.is_floating_point() or out.dim() > 1 or out.numel() == 0:
-            got = f"{out.dtype}, shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
-            raise InputError(
-                "event must return floating-point numbers that change sign, of shape () or (n_events,), got "
-                f"{got}. For a batch, combine the samples, e.g. z[:, 0].amin()"
-            )
-        return out.reshape(-1)
-
-    def _evaluate(self, t: Tensor, z: Sequence[Tensor], args: Sequence[Tensor]) -> Tensor:
-        states = self.form.state(z[: self.n_states])
-        return self.user(time_as_asked(self.user, t, z[0].dtype), states, *self.form.args(args))
+        """See `event_values`."""
+        return event_values(self.user, self.form, t, z, args)
 
     def reads_time(self) -> bool:
-        """Whether the event function computes with the time in the state's dtype."""
-        z0, args = self.problem.z0, self.problem.args
-        t0, dtype = self.problem.t[0].to(z0[0].dtype), time_dtype(self.user, z0[0].dtype)
-        return dtype == t0.dtype and reads_time(lambda t: self.values(t, z0, args), t0)
+        """See `event_reads_time`."""
+        return event_reads_time(self.user, self.form, self.problem)
 
     def _signs(self) -> tuple[float, ...]:
         """The sign of each value at the start, or, where that is zero, the one that it is about to take."""
@@ -103,12 +99,39 @@ class Event:
             raise InputError(
                 f"event must return finite numbers, got {values.tolist()} at t[0]. Look at what computes them"
             )
+        direction = torch.sign(problem.t[-1] - problem.t[0])
+        at_zero = self._are_zero(values, slopes)
+        return tuple(torch.where(at_zero, torch.sign(direction * slopes), torch.sign(values)).tolist())
+
+    def _are_zero(self, values: Tensor, slopes: Tensor) -> Tensor:
+        """Which values at the start are zero but for rounding."""
+        problem = self.problem
         span = (problem.t[-1] - problem.t[0]).abs()
         of_time, of_state = torch.finfo(problem.t.dtype).eps, torch.finfo(problem.z0[0].dtype).eps
         resolution = _ROUNDINGS * (of_time * problem.t.abs().max() + of_state * span)
-        direction = torch.sign(problem.t[-1] - problem.t[0])
-        at_zero = values.abs() <= resolution * slopes.abs()
-        return tuple(torch.where(at_zero, torch.sign(direction * slopes), torch.sign(values)).tolist())
+        return values.abs() <= resolution * slopes.abs()
+
+    def signs_after(self, z: Sequence[Tensor]) -> tuple[float, ...]:
+        """The signs at the last time, where no event was met before it and the state is `z`."""
+        if all(self.signs):
+            return self.signs
+        with torch.no_grad():
+            values = self.values(self.problem.t[-1], z, self.problem.args).tolist()
+        return tuple(sign or (value > 0) - (value < 0) for sign, value in zip(self.signs, values, strict=True))
+
+    def met_at_start(self, t: Tensor, z: Sequence[Tensor], args: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The time and the state of the event of value `at_start`, differentiable in the start, `t` and `z`."""
+        index = self.at_start
+        assert index is not None
+        values, slopes = self._slopes(t.detach(), [x.detach() for x in z], None)
+        if not bool(self._are_zero(values, slopes)[index]):
+            return t.clone(), *(x.clone() for x in z)  # the value jumps there
+        with torch.no_grad():
+            rates = self.problem.field(t.detach(), tuple(x.detach() for x in z), self.problem.args)
+        span = (self.problem.t[-1] - self.problem.t[0]).abs()
+        delay = _newton(self.values(t, z, args)[index], slopes[index], 1e-2 * span)
+        moved = (t + delay, *(x + rate * delay for x, rate in zip(z, rates, strict=True)))
+        return tuple(x.clone() for x in once_differentiable(*_NO_FURTHER, moved))
 
     def _slopes(self, t: Tensor, z: Sequence[Tensor], rates: Sequence[Tensor] | None) -> tuple[Tensor, Tensor]:
         """The values and their derivatives in time along the solution, without a graph."""
@@ -185,6 +208,46 @@ class Event:
             nan = x.new_full((total - reported, *x.shape[1:]), float("nan"))
             parts.append(torch.cat([x[:before], *([last[i][None]] if reported > before else []), nan]))
         return tuple(parts)
+
+
+def event_values(
+    function: Callable[..., Any], form: State, t: Tensor, z: Sequence[Tensor], args: Sequence[Tensor]
+) -> Tensor:
+    """An event function as `(n_events,)`; `z` may have further tensors at its end.
+
+    Raises:
+        InputError: it does not return a number, or a vector of them.
+    """
+
+    def evaluate(t: Tensor, z: Sequence[Tensor]) -> Any:
+        states = form.state(z[: len(form.names)])
+        return function(time_as_asked(function, t, z[0].dtype), states, *form.args(args))
+
+    try:
+        out = evaluate(t, z)
+    except RuntimeError:
+        # It may be a function that differentiates by what it is given, which has to require a gradient then.
+        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+            raise
+        tracked = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.enable_grad():
+            t, *z = (x if tracked and x.requires_grad else x.detach().clone().requires_grad_() for x in (t, *z))
+            out = evaluate(t, z)
+        out = out if tracked or not isinstance(out, Tensor) else out.detach()
+    if not isinstance(out, Tensor) or not out.is_floating_point() or out.dim() > 1 or out.numel() == 0:
+        got = f"{out.dtype}, shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
+        raise InputError(
+            "event must return floating-point numbers that change sign, of shape () or (n_events,), got "
+            f"{got}. For a batch, combine the samples, e.g. z[:, 0].amin()"
+        )
+    return out.reshape(-1)
+
+
+def event_reads_time(function: Callable[..., Any], form: State, problem: Problem) -> bool:
+    """Whether an event function computes with the time in the state's dtype."""
+    z0, args, dtype = problem.z0, problem.args, problem.z0[0].dtype
+    t0 = problem.t.reshape(-1)[0].to(dtype)
+    return time_dtype(function, dtype) == dtype and reads_time(lambda t: event_values(function, form, t, z0, args), t0)
 
 
 def _newton(value: Tensor, slope: Tensor, limit: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from pynode.problem.state import State
 __all__ = [
     "EventOfEach",
     "at_last_times",
+    "beside",
     "check_batching",
     "check_unmixed",
     "last_times",
@@ -135,14 +136,14 @@ class EventOfEach:
             parts.append(event.complete(part, own))
             each.nfe[b] = parts[-1].stats.nfe
         solution.stats.nfe = int(each.nfe.sum())
-        z = _beside([_tuple(part.z) for part in parts], time)
+        z = beside([_tuple(part.z) for part in parts], time)
         nan = solution.t.new_tensor(math.nan)
         like = [x[:1] * math.nan for x in z]  # (1, batch, …), where no event was met
         ends = [
             tuple(x[:, b : b + 1] for x in like) if p.event_t is None else tuple(x[None] for x in _tuple(p.event_z))
             for b, p in enumerate(parts)
         ]
-        end = tuple(x[0] for x in _beside(ends, 1))
+        end = tuple(x[0] for x in beside(ends, 1))
         costs = [part.running_cost for part in parts]
         return dataclasses.replace(
             solution,
@@ -159,7 +160,7 @@ def _tuple(z: Any) -> tuple[Tensor, ...]:
     return z if isinstance(z, tuple) else (z,)
 
 
-def _beside(parts: Sequence[tuple[Tensor, ...]], time: int) -> tuple[Tensor, ...]:
+def beside(parts: Sequence[tuple[Tensor, ...]], time: int) -> tuple[Tensor, ...]:
     """Samples' states `(at most time, 1, …)` as `(time, batch, …)`, with NaN where a sample has fewer."""
 
     def long(x: Tensor) -> Tensor:

@@ -94,6 +94,13 @@ class State(NamedTuple):
         forms = zip(args, self.complex_args, self.scalar_args, strict=True)
         return tuple(_users(x, is_complex, is_scalar, 0) for x, is_complex, is_scalar in forms)
 
+    def with_real_args(self, n: int) -> State:
+        """This form beside `n` more conditioning tensors, which are real."""
+        if not self.complex_args:
+            return self
+        more = (False,) * n
+        return self._replace(complex_args=(*self.complex_args, *more), scalar_args=(*self.scalar_args, *more))
+
     def rates(self, out: Any, z: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The derivatives of the tensors that are solved, `z`, of what the user's field has returned.
 
