@@ -33,11 +33,6 @@ for _file in _ENV_FILES:
 ENGINES = ("torch", pytest.param("julia", marks=pytest.mark.julia))
 
 
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """None of their own for tests that are named: they start sooner, and with one Julia."""
-    return 0 if config.args_source is pytest.Config.ArgsSource.ARGS else None
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     marked = [item for item in items if item.get_closest_marker("julia")]
     if not marked:

@@ -17,7 +17,9 @@ from pynode.field._derived import derived_field
 from pynode.sensitivity import Backsolve, Sensitivity
 from pynode.solve import solve
 
-__all__ = ["Backward", "Call"]
+__all__ = ["STOPS", "Backward", "Call"]
+
+STOPS = ("step_t", "jump_t")  # torchdiffeq's options
 
 _SPANS = 30  # each four times as long as the one before
 
@@ -84,6 +86,7 @@ class Call:
             atol=float(self.atol),
             dt=None if dt is None else float(dt),
             sensitivity=self.sensitivity,
+            tstops=self._stops(),
             max_steps=min(steps, 2**31 - 1),
             engine="julia",
         )
@@ -111,6 +114,7 @@ class Call:
                 dt=None if dt is None else float(dt),
                 sensitivity=self.sensitivity,
                 event=event,
+                tstops=self._stops(),
                 max_steps=int(self.options.get("max_num_steps", 1_000_000)),
                 engine="julia",
             )
@@ -121,6 +125,11 @@ class Call:
         pairs = zip(_tuple(solution.z), _tuple(solution.event_z), shapes, strict=True)
         z = tuple(torch.stack([x[0].reshape(shape), y.reshape(shape)]) for x, y, shape in pairs)
         return solution.event_t, z if isinstance(self.y0, tuple) else z[0]
+
+    def _stops(self) -> Tensor | None:
+        """Where torchdiffeq is told to step to, and to start afresh; it does not search."""
+        given = [self.options[key] for key in STOPS if self.options.get(key) is not None]
+        return torch.cat([torch.as_tensor(x).to(self.t) for x in given]) if given else None
 
     def _states(self) -> tuple[Callable[..., Any], Any, tuple[torch.Size, ...]]:
         """The field and the state with a batch dimension, and the shapes of the user's state.

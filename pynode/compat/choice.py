@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pynode.compat.call import Backward, Call
+from pynode.compat.call import STOPS, Backward, Call
 from pynode.engine.choose import announce, choose, named_engine
 from pynode.errors import EngineUnavailable, FieldError, TraceError
 from pynode.field._bindings import Reads
@@ -69,9 +69,11 @@ def _only_torch(call: Call) -> list[str]:
         return [f"method={call.method!r}"]
     numbers = ("first_step", "max_num_steps") if solver.adaptive else ("step_size",)
     known = {**dict.fromkeys(numbers, _is_positive), "interp": lambda x: not solver.adaptive and x == "linear"}
+    if solver.adaptive:
+        known |= dict.fromkeys(STOPS, _are_times)
     found = []
     for key, value in call.options.items():
-        may_be_none = key in ("first_step", "step_size") and value is None
+        may_be_none = key in ("first_step", "step_size", *STOPS) and value is None
         if key not in known or not (may_be_none or known[key](value)):
             found.append(f"options[{key!r}]")
     for name, tolerance in (("rtol", call.rtol), ("atol", call.atol)):
@@ -121,6 +123,11 @@ def _is_number(x: Any) -> bool:
 def _is_positive(x: Any) -> bool:
     """Whether it is one number, without a gradient, positive and finite."""
     return _is_number(x) and 0 < float(x) < math.inf
+
+
+def _are_times(x: Any) -> bool:
+    """Whether it is a vector of finite times."""
+    return isinstance(x, Tensor) and x.dim() == 1 and x.is_floating_point() and bool(torch.isfinite(x).all())
 
 
 def _alike(states: tuple[Tensor, ...]) -> bool:

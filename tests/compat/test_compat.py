@@ -195,8 +195,8 @@ def test_unknown_engine() -> None:
     [
         ({"method": "explicit_adams"}, "method='explicit_adams'"),
         (
-            {"method": "dopri5", "options": {"step_t": T[1:2], "norm": torch.max}},
-            r"options\['step_t'\], options\['norm'\]",
+            {"method": "dopri5", "options": {"max_step": 0.1, "norm": torch.max}},
+            r"options\['max_step'\], options\['norm'\]",
         ),
         ({"method": "rk4", "options": {"interp": "cubic"}}, r"options\['interp'\]"),
         ({"event_fn": lambda t, y: y[0, 0]}, "event_fn"),

@@ -171,8 +171,6 @@ def double(*numbers: float) -> Tensor:
 
 FIXED = {"method": "rk4", "options": {"step_size": 0.1}}
 ONLY_TORCH = [
-    ("options['jump_t']", {"options": {"jump_t": double(0.4)}}),
-    ("options['step_t']", {"options": {"step_t": double(0.4)}}),
     ("options['norm']", {"options": {"norm": lambda y: y.abs().max()}}),
     ("options['min_step']", {"options": {"min_step": 0.3}}),
     ("options['max_step']", {"options": {"max_step": 0.02}}),
