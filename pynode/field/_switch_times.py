@@ -35,7 +35,7 @@ def switch_times(found: Sequence[Switch], like: Tensor) -> list[Tensor]:
     times = []
     for switch in found:
         t = torch.tensor(switch.t, dtype=torch.float64, device=like.device)
-        if torch.is_grad_enabled() and any(x.requires_grad for x in _constants(switch)):
+        if torch.is_grad_enabled() and any(x.requires_grad for step in switch.tape.steps for x in step.constants):
             roots = [root for x in (switch, *_beside(switch, like)) if (root := _root(x, like)) is not None]
             if roots:
                 _check_alike(roots, switch.t)
@@ -43,11 +43,6 @@ def switch_times(found: Sequence[Switch], like: Tensor) -> list[Tensor]:
                 t = t + (root - root.detach())
         times.append(t)
     return times
-
-
-def _constants(switch: Switch) -> Iterator[Tensor]:
-    for step in switch.tape.steps:
-        yield from (x for x in tree_leaves((step.args, step.kwargs)) if isinstance(x, Tensor))
 
 
 def _operands(switch: Switch, t: Tensor) -> tuple[Sequence[Any], dict[str, Any]]:

@@ -204,14 +204,13 @@ class Search:
     def _region(self, i: int, a: float, b: float, stops: dict[float, Switch | None]) -> None:
         """Look at one step between two times."""
         count = _SAMPLES
-        while True:
-            points = [a, b]
-            if i in self.curved:
-                # Evenly spread, but not at even distances, which a periodic operand may have for its period.
-                inner = {float(self.number(a + (b - a) * (k * _GOLDEN % 1))) for k in range(1, count)}
-                points = sorted({a, b} | {x for x in inner if a < x < b})
+        points = [a, b]
+        while i in self.curved:
+            # Evenly spread, but not at even distances, which a periodic operand may have for its period.
+            inner = {float(self.number(a + (b - a) * (k * _GOLDEN % 1))) for k in range(1, count)}
+            points = sorted({a, b} | {x for x in inner if a < x < b})
             changed = sum(bool(self.changed(i, u, v).size) for u, v in itertools.pairwise(points))
-            if i not in self.curved or changed * 8 <= count or count >= 64 * _SAMPLES:
+            if changed * 8 <= count or count >= 64 * _SAMPLES:
                 break
             count *= 4  # a change may have hidden others
         waiting = list(itertools.pairwise(points))[::-1]

@@ -20,22 +20,25 @@ class Slot(NamedTuple):
 
 
 class Step(NamedTuple):
-    """An operation on tensors that depend on the time alone, and on constants."""
+    """An operation on tensors that depend on the time alone, and on constants.
+
+    Attributes:
+        operation: the operation.
+        name: its name, without the overload.
+        args: its operands.
+        kwargs: those that have names.
+        outputs: the slots of what it returns.
+        slots: those that it reads.
+        constants: the other tensors that it reads.
+    """
 
     operation: Any
+    name: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    outputs: tuple[int | None, ...]  # the slots of what it returns
-
-    @property
-    def name(self) -> str:
-        """Of the operation, without its overload."""
-        return str(self.operation.overloadpacket.__name__)
-
-    @property
-    def slots(self) -> list[int]:
-        """Those that it reads."""
-        return [x.number for x in tree_leaves((self.args, self.kwargs), is_leaf=_is_slot) if isinstance(x, Slot)]
+    outputs: tuple[int | None, ...]
+    slots: tuple[int, ...]
+    constants: tuple[Tensor, ...]
 
 
 class Tape(TorchDispatchMode):
@@ -102,8 +105,11 @@ class Tape(TorchDispatchMode):
             for x in outputs:
                 self._lose(x)
             return out
+        read = tuple([self._slots[id(x)] for x in operands if id(x) in self._slots])
+        constants = tuple([x for x in operands if id(x) not in self._slots])
         args, kwargs = tree_map(self._as_slot, (args, dict(kwargs)))
-        self.steps.append(Step(func, args, kwargs, tuple(map(self._new, tree_leaves(out)))))
+        written_to = tuple(map(self._new, tree_leaves(out)))
+        self.steps.append(Step(func, str(func.overloadpacket.__name__), args, kwargs, written_to, read, constants))
         return out
 
     def _as_slot(self, x: Any) -> Any:
@@ -141,10 +147,6 @@ class Tape(TorchDispatchMode):
             for slot, x in zip(step.outputs, [out] if isinstance(out, Tensor) else tree_leaves(out), strict=True):
                 if slot is not None:
                     values[slot] = x
-
-
-def _is_slot(x: Any) -> bool:
-    return isinstance(x, Slot)
 
 
 def _memory(x: Tensor) -> int | None:

@@ -308,6 +308,17 @@ def test_all_pieces_share_one_kernel() -> None:
     assert int(module.kernel_count()) == before
 
 
+@pytest.mark.julia
+def test_stops_of_a_field_in_julia() -> None:
+    field = pynode.JuliaField("(u, p, t) -> (5 <= t < 5.02 ? 50 : 0) .- 0.1 .* u")
+    stops = torch.tensor([5.0, 5.02], dtype=DOUBLE, requires_grad=True)
+    z0 = torch.zeros(1, 1, dtype=DOUBLE)
+    sol = pynode.solve(field, z0, [0.0, END], tstops=stops, engine="julia", **FINE)
+    torch.testing.assert_close(sol.z[-1], Dose().exact(z0, END).detach(), rtol=1e-8, atol=1e-10)
+    slopes = 50 * torch.exp(0.1 * (stops.detach() - END)) * torch.tensor([-1.0, 1.0], dtype=DOUBLE)
+    torch.testing.assert_close(grads(sol.z[-1], [stops])[0], slopes, rtol=1e-7, atol=1e-8)
+
+
 def test_dense_pickle_and_stats(engine: str) -> None:
     field, z0 = Dose(5.0, 6.0), start_state()
     sol = pynode.solve(field, z0, [0.0, END], dense=True, engine=engine, **FINE)
