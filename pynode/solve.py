@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from pynode.engine.protocol import PerSample, Problem, Retcode, Stats
 from pynode.engine.recorded import record
 from pynode.errors import EngineUnavailable, InputError, SolveError
 from pynode.field import Field
-from pynode.field._outside import is_recording, outside_of_compile, quiet_in_recordings
+from pynode.field._outside import is_recording, outside_of_compile
 from pynode.field._piece import PieceField
 from pynode.field._substitution import LateRead
 from pynode.field._transforms import differentiated, example, is_active, is_wrapped, levels, moves, untransformed
@@ -154,7 +153,6 @@ class Solution:
 
 
 @outside_of_compile
-@quiet_in_recordings
 def solve(
     field: Callable[..., Any],
     z0: Any,
@@ -315,9 +313,8 @@ def _solve(
     field is `on_piece`.
     """
     state = check_state(form, state)
-    given = check_times(t, state[0])
+    given, numbers = check_times(t, state[0])
     times = given.double()
-    wider = torch.promote_types(given.dtype, state[0].dtype)  # of times that the solve finds
     independent = batching != "joint" or times.dim() == 2
     if independent:
         check_batching(batching)
@@ -349,12 +346,11 @@ def _solve(
         states, cost = ([*states, last], None) if running_cost is None else (states, last[-1])
         result = tuple(states) if form.is_tuple else states[0]
         return Solution(given, result, cost, Stats(), Retcode.SUCCESS, chosen.name, info.name, _form=form)
-    t0 = times[0] if not independent else times.new_zeros(()) if not len(times) else times[0, 0]
-    examples, values = tuple(map(example, state)), tuple(map(example, args))
+    examples, at, values = tuple(map(example, state)), example(times), tuple(map(example, args))
     given_field: Field
     if on_piece is None or piece is None:
         function = solved_field(field, running_cost, form, len(args))
-        given_field = Field(function, examples, example(t0), values, is_tuple, autocast)
+        given_field = Field(function, examples, at, values, is_tuple, autocast)
     else:
         given_field = on_piece
     vector_field = given_field
@@ -367,21 +363,25 @@ def _solve(
         )
     if independent and piece is None:
         with untransformed():
-            check_unmixed(vector_field, examples, example(t0), values)
+            check_unmixed(vector_field, examples, at, values)
     if active:
         wanted = tuple(map(differentiated, inputs))
     else:
         tracked = torch.is_grad_enabled()
         wanted = tuple([tracked and x.requires_grad for x in inputs])
     n, m = len(state), len(args)
-    wants = {"z0": wanted[:n], "t": wanted[n : n + 1]}
-    wants |= {"args": wanted[n + 1 : n + 1 + m], "parameters": wanted[n + 1 + m :]}
+    wants = {
+        "z0": wanted[:n],
+        "t": wanted[n : n + 1],
+        "args": wanted[n + 1 : n + 1 + m],
+        "parameters": wanted[n + 1 + m :],
+    }
     if any(wanted):
         check_real(vector_field, how)
     problem = Problem(
         field=vector_field,
         z0=examples,
-        t=example(times),
+        t=at,
         args=values,
         parameters=vector_field.parameters,
         solver=info,
@@ -418,13 +418,12 @@ def _solve(
         like = problem.t.new_empty((), dtype=vector_field.time_dtype)
         solution = solve_in_pieces(again, given_state, times, given_args, stops, like, event, max_steps)
         reads = None if event is None else functools.partial(event_reads_time, event, form, problem)
-        check_resolution(problem, solution.stats, reads)
+        check_resolution(problem, numbers, solution.stats, reads)
         if throw and solution.retcode is not Retcode.SUCCESS:
             raise _failure(
                 field, form, info.name, chosen.name, solution.retcode, solution._failed_at, solution.stats.per_sample
             )
-        found_at = solution.event_t
-        return replace(solution, t=given.detach(), event_t=None if found_at is None else found_at.to(wider))
+        return _at_given_times(solution, given, state)
     if dense and transformed:
         raise EngineUnavailable(
             "solve(dense=True) has no interpolant within torch.func's transforms: ask for times instead"
@@ -442,25 +441,28 @@ def _solve(
             found = Event(event, chosen, problem, form_of_event, piece.signs)
             if found.at_start is not None:
                 raise MetAtStop(
-                    *found.met_at_start(t0, state, args), index=found.at_start, costs=running_cost is not None
+                    *found.met_at_start(times[0], state, args), index=found.at_start, costs=running_cost is not None
                 )
         times = found.cut(times)
         problem = replace(problem, t=times.detach())
+        numbers = problem.t.tolist()
     of_inputs = list(map(levels, inputs)) if active else [frozenset()] * len(inputs)
     run = Run(chosen, problem, of_inputs, throw, given=not transformed)
     z: tuple[Tensor, ...] = ()
-    with contextlib.suppress(Failed):
+    try:
         followed = transformed or any(wanted)
-        z = differentiable(run, (*state, times, *inputs[n + 1 :])) if followed else run.solve(inputs).z
+        z = differentiable(run, (*state, times, *inputs[n + 1 :])) if followed else run.solve(inputs)
+    except Failed:
+        pass  # the run tells of it
     done, failed_at = run.integration, None
     if piece is None:
-        check_resolution(problem, done.stats, None if found is None else found.reads_time)
+        check_resolution(problem, numbers, done.stats, None if found is None else found.reads_time)
     if done.retcode is not Retcode.SUCCESS:
         assert done.z_end is not None
         each = done.stats.per_sample
         z_end = done.z_end[:-1] if running_cost is not None else done.z_end
         t_end = times.new_tensor(done.t_end) if each is None else each.t_end.to(times)
-        failed_at = t_end.detach().to(wider), z_end
+        failed_at = t_end.detach().to(_of_found_times(given, state)), z_end
         if throw:
             raise _failure(field, form, info.name, chosen.name, done.retcode, failed_at, each)
     cost = None
@@ -483,8 +485,19 @@ def _solve(
     if piece is not None and isinstance(found, Event) and not failed_at and found.crossing.t is None:
         piece.signs = found.signs_after([x[-1].detach() for x in z])
     solution = found.complete(solution, args)
+    return _at_given_times(solution, given, state)
+
+
+def _of_found_times(t: Tensor, state: Sequence[Tensor]) -> torch.dtype:
+    """The dtype of times that a solve finds."""
+    return torch.promote_types(t.dtype, state[0].dtype)
+
+
+def _at_given_times(solution: Solution, t: Tensor, state: Sequence[Tensor]) -> Solution:
+    """The solution with the user's times, and that of the event in the dtype that it is to have."""
     found_at = solution.event_t
-    return replace(solution, t=given.detach(), event_t=None if found_at is None else found_at.to(wider))
+    event_t = None if found_at is None else found_at.to(_of_found_times(t, state))
+    return replace(solution, t=t.detach(), event_t=event_t)
 
 
 def _not_saved(times: Tensor) -> tuple[Tensor, ...]:

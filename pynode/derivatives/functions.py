@@ -74,20 +74,33 @@ def _third() -> EngineUnavailable:
     )
 
 
-class _Function(torch.autograd.Function):
-    """One whose first argument is a run, and whose last ones are the run's inputs."""
+class _OfRun(torch.autograd.Function):
+    """One whose first argument is a run, and the others are tensors, the last ones the run's inputs."""
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        given = [x for x in inputs if x is None or isinstance(x, Tensor)]
-        ctx.run, *ctx.rest = inputs[: len(inputs) - len(given)]
-        ctx.unsaved = {i: x for i, x in enumerate(given) if x is not None and x.is_inference()}
-        # Saved so that autograd refuses a backward pass after one of them has been changed in place.
-        saved = [None if i in ctx.unsaved else x for i, x in enumerate(given)] if ctx.unsaved else given
-        ctx.save_for_backward(*saved)
-        if is_active():
-            ctx.save_for_forward(*saved)
-        ctx.set_materialize_grads(False)
+        ctx.run, *tensors = inputs
+        _save(ctx, tensors)
+
+
+class _AtPlaces(torch.autograd.Function):
+    """One whose first arguments are a run, places among its inputs, and how many states it has; then as `_OfRun`."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.run, ctx.places, ctx.n, *tensors = inputs
+        _save(ctx, tensors)
+
+
+def _save(ctx: Any, tensors: list[Tensor | None]) -> None:
+    ctx.unsaved = {i: x for i, x in enumerate(tensors) if x is not None and x.is_inference()}
+    for i in ctx.unsaved:
+        tensors[i] = None
+    # Saved so that autograd refuses a backward pass after one of them has been changed in place.
+    ctx.save_for_backward(*tensors)
+    if is_active():
+        ctx.save_for_forward(*tensors)
+    ctx.set_materialize_grads(False)
 
 
 def _saved(ctx: Any) -> tuple[Any, ...]:
@@ -96,29 +109,34 @@ def _saved(ctx: Any) -> tuple[Any, ...]:
     return tuple(ctx.unsaved.get(i, x) for i, x in enumerate(tensors)) if ctx.unsaved else tensors
 
 
-class _Solve(_Function):
+class _Solve(_OfRun):
     """z(x)."""
 
     @staticmethod
     def forward(run: Run, *x: Tensor) -> Tensors:
-        return run.solve(x).z
+        return run.solve(x)
 
     @staticmethod
     def backward(ctx: Any, *v: Tensor | None) -> Any:
-        x, run, wanted = _saved(ctx), ctx.run, ctx.needs_input_grad[1:]
+        x, run = _saved(ctx), ctx.run
         if not torch._C._autograd._get_current_graph_task_keep_graph():
             ctx.run = None  # as autograd does with what it saved, since no second pass can follow
-        if all(g is None for g in v):
+        if all([g is None for g in v]):
             return (None,) * (1 + len(x))
-        places = _places(wanted)
+        wanted = ctx.needs_input_grad[1:]
         if not _is_plain():
+            places = _places(wanted)
             return None, *_spread(len(x), places, _gradient(run, places, v, x))
-        found = _spread(len(x), places, _Gradient.forward(run, places, len(v), *v, *x))
+        found = list(run.pull_back(_detached(v), x).flat)
+        for i, g in enumerate(found):
+            if g is None and wanted[i]:
+                found[i] = torch.zeros_like(x[i])
         field = run.problem.field
-        for i, name in enumerate(field.names, len(x) - len(field.names)):
-            g = found[i]
-            if name in field.optional and g is not None and not bool(g.any()):
-                found[i] = None
+        if field.optional:
+            for i, name in enumerate(field.names, len(x) - len(field.names)):
+                g = found[i]
+                if name in field.optional and g is not None and not bool(g.any()):
+                    found[i] = None
         return None, *found
 
     @staticmethod
@@ -130,7 +148,7 @@ class _Solve(_Function):
         return map_over(_Solve, info.batch_size, run, (), [], x, in_dims[1:])
 
 
-class _Gradient(_Function):
+class _Gradient(_AtPlaces):
     """J(x)ᵀ v at those places of x that are wanted."""
 
     @staticmethod
@@ -140,7 +158,7 @@ class _Gradient(_Function):
 
     @staticmethod
     def backward(ctx: Any, *w: Tensor | None) -> Any:
-        (places, n), run, tensors = ctx.rest, ctx.run, _saved(ctx)
+        places, n, run, tensors = ctx.places, ctx.n, ctx.run, _saved(ctx)
         v, x = tensors[:n], tensors[n:]
         directions = _spread(len(x), places, w)
         needed = _needed(ctx)
@@ -152,7 +170,7 @@ class _Gradient(_Function):
 
     @staticmethod
     def jvp(ctx: Any, _run: None, _places: None, _n: None, *moved: Tensor | None) -> Tensors:
-        (places, n), run, tensors = ctx.rest, ctx.run, _saved(ctx)
+        places, n, run, tensors = ctx.places, ctx.n, ctx.run, _saved(ctx)
         v, x = tensors[:n], tensors[n:]
         first = _gradient(run, places, moved[:n], x)
         second = _second(run, places, v, moved[n:], x)
@@ -167,7 +185,7 @@ class _Gradient(_Function):
         return map_over(_Gradient, info.batch_size, run, (places, n), others, tensors[n:], dims[n:])
 
 
-class _Tangent(_Function):
+class _Tangent(_OfRun):
     """J(x) w."""
 
     @staticmethod
@@ -206,7 +224,7 @@ class _Tangent(_Function):
         return map_over(_Tangent, info.batch_size, run, (), others, tensors[n:], dims[n:])
 
 
-class _Second(_Function):
+class _Second(_AtPlaces):
     """The gradient of <v, J(x) w> at those places of x that are wanted."""
 
     @staticmethod
@@ -217,7 +235,7 @@ class _Second(_Function):
 
     @staticmethod
     def backward(ctx: Any, *u: Tensor | None) -> Any:
-        (places, n), run, tensors = ctx.rest, ctx.run, _saved(ctx)
+        places, n, run, tensors = ctx.places, ctx.n, ctx.run, _saved(ctx)
         m = (len(tensors) - n) // 2
         needed = _needed(ctx)
         if any(needed[:n]) or any(needed[n + m :]):
@@ -229,7 +247,7 @@ class _Second(_Function):
 
     @staticmethod
     def jvp(ctx: Any, _run: None, _places: None, _n: None, *moved: Tensor | None) -> Tensors:
-        (places, n), run, tensors = ctx.rest, ctx.run, _saved(ctx)
+        places, n, run, tensors = ctx.places, ctx.n, ctx.run, _saved(ctx)
         m = (len(tensors) - n) // 2
         v, w, x = tensors[:n], tensors[n : n + m], tensors[n + m :]
         if any(d is not None for d in moved[n + m :]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -63,36 +62,38 @@ class Run:
         )
         return replace(first, stats=stats, interpolant=None)
 
-    def solve(self, inputs: Sequence[Tensor]) -> Integration:
-        """Solve for these values of the problem's inputs.
+    def solve(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Solve for these values of the problem's inputs; the states.
 
         Raises:
             Failed: the integration failed, and that is to raise.
         """
         problem = self.problem if self.given else with_inputs(self.problem, inputs)
         found = self.engine.solve(problem) if problem.z0[0].shape[0] else _solve_empty(problem)
-        self._integration = copy.copy(found)
-        self._integration.z = ()  # which would hold the graph that holds this
+        z, found.z = found.z, ()  # which would hold the graph that holds this
+        self._integration = found
         if self.throw and found.retcode is not Retcode.SUCCESS:
             raise Failed
-        return found
+        return z
 
     def _solved(self, inputs: Sequence[Tensor]) -> Integration:
-        found = self._integration or self.solve(inputs)
+        if self._integration is None:
+            self.solve(inputs)
+        found = self._integration
+        assert found is not None
         if found.retcode is not Retcode.SUCCESS:
             raise SolveError(f"no gradient, since the integration failed: {found.retcode.value}", found.retcode)
         return found
 
     def pull_back(self, cotangents: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> Gradients:
-        """The gradients for cotangents of the solution.
+        """The gradients for cotangents of the solution; called where no graph is made.
 
         Raises:
             SolveError: the integration, or a solve of the adjoint, failed.
         """
         pullback = self._solved(inputs).pullback
         assert pullback is not None
-        with torch.no_grad():
-            return pullback(cotangents)
+        return pullback(cotangents)
 
     def derivatives(self, inputs: Sequence[Tensor]) -> Derivatives:
         """The further derivatives.

@@ -100,9 +100,9 @@ class Availability:
     fix: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # not frozen, which makes it eight times as long in the making
 class Problem:
-    """One initial value problem, validated, as an engine gets it.
+    """One initial value problem, validated, as an engine gets it; nothing changes it.
 
     Attributes:
         field: the vector field under one calling convention.

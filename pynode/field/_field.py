@@ -30,7 +30,7 @@ from pynode.field._random import NoRandomness
 from pynode.field._substitution import Substitution
 from pynode.field._switches import has_switches
 from pynode.field._tape import Tape
-from pynode.field._time import time_dtype
+from pynode.field._time import first_time, time_dtype
 from pynode.field._transforms import example, is_followed, is_wrapped, moves, untransformed
 from pynode.field._watch import Watch
 
@@ -58,7 +58,7 @@ class Field:
         function: the user's callable `f(t, z, *args)`; it gets and returns a tensor, or a tuple of
             tensors where `is_tuple`.
         z0: the state tensors, each `(batch, *features)`.
-        t0: the first time, 0-d.
+        t: the times, or the first of them.
         args: the conditioning tensors.
         is_tuple: whether the user's state is a tuple.
         autocast: the dtype in which the function computes what PyTorch's autocast casts; `None` without autocast.
@@ -82,7 +82,7 @@ class Field:
         self,
         function: Callable[..., Any],
         z0: Sequence[Tensor],
-        t0: Tensor,
+        t: Tensor,
         args: Sequence[Tensor] = (),
         is_tuple: bool = False,
         autocast: torch.dtype | None = None,
@@ -93,16 +93,16 @@ class Field:
         self.is_tuple, self.autocast = is_tuple, autocast
         self.unwraps = False
         self.time_dtype = time_dtype(function, z0[0].dtype)
-        t0 = t0.to(self.time_dtype)
         self.memory = memory_of(function)
         self._values: Mapping[str, Tensor] = {}
-        shapes = (autocast, torch.get_default_dtype(), *((x.shape[1:], x.dtype, x.device) for x in (*z0, *args)))
+        shapes = (autocast, torch.get_default_dtype(), *[(x.shape[1:], x.dtype, x.device) for x in (*z0, *args)])
         self.facts: _Facts
         self.parameters: tuple[Tensor, ...] = ()
         latest = self.memory.latest
         if latest is not None and latest.holds(function, is_tuple, len(z0), shapes):
             self.parametrized, self.facts, self.parameters = {}, latest.facts, latest.parameters
             return
+        t0 = example(first_time(t).to(self.time_dtype))
         self._initialise(z0, t0, args)
         self.parametrized = values_of(self.reads.parametrized)
         key = self._key(len(z0), shapes)

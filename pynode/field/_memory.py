@@ -45,7 +45,7 @@ _MEMORIES: weakref.WeakKeyDictionary[Any, Memory] = weakref.WeakKeyDictionary()
 def memory_of(function: Any) -> Memory:
     """What is known of a callable."""
     # Methods, partials and functions are often made anew for each call: what they are made of lives on.
-    while isinstance(function, types.MethodType | functools.partial):
+    while isinstance(function, (types.MethodType, functools.partial)):
         function = function.__self__ if isinstance(function, types.MethodType) else function.func
     if isinstance(function, types.FunctionType):
         function = function.__code__

@@ -7,13 +7,18 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pynode.errors import FieldError
 
-__all__ = ["reads_time", "time_as_asked", "time_dtype"]
+__all__ = ["first_time", "reads_time", "time_as_asked", "time_dtype"]
+
+
+def first_time(t: Tensor) -> Tensor:
+    """The first of times, 0-d: of `(time,)`, of `(batch, time)`, or of a single one; zero where there are none."""
+    return t.flatten()[0] if t.numel() else t.new_zeros(())
 
 
 def time_dtype(function: Callable[..., Any], state: torch.dtype) -> torch.dtype:
@@ -22,7 +27,7 @@ def time_dtype(function: Callable[..., Any], state: torch.dtype) -> torch.dtype:
     Raises:
         FieldError: it asks for another.
     """
-    asked = getattr(function, "time_dtype", None)
+    asked = None if _lacks_time_dtype(function) else getattr(function, "time_dtype", None)
     while asked is None and isinstance(function, functools.partial):
         function = function.func
         asked = getattr(function, "time_dtype", None)
@@ -34,6 +39,14 @@ def time_dtype(function: Callable[..., Any], state: torch.dtype) -> torch.dtype:
             f"got {asked!r}"
         )
     return torch.float64
+
+
+def _lacks_time_dtype(function: Callable[..., Any]) -> bool:
+    """Whether it is a module that is seen to be without, which `nn.Module` takes longer to find out."""
+    kind: Any = type(function)
+    if not isinstance(function, nn.Module) or kind.__getattr__ is not nn.Module.__getattr__:
+        return False
+    return "time_dtype" not in function.__dict__ and not hasattr(kind, "time_dtype")
 
 
 def time_as_asked(function: Callable[..., Any], t: Tensor, state: torch.dtype) -> Tensor:

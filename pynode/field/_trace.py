@@ -14,6 +14,7 @@ from pynode.field._field import Field
 from pynode.field._graph import FieldGraph
 from pynode.field._interpreter import interpret
 from pynode.field._substitution import LateRead
+from pynode.field._time import first_time
 
 if TYPE_CHECKING:
     from pynode.field._capture import Captured
@@ -64,8 +65,14 @@ def trace(field: Any, z0: Tensor | Sequence[Tensor], args: Sequence[Tensor] = ()
     return trace_field(Field(field, states, t0, args, is_tuple), states, t0, args).graph
 
 
-def trace_field(field: Field, z0: Sequence[Tensor], t0: Tensor, args: Sequence[Tensor]) -> Trace:
+def trace_field(field: Field, z0: Sequence[Tensor], t: Tensor, args: Sequence[Tensor]) -> Trace:
     """The trace of a `Field`, from memory where the field, its shapes and its attributes are the same.
+
+    Args:
+        field: the field.
+        z0: the state tensors.
+        t: the times, or the first of them.
+        args: the conditioning tensors.
 
     Raises:
         TraceError: the field, or what it is used with, does not fit a graph.
@@ -77,7 +84,6 @@ def trace_field(field: Field, z0: Sequence[Tensor], t0: Tensor, args: Sequence[T
             f"numbers of one type: make the state and the field {field.time_dtype}, solve over times from which a "
             'reference is subtracted, or use engine="torch"'
         )
-    t0 = t0.to(dtype)
     for i, x in enumerate(args):
         if x.dtype != dtype:
             raise TraceError(
@@ -85,18 +91,19 @@ def trace_field(field: Field, z0: Sequence[Tensor], t0: Tensor, args: Sequence[T
                 'type: convert it (for labels, pass the rows of an embedding or one-hot rows), or use engine="torch"'
             )
     batch = _batch_size(z0)
-    follows = tuple(x.dim() > 0 and x.shape[0] == batch for x in (*z0, *args))
-    statics = tuple(x.shape[:1] for x, f in zip((*z0, *args), follows, strict=True) if not f)
+    follows = tuple([x.dim() > 0 and x.shape[0] == batch for x in (*z0, *args)])
+    statics = tuple([x.shape[:1] for x, f in zip((*z0, *args), follows, strict=True) if not f])
     key = (field.key, follows, statics)
     known = field.memory.traces
-    if key in known and known[key].holds(batch):
-        return known[key]
+    found = known.get(key)
+    if found is not None and found.holds(batch):
+        return found
     if isinstance(known.get((key, batch)), TraceError):
         raise TraceError(*known[key, batch].args)
     if (key, batch) in known:
         return known[key, batch]
     with torch.inference_mode(False):  # whose tensors autograd could not differentiate by
-        return _first_trace(field, z0, t0, args, key, follows)
+        return _first_trace(field, z0, first_time(t).to(dtype), args, key, follows)
 
 
 def _first_trace(

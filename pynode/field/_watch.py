@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import types
 import weakref
+from collections.abc import Callable
 from itertools import chain
-from operator import is_
+from operator import is_, itemgetter
 from typing import Any
 
 import torch
@@ -23,6 +24,11 @@ _IMMUTABLE = (int, float, str, bool, bytes, complex, type(None), Tensor, nn.Modu
 _HELD = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
 
 
+def _names(owner: nn.Module) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
+    """Picks what can matter out of a module's dictionary, `_HELD` and more, so that there are several."""
+    return itemgetter(*_HELD, *(name for name in owner.__dict__ if name not in INTERNAL))
+
+
 class Watch:
     """What a module and its submodules held when this was made.
 
@@ -33,28 +39,19 @@ class Watch:
 
     def __init__(self, reads: Reads, attributes: set[tuple[str, str]]) -> None:
         # Not the modules' dictionaries, which may come to hold what holds the modules, as a solution does.
-        self.owners = [weakref.ref(owner) for owner in reads.owners.values()]
-        places = self._places()
-        self.lengths = list(map(len, places))
-        self.held = list(chain.from_iterable(map(dict.values, places)))
+        owners = reads.owners.values()
+        self.owners = [(weakref.ref(o), _names(o), len(o.__dict__)) for o in owners]
+        self.held = [x for o, (_, names, _) in zip(owners, self.owners, strict=True) for x in names(o.__dict__)]
+        self.places = [o.__dict__[name] for o in owners for name in _HELD]  # held above
+        self.lengths = list(map(len, self.places))
+        self.filled = list(filter(None, self.places))
+        self.contents = list(chain.from_iterable(map(dict.values, self.filled)))
         self.tensors = [(x, x.shape, x.dtype, x.requires_grad) for x in reads.tensors.values()]
         self.methods = [
             (type(reads.owners[prefix]), name, getattr(type(reads.owners[prefix]), name, None))
             for prefix, name in attributes
             if prefix in reads.owners  # not what a field made of this one has been seen to read
         ]
-
-    def _places(self) -> list[dict[str, Any]]:
-        """The dictionaries in which the modules hold what they hold; none where one of them is gone."""
-        places: list[dict[str, Any]] = []
-        for ref in self.owners:
-            owner = ref()
-            if owner is None:
-                return []
-            own = owner.__dict__
-            places.append(own)
-            places.extend([own[name] for name in _HELD])
-        return places
 
     @staticmethod
     def of(function: Any, reads: Reads, attributes: set[tuple[str, str]]) -> Watch | None:
@@ -77,10 +74,18 @@ class Watch:
 
     def unchanged(self) -> bool:
         """Whether all is where it was."""
-        places = self._places()
-        if list(map(len, places)) != self.lengths:
+        held: list[Any] = []
+        for ref, names, length in self.owners:
+            owner = ref()
+            if owner is None or len(owner.__dict__) != length:
+                return False
+            try:
+                held += names(owner.__dict__)
+            except KeyError:
+                return False
+        if not all(map(is_, held, self.held)) or list(map(len, self.places)) != self.lengths:
             return False
-        if not all(map(is_, chain.from_iterable(map(dict.values, places)), self.held)):
+        if not all(map(is_, chain.from_iterable(map(dict.values, self.filled)), self.contents)):
             return False
         for x, shape, dtype, requires_grad in self.tensors:
             if x.requires_grad is not requires_grad or x.shape != shape or x.dtype is not dtype:

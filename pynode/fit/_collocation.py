@@ -62,7 +62,7 @@ def collocate(
     width = 0.0 if bandwidth is None else check_number("bandwidth", bandwidth)
     if not isinstance(data, Tensor) or data.dtype not in (torch.float32, torch.float64) or data.dim() < 1:
         raise InputError("data must be a tensor (time, …) of dtype torch.float32 or torch.float64")
-    times = check_times(t, data).detach().cpu()
+    times = check_times(t, data)[0].detach().cpu()
     if len(times) != len(data) or times[0] > times[-1]:
         raise InputError(
             f"t must be increasing and have one entry for each of the {len(data)} of data along its first dimension, "

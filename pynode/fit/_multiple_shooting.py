@@ -63,7 +63,7 @@ def multiple_shooting_loss(
     if not isinstance(data, Tensor) or data.dim() < 2:
         got = f"shape {tuple(data.shape)}" if isinstance(data, Tensor) else type(data).__name__
         raise InputError(f"data must be a tensor (time, batch, *features), got {got}")
-    times = check_times(t, data)
+    times, _ = check_times(t, data)
     if len(times) != len(data):
         raise InputError(f"t must have one entry for each of the {len(data)} times of data, got {len(times)}")
     if not isinstance(group_size, int) or not 2 <= group_size <= len(data):

@@ -15,7 +15,7 @@ from pynode.engine.choose import named_engine
 from pynode.engine.solvers import find_solver, resolve_solver
 from pynode.errors import InputError, TraceError, unknown_name
 from pynode.field._mismatch import mismatch_explained
-from pynode.field._outside import outside_of_compile, quiet_in_recordings
+from pynode.field._outside import outside_of_compile
 from pynode.problem.inputs import check_number
 from pynode.sensitivity import find_sensitivity
 from pynode.solve import solve
@@ -69,7 +69,6 @@ def check_depth(t: Any) -> tuple[float, float]:
 
 
 @outside_of_compile
-@quiet_in_recordings
 def depths_like(depths: Sequence[float], t: Tensor) -> Tensor:
     """A model's depths, two or more, in the dtype of times that a user gives.
 

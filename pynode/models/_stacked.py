@@ -76,7 +76,7 @@ class StackedNODE(NODE):
     @outside_of_compile
     def _solve(self, z0: Tensor, t: Tensor, args: tuple[Tensor, ...]) -> Tensor:
         self._forget()
-        t = check_times(t, z0)
+        t, _ = check_times(t, z0)
         knots, ahead = depths_like(self.knots, t), self._sign * t.detach()
         if not bool((ahead >= self._sign * knots[0]).all() and (ahead <= self._sign * knots[-1]).all()):
             raise InputError(

@@ -79,23 +79,30 @@ _OF_STATE = functools.partial(_of_state)  # as `derived_field` makes them
 def _positional(field: Any) -> _Positional | None:
     """What the field takes by position; `None` where that cannot be seen."""
     if isinstance(field, nn.Module):
-        if isinstance(field, torch.jit.ScriptModule):
-            return _of_schema(getattr(field.forward, "schema", None))
-        inner = getattr(field, "_orig_mod", None)  # of torch.compile
-        if isinstance(inner, nn.Module):
-            return _positional(inner)
-        found = _of_signature(field.forward) if "forward" in field.__dict__ else _of_class(type(field))  # type: ignore[arg-type]
+        if "_orig_mod" in field._modules:  # of torch.compile
+            return _positional(field._modules["_orig_mod"])
+        found = _positional(field.forward)
+        if found is None or found.required > 0 or found.most < math.inf:
+            return found
         inner = getattr(field, "module", None)  # of DataParallel, AveragedModel and their like
-        hides = found is not None and found.required == 0 and found.most == math.inf
-        return _positional(inner) if hides and isinstance(inner, nn.Module) else found
-    if isinstance(field, torch.jit.ScriptFunction):
-        return _of_schema(field.schema)
-    if isinstance(field, types.FunctionType) and not hasattr(field, "__wrapped__"):
-        code = field.__code__
-        required = code.co_argcount - len(field.__defaults__ or ())
-        most = math.inf if code.co_flags & inspect.CO_VARARGS else code.co_argcount
-        return _Positional(required, most, code.co_varnames[0] if code.co_argcount else "")
-    return _of_signature(field)
+        return _positional(inner) if isinstance(inner, nn.Module) else found
+    if isinstance(field, types.FunctionType):
+        return _of_function(field, 0)
+    if isinstance(field, types.MethodType) and isinstance(field.__func__, types.FunctionType):
+        return _of_function(field.__func__, 1)
+    scripted = isinstance(field, (torch.jit.ScriptFunction, torch.ScriptMethod))
+    return _of_schema(field.schema) if scripted else _of_signature(field)
+
+
+def _of_function(function: types.FunctionType, skip: int) -> _Positional | None:
+    """Of a function, but for its first parameters."""
+    if function.__dict__:  # what decorators have left there may be another signature
+        return _of_signature(function, skip)
+    code = function.__code__
+    n = max(code.co_argcount - skip, 0)
+    required = max(n - len(function.__defaults__ or ()), 0)
+    most = math.inf if code.co_flags & inspect.CO_VARARGS else n
+    return _Positional(required, most, code.co_varnames[skip] if n else "")
 
 
 def _of_schema(schema: Any) -> _Positional | None:
@@ -105,13 +112,6 @@ def _of_schema(schema: Any) -> _Positional | None:
     arguments = [a for a in schema.arguments if a.name != "self"]
     required = sum(not a.has_default_value() for a in arguments)
     return _Positional(required, len(arguments), arguments[0].name if arguments else "")
-
-
-@functools.lru_cache(maxsize=1024)
-def _of_class(kind: Any) -> _Positional | None:
-    """Of the modules of a class."""
-    own = not isinstance(inspect.getattr_static(kind, "forward", None), staticmethod)
-    return _of_signature(kind.forward, skip=int(own))
 
 
 def _of_signature(function: Any, skip: int = 0) -> _Positional | None:

@@ -15,6 +15,7 @@ from pynode.engine.each import is_per_sample, sample_of
 from pynode.engine.protocol import Engine, Problem, Stats
 from pynode.errors import FieldError, InputError, unknown_name
 from pynode.field import Field
+from pynode.field._time import first_time
 from pynode.problem.event import Event
 from pynode.problem.state import State
 
@@ -53,7 +54,7 @@ def per_sample_times(times: Tensor, state: Tensor) -> Tensor:
     return times
 
 
-def check_unmixed(field: Field, z0: Sequence[Tensor], t0: Tensor, args: Sequence[Tensor]) -> None:
+def check_unmixed(field: Field, z0: Sequence[Tensor], t: Tensor, args: Sequence[Tensor]) -> None:
     """Refuse a field that gives a sample another derivative alone than among the others; looks once per field.
 
     Raises:
@@ -62,6 +63,7 @@ def check_unmixed(field: Field, z0: Sequence[Tensor], t0: Tensor, args: Sequence
     batch = z0[0].shape[0]
     if batch < 2 or field.key in _UNMIXED:
         return
+    t0 = first_time(t)
     with torch.no_grad():
         joint = field(t0, z0, args)
         for b in (0, batch - 1):

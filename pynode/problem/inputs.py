@@ -9,6 +9,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
+from operator import gt, lt
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from pynode.errors import FieldError, InputError
 from pynode.field import Field
-from pynode.field._outside import outside_of_compile, quiet_in_recordings
+from pynode.field._outside import outside_of_compile
 from pynode.field._transforms import example
 from pynode.problem.state import State
 from pynode.sensitivity import Sensitivity
@@ -31,28 +32,29 @@ _HELD = 1e-3  # A dtype holds times if it changes no difference between them by 
 def check_state(form: State, state: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The tensors that are solved, `(batch, *features)`: of one floating dtype, device and batch size."""
     first = state[0]
-    for name, z, is_scalar in zip(form.names, state, form.scalar, strict=True):
+    for i, z in enumerate(state):
         if z.dtype not in _DTYPES:
             raise InputError(
-                f"{name} must be of dtype torch.float32 or torch.float64, or of their complex counterparts, got "
-                f"{z.dtype}. Convert it, and the field's parameters, with .float() or .double()"
+                f"{form.names[i]} must be of dtype torch.float32 or torch.float64, or of their complex counterparts, "
+                f"got {z.dtype}. Convert it, and the field's parameters, with .float() or .double()"
             )
-        if z.dtype != first.dtype or z.device != first.device:
+        if z is not first and (z.dtype != first.dtype or z.device != first.device):
             raise InputError(
                 f"the tensors of z0 must share dtype and device: expected {first.dtype} on {first.device}, as "
-                f"{form.names[0]}, got {z.dtype} on {z.device} in {name}. Convert them with .to()"
+                f"{form.names[0]}, got {z.dtype} on {z.device} in {form.names[i]}. Convert them with .to()"
             )
         if z.shape[0] != first.shape[0]:
             raise InputError(
                 f"the tensors of z0 must have one batch size: expected {first.shape[0]}, as {form.names[0]}, got "
-                f"{'a 0-d tensor' if is_scalar else z.shape[0]} in {name}. Give each the batch as its first "
-                "dimension, e.g. with x.expand(batch, …), or, of a single sample, with x.unsqueeze(0)"
+                f"{'a 0-d tensor' if form.scalar[i] else z.shape[0]} in {form.names[i]}. Give each the batch as its "
+                "first dimension, e.g. with x.expand(batch, …), or, of a single sample, with x.unsqueeze(0)"
             )
         if z.numel() == 0 and z.shape[0]:
             raise InputError(
-                f"{name} must not be empty, got shape {tuple(z.shape)}. Only the batch size may be 0, in all of z0"
+                f"{form.names[i]} must not be empty, got shape {tuple(z.shape)}. Only the batch size may be 0, in all "
+                "of z0"
             )
-    return tuple(map(tracked, state))
+    return tuple([tracked(z) for z in state])
 
 
 def tracked(x: Tensor) -> Tensor:
@@ -60,25 +62,30 @@ def tracked(x: Tensor) -> Tensor:
     return x.clone() if x.is_inference() and not torch.is_inference_mode_enabled() else x
 
 
-def check_times(t: Any, like: Tensor) -> Tensor:
-    """The times `(time,)`, or `(batch, time)`, strictly monotone, in their own dtype and on the state's device."""
-    if isinstance(t, Tensor) and t.dtype not in _DTYPES:
+def check_times(t: Any, like: Tensor) -> tuple[Tensor, list[Any]]:
+    """The times, and the numbers in them.
+
+    They are `(time,)`, or `(batch, time)`, strictly monotone, in their own dtype and on the state's device.
+    """
+    if not isinstance(t, Tensor):
+        times = as_times("t", t, like)
+    elif t.dtype in _DTYPES:
+        times = t.to(like.device)
+    else:
         raise InputError(
             f"t must be of dtype torch.float32 or torch.float64, got {t.dtype}. Convert it with t.double()"
         )
-    times = as_times("t", t, like)
     if times.dim() == 2 and times.shape[1] > 1:
-        return _check_rows(times)
+        return times, _check_rows(times)
     if times.dim() != 1:
         raise InputError(
             f"t must be 1-d, got shape {tuple(times.shape)}. Flatten it, or pass [t0, t1], or, for times of each "
             "sample's own, shape (batch, time)"
         )
     values = example(times).tolist()
-    if len(values) > 1 and math.isfinite(sum(values)):
-        ordered = sorted(set(values))
-        if values == ordered or values == ordered[::-1]:
-            return times
+    rest = values[1:]
+    if rest and math.isfinite(sum(values)) and (all(map(lt, values, rest)) or all(map(gt, values, rest))):
+        return times, values
     if len(values) < 2:
         raise InputError(f"t must have at least 2 entries, got {len(values)}. Pass the first and the last time")
     for i, value in enumerate(values):
@@ -92,12 +99,13 @@ def check_times(t: Any, like: Tensor) -> Tensor:
                 f"{values[i]} at position {i} ({times.dtype}). Sort it and drop what repeats, e.g. torch.unique(t); "
                 "times that differ by less than their dtype tells apart need torch.float64"
             )
-    return times
+    return times, values
 
 
-def _check_rows(times: Tensor) -> Tensor:
-    """Times `(batch, time)`: each row strictly monotone, with NaN behind its last entry where it has fewer."""
-    for b, row in enumerate(example(times).tolist()):
+def _check_rows(times: Tensor) -> list[list[float]]:
+    """The numbers in times `(batch, time)`: each row monotone, with NaN behind its last entry where it has fewer."""
+    rows: list[list[float]] = example(times).tolist()
+    for b, row in enumerate(rows):
         count = sum(not math.isnan(x) for x in row)
         values = row[:count]
         if count < 2 or not all(map(math.isfinite, values)):
@@ -109,11 +117,10 @@ def _check_rows(times: Tensor) -> Tensor:
             raise InputError(
                 f"each row of t must be strictly monotone, got {row} in row {b}. Sort it, drop what repeats"
             )
-    return times
+    return rows
 
 
 @outside_of_compile
-@quiet_in_recordings
 def as_times(name: str, t: Any, like: Tensor) -> Tensor:
     """Times as a tensor on the state's device: in their own dtype where that is float32 or float64.
 
@@ -155,7 +162,7 @@ def _holds(narrow: Tensor, times: Tensor) -> bool:
 
 def check_args(args: Any) -> tuple[Tensor, ...]:
     """The conditioning tensors as a tuple."""
-    if not isinstance(args, tuple | list) or not all(isinstance(a, Tensor) for a in args):
+    if not isinstance(args, (tuple, list)) or not all([isinstance(a, Tensor) for a in args]):
         raise InputError(
             f"args must be a tuple of tensors, got {_describe(args)}. Pass one tensor as args=(x,), arrays through "
             "torch.as_tensor, and constants of another kind as attributes of the field"
@@ -169,8 +176,10 @@ def check_real(field: Field, how: Sensitivity) -> None:
     Raises:
         FieldError: names the parameter.
     """
+    if how.name == "discrete":
+        return
     for i, p in enumerate(field.parameters):
-        if p.is_complex() and how.name != "discrete":
+        if p.is_complex():
             name = field.names[i] if i < len(field.names) else f"{i}, which it captures without a name,"
             raise FieldError(
                 f"the field's parameter {name} is complex, and sensitivity={how.name!r} differentiates by real "

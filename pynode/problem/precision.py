@@ -16,6 +16,8 @@ _HALF = (torch.float16, torch.bfloat16)
 
 def autocast_dtype(state: Any) -> torch.dtype | None:
     """The dtype of autocast on the device of a state; `None` where autocast is off."""
+    if not torch._C._is_any_autocast_enabled():
+        return None
     first = state[0] if isinstance(state, tuple) and state else state
     if not isinstance(first, Tensor) or not torch.is_autocast_enabled(first.device.type):
         return None

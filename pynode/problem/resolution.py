@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pynode.engine.protocol import Problem, Stats
 from pynode.errors import InputError
-from pynode.field._time import reads_time, time_dtype
+from pynode.field._time import first_time, reads_time, time_dtype
 
 __all__ = ["check_recorded", "check_resolution"]
 
@@ -18,13 +18,16 @@ __all__ = ["check_recorded", "check_resolution"]
 _LEAST = 32
 
 
-def check_resolution(problem: Problem, stats: Stats, event_reads_time: Callable[[], bool] | None) -> None:
+def check_resolution(
+    problem: Problem, times: Sequence[float], stats: Stats, event_reads_time: Callable[[], bool] | None
+) -> None:
     """Refuse a solution for which rounded times were computed with, and the rounding is no small part of a step.
 
     A field that does not depend on the time, or that asks for it in double, is not concerned.
 
     Args:
         problem: the problem that was solved.
+        times: the numbers in its times, where these are shared by all samples.
         stats: what its steps were.
         event_reads_time: whether the event function computes with the time in the state's dtype; `None` without one.
 
@@ -36,7 +39,7 @@ def check_resolution(problem: Problem, stats: Stats, event_reads_time: Callable[
         return
     t, each, field = problem.t, stats.per_sample, problem.field
     if each is None:
-        first, *_, last = t.tolist()
+        first, last = times[0], times[-1]
         steps = stats.n_accepted or stats.nfe
         step, size = abs(last - first) / max(steps, 1), max(abs(first), abs(last))
     else:
@@ -46,13 +49,13 @@ def check_resolution(problem: Problem, stats: Stats, event_reads_time: Callable[
         step = float((high - low)[worst] / counts[worst])
         size = max(abs(float(low[worst])), abs(float(high[worst])))
 
-    def field_reads_time() -> bool:
-        t0 = (t if t.dim() == 1 else t[0])[0].to(dtype)
-        return field.time_dtype == dtype and reads_time(lambda s: field(s, problem.z0, problem.args), t0)
-
-    _refuse(dtype, size, step, "field", field_reads_time)
-    if event_reads_time is not None:
-        _refuse(dtype, size, step, "event function", event_reads_time)
+    if _tells_apart(dtype, size, step):
+        return
+    t0 = first_time(t).to(dtype)
+    if field.time_dtype == dtype and reads_time(lambda s: field(s, problem.z0, problem.args), t0):
+        raise _unresolved(dtype, size, step, "field")
+    if event_reads_time is not None and event_reads_time():
+        raise _unresolved(dtype, size, step, "event function")
 
 
 def check_recorded(
@@ -71,32 +74,21 @@ def check_recorded(
     dtype = state[0].dtype
     if dt is None or dtype == torch.float64 or time_dtype(function, dtype) != dtype:
         return
-    t = t.detach()
-
-    def reads() -> bool:
-        z = state if is_tuple else state[0]
-        return reads_time(lambda s: function(s, z, *args), t.flatten()[0].to(dtype))
-
-    _refuse(dtype, float(t.abs().max()), dt, "field", reads)
-
-
-def _refuse(dtype: torch.dtype, size: float, step: float, what: str, reads: Callable[[], bool]) -> None:
-    """Refuse steps that times of a dtype do not tell apart, where that matters.
-
-    Args:
-        dtype: in which a function gets the time.
-        size: how large the times are.
-        step: how long the steps are.
-        what: the function.
-        reads: whether it computes with the time; not asked where that does not matter.
-
-    Raises:
-        InputError: says what the dtype resolves, and what to do.
-    """
-    resolved = torch.finfo(dtype).eps * size
-    if step >= _LEAST * resolved or not reads():
+    size, z = float(t.detach().abs().max()), state if is_tuple else state[0]
+    if _tells_apart(dtype, size, dt):
         return
-    raise InputError(
+    if reads_time(lambda s: function(s, z, *args), first_time(t.detach()).to(dtype)):
+        raise _unresolved(dtype, size, dt, "field")
+
+
+def _tells_apart(dtype: torch.dtype, size: float, step: float) -> bool:
+    """Whether rounding of times of this size to a dtype is a small part of steps of this length."""
+    return step >= _LEAST * torch.finfo(dtype).eps * size
+
+
+def _unresolved(dtype: torch.dtype, size: float, step: float, what: str) -> InputError:
+    resolved = torch.finfo(dtype).eps * size
+    return InputError(
         f"the {what} computes with t, which it gets in the state's dtype, and around t={size:g} {dtype} tells times "
         f"apart by {resolved:.2g} only, where the steps were {step:.2g} long. Subtract a reference from the times, "
         f"e.g. solve over t - t[0]; or let the {what} compute with t in double (its attribute "

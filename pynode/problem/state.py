@@ -79,6 +79,8 @@ class State(NamedTuple):
 
     def tensors(self, z: Any, leading: int = 0) -> tuple[Tensor, ...]:
         """The tensors that are solved, of a state whose tensors have so many dimensions before the batch."""
+        if self.kind is Tensor and not self.complex[0] and not self.scalar[0]:
+            return (z,)
         forms = zip(self.parts(z), self.complex, self.scalar, strict=True)
         return tuple(_solved(x, is_complex, is_scalar, leading) for x, is_complex, is_scalar in forms)
 

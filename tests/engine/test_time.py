@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 import pynode
 from pynode.engine import SolverInfo
 from pynode.errors import FieldError, InputError, TraceError
+from pynode.field._time import time_dtype
 
 DOUBLE, SINGLE = torch.float64, torch.float32
 START = 1.7e9 + 37.25  # seconds since 1970; float32 tells times 128 apart there
@@ -131,6 +133,36 @@ def test_a_field_that_asks_for_the_time_in_double_on_julia() -> None:
     torch.testing.assert_close(sol.z[:, 0, 0], z, rtol=1e-6, atol=1e-6)
     for got, g in zip(gradients, expected, strict=True):
         torch.testing.assert_close(got, g, rtol=1e-5, atol=1e-5)
+
+
+class Property(Decay):
+    @property
+    def time_dtype(self) -> torch.dtype:
+        return DOUBLE
+
+
+class Wrapper(nn.Module):
+    """Passes on what its module has."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return super().__getattr__(name) if name == "inner" else getattr(self.inner, name)
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        out: Tensor = self.inner(t, z)
+        return out
+
+
+def test_where_time_dtype_is_found() -> None:
+    field = Decay()
+    assert time_dtype(field, SINGLE) == SINGLE
+    field.time_dtype = DOUBLE
+    found = [Swing(), Property(), Wrapper(Swing()), field, functools.partial(field)]
+    assert all(time_dtype(f, SINGLE) == DOUBLE for f in found)
+    assert time_dtype(Blind(), SINGLE) == time_dtype(Wrapper(Decay()), SINGLE) == SINGLE
 
 
 def test_another_time_dtype_is_refused() -> None:

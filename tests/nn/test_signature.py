@@ -49,6 +49,18 @@ class Overridden(Decay):
         self.forward = lambda t, z: t * z  # type: ignore[method-assign, assignment]
 
 
+class Decorated(nn.Module):
+    @torch.no_grad()
+    def forward(self, z: Tensor) -> Tensor:
+        return -z
+
+
+class Static(nn.Module):
+    @staticmethod
+    def forward(z: Tensor) -> Tensor:
+        return -z
+
+
 def timed(t: Tensor, z: Tensor) -> Tensor:
     return -z * t
 
@@ -66,6 +78,10 @@ AUTONOMOUS: dict[str, Callable[[], Any]] = {
     "lambda": lambda: lambda z: -z,
     "object": Called,
     "decorated": lambda: without_gradient,
+    "decorated forward": Decorated,
+    "decorated method": lambda: Decorated().forward,
+    "static forward": Static,
+    "compiled": lambda: torch.compile(linear(), backend="eager"),
     "partial": lambda: functools.partial(lambda k, z: -k * z, 2.0),
     "weight norm": lambda: nn.utils.parametrizations.weight_norm(linear()),
     "data parallel": lambda: nn.DataParallel(linear()),
@@ -99,6 +115,17 @@ def test_which_fields_take_the_state_alone(name: str) -> None:
 @pytest.mark.parametrize("name", OF_TIME)
 def test_which_fields_take_the_time(name: str) -> None:
     field = OF_TIME[name]()
+    assert with_time(field) is field
+
+
+def test_forward_that_is_replaced_in_its_class() -> None:
+    class Module(nn.Module):
+        def forward(self, z: Tensor) -> Tensor:
+            return -z
+
+    field = Module()
+    assert with_time(field) is not field
+    Module.forward = lambda self, t, z: -t * z  # type: ignore[method-assign, assignment, misc]
     assert with_time(field) is field
 
 

@@ -45,8 +45,9 @@ NARROW, WIDE = torch.ones(1, 1), torch.ones(1, 1, dtype=DOUBLE)
     ],
 )
 def test_dtype(t: Any, like: Tensor, dtype: torch.dtype) -> None:
-    times = check_times(t, like)
+    times, values = check_times(t, like)
     assert times.dtype == dtype
+    np.testing.assert_array_equal(values, times)
     right = torch.tensor(np.array([[float(x) for x in row] if isinstance(row, list) else float(row) for row in t]))
     torch.testing.assert_close(times.double(), right, rtol=0 if dtype == DOUBLE else 1e-7, atol=0, equal_nan=True)
 

@@ -65,8 +65,7 @@ class Floats:
     """A few floats that Julia reads and writes."""
 
     def __init__(self, *values: float) -> None:
-        self.values = array("d", values)
-        self.values.extend([0.0] * (8 - len(values)))
+        self.values = array("d", values + (0.0,) * (8 - len(values)))
         self.address = self.values.buffer_info()[0]
 
 

@@ -37,7 +37,7 @@ class DiscreteDerivatives:
         problem, device, session = self.problem, self.kept.device, self.kept.session
         moves = directions.t is not None
         moved = direction_problem(problem, directions, time=moves)
-        trace = trace_field(moved.field, moved.z0, moved.t[0], moved.args)
+        trace = trace_field(moved.field, moved.z0, moved.t, moved.args)
         julia = session.start()
         n, state = len(problem.z0), problem.z0[0]
         kernel = session.kernel(trace, state.dtype)

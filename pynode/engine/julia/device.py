@@ -28,10 +28,10 @@ class Device:
         self.number, self.stream = number, stream
 
     def contiguous(self, *tensors: Tensor) -> list[Tensor]:
-        """Tensors as Julia reads them: their numbers in order, on the device; no part of autograd's graph."""
+        """Tensors as Julia reads them: their numbers in order, on the device."""
         if self.stream is not None:  # numbers may be the processor's even if all else is the GPU's
             tensors = tuple(x.to(self.stream.device) for x in tensors)
-        return [x.detach().contiguous() for x in tensors]
+        return [x.contiguous() for x in tensors]
 
     def __enter__(self) -> None:
         if self.stream is not None:  # what Julia is to read is written by then

@@ -45,7 +45,7 @@ def solve_samples(
     problem.field.check_finite(problem.z0, problem.args)
     batch, times = problem.t.shape
     one = sample_of(problem, 0)
-    trace = trace_field(problem.field, one.z0, one.t[0], one.args)
+    trace = trace_field(problem.field, one.z0, one.t, one.args)
     session.start()
     z0 = [z.contiguous() for z in problem.z0]
     t = problem.t.contiguous()

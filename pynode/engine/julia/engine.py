@@ -74,7 +74,7 @@ class JuliaEngine:
         if isinstance(problem.sensitivity, Forward):
             return solve_forward(self.solve, problem, True, "gauss")
         started = time.perf_counter()
-        trace = trace_field(problem.field, problem.z0, problem.t[0], problem.args)
+        trace = trace_field(problem.field, problem.z0, problem.t, problem.args)
         session = self.session
         julia = session.start()
         kernel = session.kernel(trace, state.dtype)
@@ -88,11 +88,12 @@ class JuliaEngine:
         t = problem.t.cpu().contiguous()
         read = trace.bound(problem.field)
         others = device.contiguous(*problem.args, *read)
-        out = [z.new_empty((len(t), *z.shape)) for z in z0]
+        n = t.shape[0]
+        out = [z.new_empty((n, *z.shape)) for z in z0]
         batch = state.shape[0] if state.dim() else 1
         split = sensitivity is not None and sensitivity.name != "discrete"
         assert problem.solver.julia is not None
-        values = [device.number, kernel, session.number("solver", problem.solver.julia), batch, len(t), _KEEP[keep]]
+        values = [device.number, kernel, session.number("solver", problem.solver.julia), batch, n, _KEEP[keep]]
         values += [int(split), int(problem.solver.adaptive), problem.max_steps, _memory(problem), t.data_ptr(), len(z0)]
         for z, o in zip(z0, out, strict=True):
             values += (z.numel(), z.data_ptr(), o.data_ptr())

@@ -28,14 +28,14 @@ def find_event(session: Session, problem: Problem, search: EventSearch, device: 
     """
     state, n = problem.z0[0], len(search.signs)
     z0 = [z.contiguous() for z in problem.z0]
-    t, t0, batch = problem.t.cpu().contiguous(), problem.t[0], state.shape[0]
+    t, batch = problem.t.cpu().contiguous(), state.shape[0]
     watched = (*z0[: search.n_states], state.new_zeros(batch, n))
     try:
-        event = Field(derived_field(_rates, search.owner, search.form), watched, t0, problem.args, True)
-        of_event = trace_field(event, watched, t0, problem.args)
+        event = Field(derived_field(_rates, search.owner, search.form), watched, problem.t, problem.args, True)
+        of_event = trace_field(event, watched, problem.t, problem.args)
     except (FieldError, TraceError) as error:
         raise type(error)(f"event: {error}") from error
-    trace = trace_field(problem.field, problem.z0, t0, problem.args)
+    trace = trace_field(problem.field, problem.z0, problem.t, problem.args)
     session.start()
     others = device.contiguous(*problem.args, *trace.bound(problem.field))
     others_of_event = device.contiguous(*problem.args, *of_event.bound(event))

@@ -58,7 +58,9 @@ class Pullback:
 
 
 def _room(x: Tensor, wanted: bool) -> Tensor | None:
-    return torch.empty_like(x, memory_format=torch.contiguous_format) if wanted else None
+    if not wanted:
+        return None
+    return torch.empty_like(x) if x.is_contiguous() else torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def address_of(x: Tensor | None) -> int:

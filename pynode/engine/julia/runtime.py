@@ -130,7 +130,12 @@ def juliapkg_project() -> Path:
     return Path(STATE["project"])
 
 
-_pid: int | None = None
+_runs, _forked = False, False  # whether Julia runs, and whether that is in the process that this one was forked from
+
+
+def _note_fork() -> None:
+    global _forked
+    _forked = True
 
 
 def start() -> Any:
@@ -140,12 +145,12 @@ def start() -> Any:
         EngineUnavailable: Julia is not there, it does not run yet and this is not the main thread, or the process was
             forked from one that had started Julia.
     """
-    if _pid is not None and _pid != os.getpid():
+    if _forked:
         raise EngineUnavailable(
             "this process was forked from one in which Julia runs, and Julia does not survive a fork: start worker "
             'processes with multiprocessing.get_context("spawn"), or use engine="torch" in them'
         )
-    if _pid is None and threading.current_thread() is not threading.main_thread():
+    if not _runs and threading.current_thread() is not threading.main_thread():
         raise EngineUnavailable(
             "Julia has to be started on the main thread, and other threads may use it then: make one solve there "
             'first, or use engine="torch" in other threads'
@@ -171,7 +176,7 @@ def alone(function: F) -> F:
 
 @functools.cache
 def _started() -> Any:
-    global _pid
+    global _runs
     state = available()
     if not state.ok:
         raise EngineUnavailable(f"the julia engine is not available here: {state.why}. {state.fix}")
@@ -188,7 +193,9 @@ def _started() -> Any:
     except juliacall.JuliaError as error:
         raise EngineUnavailable(f"Julia started, but PyNODE could not be loaded: {error}") from error
     _let_other_threads_collect(juliacall.Main)
-    _pid = os.getpid()
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_note_fork)
+    _runs = True
     return module
 
 

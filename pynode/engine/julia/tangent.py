@@ -29,7 +29,7 @@ def link_tangent(session: Session, problem: Problem, trace: Trace, kernel: int) 
     field = TangentField(problem.field, len(z0), 1, *nothing)
     states = (*z0, *(z.unsqueeze(1) for z in z0))
     try:
-        found = trace_field(field, states, problem.t[0], problem.args)
+        found = trace_field(field, states, problem.t, problem.args)
     except (TraceError, RuntimeError):
         return
     if _reads(found) == _reads(trace) and all(map(operator.is_, found.constants, trace.constants)):

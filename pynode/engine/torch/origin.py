@@ -15,7 +15,7 @@ from pynode.engine.protocol import Crossing, EventSearch, Integration, Problem
 __all__ = ["counts_from_zero", "crossing_at", "from_zero", "integration_at", "search_from_zero"]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _FromZero(Problem):
     """A problem whose times are counted from `origin`."""
 
