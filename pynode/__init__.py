@@ -27,7 +27,7 @@ from pynode.sensitivity import Gauss as Gauss
 from pynode.sensitivity import Interpolating as Interpolating
 from pynode.sensitivity import Quadrature as Quadrature
 from pynode.sensitivity import Sensitivity as Sensitivity
-from pynode.solve import Solution as Solution
+from pynode.solution import Solution as Solution
 from pynode.solve import solve as solve
 
 __version__ = "0.1.0"

@@ -16,7 +16,8 @@ from pynode.models._check import check_batch_norm, check_callables, check_depth,
 from pynode.models._dynamics import density_dynamics
 from pynode.models._flow import Base, Flow
 from pynode.problem.inputs import as_times
-from pynode.solve import Solution, solve
+from pynode.solution import Solution
+from pynode.solve import solve
 
 __all__ = ["CNF", "check_flow_keywords"]
 

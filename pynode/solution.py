@@ -1,0 +1,172 @@
+"""`Solution`: what `solve` returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from pynode.engine.protocol import Retcode, Stats
+from pynode.errors import InputError
+from pynode.problem.independent import at_last_times, last_times, span
+from pynode.problem.state import TENSOR, State
+
+__all__ = ["Solution", "at_given_times", "dtype_of_found_times", "in_dtype_of", "in_form"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Solution:
+    """The solution of an initial value problem.
+
+    Attributes:
+        t: `(time,)`, the times asked for, in their own dtype; `(batch, time)` where each sample has its own.
+        z: `(time, batch, *features)`, or what holds such as the state its tensors, a tuple for example; at the first
+            time it is `z0`. Entries after an event are NaN.
+        running_cost: `(batch,)`, the integral of the running cost over `t`, or to the event; `None` where none was
+            given.
+        stats: what the solve cost.
+        retcode: how it ended; entries of `z` after a failure are NaN.
+        engine: name of the engine that solved.
+        solver: name of the solver that was used.
+        event_t: 0-d, the time of the event, in the dtype of the times or of the state, whichever is wider; `None` where
+            none was asked for or none was met.
+        event_z: `(batch, *features)`, the state at the event, or a tuple of such, or `None`.
+        event_index: which entry of the event function changed sign, or `None`.
+        t_end: 0-d, the time that was reached: the last one or the event's, or where the integration failed.
+        z_end: `(batch, *features)`, the state there, or a tuple of such; without a gradient after a failure.
+
+    A solution can be pickled and copied: its numbers, without their graph and without the interpolant.
+
+    Of independent samples each has its own event: `event_t` and `event_index` are `(batch,)`, with NaN and -1 for a
+    sample that meets none; and each has reached a time of its own: `t_end` is `(batch,)`.
+    """
+
+    t: Tensor
+    z: Any
+    running_cost: Tensor | None
+    stats: Stats
+    retcode: Retcode
+    engine: str
+    solver: str
+    event_t: Tensor | None = None
+    event_z: Any = None
+    event_index: Any = None
+    _interpolant: Callable[[Tensor], tuple[Tensor, ...]] | None = None
+    _failed_at: tuple[Tensor, tuple[Tensor, ...]] | None = None
+    _form: State = TENSOR
+
+    @property
+    def t_end(self) -> Tensor:
+        """The time that was reached."""
+        if self._failed_at is not None:
+            return self._failed_at[0]
+        last = last_times(self.t) if self.t.dim() == 2 else self.t[-1]
+        if self.stats.per_sample is not None:
+            last = last.expand(len(self.stats.per_sample.t_end))
+        return last if self.event_t is None else torch.where(self.event_t.isnan(), last, self.event_t)
+
+    @property
+    def z_end(self) -> Any:
+        """The state at `t_end`."""
+        if self._failed_at is not None:
+            return self._form.state(self._failed_at[1])
+        form = self._form
+        ends = [x[-1] if self.t.dim() == 1 else at_last_times(x, self.t) for x in form.tensors(self.z, leading=1)]
+        if self.event_t is not None:
+            missed = self.event_t.isnan()
+            pairs = zip(ends, form.tensors(self.event_z), strict=True)
+            ends = [torch.where(missed.reshape(-1, *[1] * (x.dim() - 1)), x, y) for x, y in pairs]
+        return form.state(ends)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A tensor with its graph is not copied by PyTorch, and an interpolant belongs to the engine.
+        state = tree_map_only(Tensor, Tensor.detach, dict(self.__dict__))
+        return {**state, "_interpolant": None if self._interpolant is None else _not_saved}
+
+    def __call__(self, t: Tensor | float | Sequence[float]) -> Any:
+        """The state between the reported times; carries no gradient (put times into `solve(t=…)` for that).
+
+        Args:
+            t: a time or a 1-d tensor or sequence of times within the span that was solved, in any order.
+
+        Returns:
+            `(batch, *features)` for one time, `(time, batch, *features)` for several, in the form of the state.
+
+        Raises:
+            InputError: the solve was made without `dense=True`, or a time lies outside of the span.
+        """
+        if self._interpolant is None:
+            raise InputError(
+                "sol(t) needs an interpolant, and this solution has none. Call solve(..., dense=True)"
+                if self.retcode is Retcode.SUCCESS
+                else "sol(t) needs an interpolant, and a failed solve has none"
+            )
+        times = torch.as_tensor(t, dtype=torch.float64, device=self.t.device)
+        low, high = span(self.t, self.event_t)
+        slack = torch.finfo(self.t.dtype).eps * max(abs(low), abs(high))  # for what rounding takes beyond an end
+        if not bool(((times >= low - slack) & (times <= high + slack)).all()):
+            raise InputError(
+                f"sol(t) takes times within [{low:g}, {high:g}], got {times.tolist()}. "
+                "Solve over a span that contains them"
+            )
+        times = times.clamp(low, high)
+        states = [z.reshape(*times.shape, *z.shape[1:]) for z in self._interpolant(times.reshape(-1))]
+        return self._form.state(states[: len(self._form.names)], leading=times.dim())
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(str(tuple(z.shape)) for z in self._form.parts(self.z))
+        times = f"{float(self.t[0]):g} to {float(self.t[-1]):g}" if self.t.dim() == 1 else tuple(self.t.shape)
+        return f"Solution({self.retcode.name}, {self.solver} on {self.engine}, z: {shapes}, t: {times}, {self.stats})"
+
+
+def _not_saved(times: Tensor) -> tuple[Tensor, ...]:
+    """Stands for the interpolant in a copy of a solution."""
+    raise InputError(
+        "sol(t) needs an interpolant, and a solution that was pickled or copied has lost its own. Interpolate before "
+        "that, or report more times in solve(t=…)"
+    )
+
+
+def dtype_of_found_times(t: Tensor, state: Sequence[Tensor]) -> torch.dtype:
+    """The dtype of times that a solve finds."""
+    return torch.promote_types(t.dtype, state[0].dtype)
+
+
+def at_given_times(solution: Solution, t: Tensor, state: Sequence[Tensor]) -> Solution:
+    """The solution with the user's times, and that of the event in the dtype that it is to have."""
+    found_at = solution.event_t
+    event_t = None if found_at is None else found_at.to(dtype_of_found_times(t, state))
+    return replace(solution, t=t.detach(), event_t=event_t)
+
+
+def in_dtype_of(state: tuple[Tensor, ...], solution: Solution) -> Solution:
+    """The solution with states of the dtype of the state that was given."""
+
+    def cast(z: Any) -> Any:
+        if isinstance(z, tuple):
+            return tuple(x.to(like.dtype) for x, like in zip(z, state, strict=True))
+        return None if z is None else z.to(state[0].dtype)
+
+    failed_at = solution._failed_at
+    if failed_at is not None:
+        failed_at = failed_at[0], cast(failed_at[1])
+    return replace(solution, z=cast(solution.z), event_z=cast(solution.event_z), _failed_at=failed_at)
+
+
+def in_form(form: State, solution: Solution) -> Solution:
+    """The solution with states of the user's form in the place of the tensors that were solved."""
+
+    def whole(x: Any, leading: int = 0) -> Any:
+        return None if x is None else form.state(x if form.is_tuple else (x,), leading)
+
+    cost = solution.running_cost
+    return replace(
+        solution,
+        z=whole(solution.z, leading=1),
+        event_z=whole(solution.event_z),
+        running_cost=cost[0] if cost is not None and form.is_single else cost,
+    )
