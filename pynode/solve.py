@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -342,8 +343,11 @@ def _solve(
     run = Run(chosen, problem, of_inputs, throw, given=not transformed)
     z: tuple[Tensor, ...] = ()
     try:
-        followed = transformed or any(wanted)
-        z = differentiable(run, (*state, times, *inputs[n + 1 :])) if followed else run.solve(inputs)
+        if transformed or any(wanted):
+            z = differentiable(run, (*state, times, *inputs[n + 1 :]))
+        else:  # a transform under way is none of these tensors', and no business of the engine's
+            with untransformed() if active else contextlib.nullcontext():
+                z = run.solve(inputs)
     except Failed:
         pass  # the run tells of it
     done, failed_at = run.integration, None

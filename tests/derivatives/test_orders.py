@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -195,6 +196,17 @@ def test_vmap(engine: str) -> None:
     close(got, [torch.stack(g) for g in zip(*(slope(z, t, u) for z in states), strict=True)], 1e-7)
     total = torch.func.grad(lambda x: torch.vmap(loss(call), (0, None, None))(x, t, u).sum())(states)
     close(total, got[0], 1e-7)
+
+
+def test_a_solve_within_a_transform_of_other_tensors(engine: str) -> None:
+    z0, others = torch.ones(1, 2), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+
+    def call(x: Tensor) -> Tensor:
+        return x * pynode.solve(lambda t, z: -z, z0, [0.0, 1.0], engine=engine).z[-1, 0]
+
+    expected = math.exp(-1)
+    close(torch.vmap(call)(others), others * expected, 1e-3)
+    close(torch.func.grad(lambda x: call(x).sum())(others[0]), torch.full((2,), expected), 1e-3)
 
 
 def test_vmap_of_a_field_that_mixes_samples(engine: str) -> None:

@@ -84,10 +84,11 @@ def test_steps_below_rounding(engine: str, how: pynode.Sensitivity) -> None:
 
 @julia
 @pytest.mark.parametrize("solver", ["rodas5p", "kencarp4", "fbdf", "auto_stiff", "dopri8"])
-@pytest.mark.parametrize("how", [Gauss(rtol=1e-9, atol=1e-12), Interpolating(rtol=1e-9, atol=1e-12)], ids=repr)
+@pytest.mark.parametrize("how", [Gauss(rtol=1e-12, atol=1e-14), Interpolating(rtol=1e-12, atol=1e-14)], ids=repr)
 def test_solvers(solver: str, how: pynode.Sensitivity) -> None:
     """The bound holds for solvers of every kind."""
-    error = backward(Growth(), "julia", how, solver=solver, rtol=1e-2, atol=1e-2, max_steps=12)
+    steps = 60 if solver == "fbdf" else 12  # which starts with short steps of low order
+    error = backward(Growth(), "julia", how, solver=solver, rtol=1e-2, atol=1e-2, max_steps=steps)
     assert error.retcode is Retcode.MAX_STEPS
 
 
