@@ -103,6 +103,12 @@ function sample_each(dtype::String, solver::String)
     return dz, dW
 end
 
+"A solve that is interrupted, through the entry that Python calls."
+function sample_interrupt()
+    INTERRUPTED[] = true
+    return guarded(ask)
+end
+
 "Forget the sample's kernels: what is compiled stays."
 function forget_samples()
     foreach(empty!, (KERNELS, KERNEL_INDEX, FIELDS, FIELD_ORDER, KEPT, SAMPLE_FIELDS))
@@ -117,6 +123,7 @@ end
     for dtype in ("float32", "float64")
         sample_event(dtype, "Tsit5")
         sample_each(dtype, "Tsit5")
+        sample_interrupt()
     end
     forget_samples()
 end

@@ -53,6 +53,8 @@ def report(*, timing: bool = False) -> bool:
     _section("Julia")
     for name, value in _julia().items():
         _line(name, value)
+    if states["julia"].ok:
+        _line("starts", _start())
     _section("Environment")
     for name in _VARIABLES:
         _line(name, os.environ.get(name, "not set"))
@@ -102,6 +104,26 @@ def _time(engine: str, state: Availability) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
     return lines[-1] if lines else f"failed with exit code {done.returncode}"
+
+
+_START = """
+from pynode.engine.julia import runtime
+from pynode.errors import EngineUnavailable
+try:
+    julia = runtime.start()
+    print("yes, Julia", julia.seval("VERSION"), "with", julia.seval("Threads.nthreads()"), "threads")
+except EngineUnavailable as error:
+    print("no:", error)
+"""
+
+
+def _start() -> str:
+    """Whether Julia starts with PyNODE, tried in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", _START], capture_output=True, text=True, check=False)
+    said = done.stdout.strip().splitlines() or done.stderr.strip().splitlines()
+    if done.returncode < 0:
+        said = [*done.stderr.strip().splitlines()[:1], f"no: it ended by signal {-done.returncode}"]
+    return said[-1] if said else f"no: it ended with exit code {done.returncode}"
 
 
 def _julia() -> dict[str, str]:

@@ -209,3 +209,62 @@ def test_kernels_are_shared_and_batch_sizes_free() -> None:
     pynode.solve(network(), torch.randn(9, 3), [0.0, 1.0], engine="julia")
     assert julia_runtime.start().kernel_count() == count
     assert engine.name == "julia"
+
+
+START = """
+import pynode, torch
+for k in range(2):
+    try:
+        pynode.solve(lambda t, z: -z, torch.ones(1, 1), [0.0, 1.0], engine="julia")
+    except pynode.EngineUnavailable as error:
+        print(error)
+"""
+
+
+def test_julia_that_does_not_start(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib.metadata import version
+
+    write_manifest(project, version("juliacall"))
+    executable = project / "julia"
+    executable.write_text("#!/bin/sh\necho 'ERROR: could not load library' >&2\nexit 1\n")
+    executable.chmod(0o755)
+    monkeypatch.setenv("PYTHON_JULIACALL_EXE", str(executable))
+    done = subprocess.run([sys.executable, "-c", START], capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stderr
+    for line in done.stdout.splitlines():
+        assert line.startswith("Julia could not be started: ERROR: could not load library. Run: "), line
+        assert f'Pkg.develop(path="{julia_runtime.julia_folder()}")' in line
+    doctor = subprocess.run(
+        [sys.executable, "-c", "from pynode.cli import main; main(['doctor'])"],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert "no: Julia could not be started: ERROR: could not load library" in doctor.stdout, doctor.stdout
+
+
+def test_the_bridge_has_one_number() -> None:
+    entries = (julia_runtime.julia_folder() / "src" / "bridge" / "entries.jl").read_text()
+    assert f"const BRIDGE = {julia_runtime.BRIDGE}\n" in entries
+
+
+OTHER_BRIDGE = """
+from pynode.engine.julia import runtime
+runtime.BRIDGE += 1
+from pynode.errors import EngineUnavailable
+try:
+    runtime.start()
+except EngineUnavailable as error:
+    print(error)
+"""
+
+
+@pytest.mark.julia
+def test_pynode_of_another_version() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", OTHER_BRIDGE], capture_output=True, text=True, timeout=500, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "does not belong to this version of pynode" in done.stdout
+    assert "Pkg.develop" in done.stdout or "pynode julia install" in done.stdout

@@ -101,10 +101,19 @@ end
 Make the steps `a:b` again, and append the stages to a list, if one is given. Returns the state after the last, whose
 memory goes to `steps.spare` afterwards.
 """
-function remake(p::Pull{T}, steps::Steps, a::Int, b::Int, u, stages) where {T}
-    field, tab, tape = p.field, p.tab, p.field.tape
-    u, Y = keep!(steps, u), keep!(steps, u)
+function remake(p::Pull, steps::Steps, a::Int, b::Int, u, stages)
+    tape = p.field.tape
     tape.on, tape.left = true, 0
+    try
+        return remake!(tape, p, steps, a, b, keep!(steps, u), keep!(steps, u), stages)
+    finally
+        tape.on = false
+        empty!(tape.taken)
+    end
+end
+
+function remake!(tape::Tape, p::Pull{T}, steps::Steps, a::Int, b::Int, u, Y, stages) where {T}
+    field, tab = p.field, p.tab
     stage_at(t, Y) = (value!(p.sum, field, Y, t); tape.taken[end])
     tab.fsal && (p.k[tab.s] = stage_at(steps.t[a], u).k)
     for n in a:b
@@ -124,8 +133,6 @@ function remake(p::Pull{T}, steps::Steps, a::Int, b::Int, u, stages) where {T}
         end
     end
     stages === nothing ? foreach(s -> recycle!(tape, s), tape.taken) : append!(stages, tape.taken)
-    empty!(tape.taken)
-    tape.on = false
     push!(steps.spare, Y)
     return u
 end

@@ -9,6 +9,19 @@ const FIELDS = Dict{Tuple{Int,Int,Symbol,Int},Any}()
 const KEPT = Dict{Int,Any}()
 const NEXT = Ref(0)
 
+"Where the number of the solve stands that was kept last, until Python has taken it; nowhere if there is no Python."
+const UNCLAIMED = Ref{Ptr{Int}}(C_NULL)
+
+"Keep a solve, and return its number."
+function enter!(solved)
+    KEPT[NEXT[] += 1] = solved
+    if UNCLAIMED[] != C_NULL
+        release(unsafe_load(UNCLAIMED[]))  # an interrupt came before Python had taken it
+        unsafe_store!(UNCLAIMED[], NEXT[])
+    end
+    return NEXT[]
+end
+
 "Workspaces that are kept for reuse; beyond that the oldest go."
 const MAX_FIELDS = 64
 const FIELD_ORDER = Tuple{Int,Int,Symbol,Int}[]
@@ -105,9 +118,7 @@ function forward_typed(device, field::TracedField{T}, r::Reader, x, solver, time
     summary, solved = forward!(values, field, u0, ts, field.θ, options)
     single || scatter(device, values, [(n, to) for (n, _, to) in states])
     x[1:5] .= (field.counts[1] - before, summary.accepted, summary.rejected, Int(summary.outcome), summary.reached)
-    solved === nothing && return 0
-    KEPT[NEXT[] += 1] = solved
-    return NEXT[]
+    return solved === nothing ? 0 : enter!(solved)
 end
 
 "Copy the tensors of `θ`, each given by its size and address after their number, to where a field reads them."
@@ -224,9 +235,7 @@ function tangent_typed(device, fw::Stepped{T}, field::TracedField{T}, r::Reader)
     values = similar(u0, T, length(u0), times)
     solved = follow!(values, field, fw, u0, moves, keep)
     scatter(device, values, [(n, to) for (n, _, to) in states])
-    solved === nothing && return 0
-    KEPT[NEXT[] += 1] = solved
-    return NEXT[]
+    return solved === nothing ? 0 : enter!(solved)
 end
 
 """
@@ -252,47 +261,6 @@ function interpolate_typed(device, fw::Dense{T}, r::Reader) where {T}
     scatter(device, values, [(next!(r), next!(r)) for _ in 1:next!(r)])
     return 0
 end
-
-const LAST_ERROR = Ref("")
-const LAST_FAILURE = Ref(SolveFailure("", success, 0.0))
-
-"The text of the error that the last call of an entry point ended with."
-last_error() = LAST_ERROR[]
-
-"Of the last call of an entry point that ended with -3: what failed, its outcome, and the time that was reached."
-last_failure() = (LAST_FAILURE[].what, Int(LAST_FAILURE[].outcome), LAST_FAILURE[].reached)
-
-# An exception must not unwind into C: it is kept, and the call returns -1, -2 where the user's code failed, or -3 where
-# a solve did.
-function guarded(f::F, arguments...) where {F}
-    try
-        return f(arguments...)
-    catch error
-        if error isa SolveFailure
-            LAST_FAILURE[] = error
-            return -3
-        end
-        users = error isa FieldFailure
-        LAST_ERROR[] = users ? error.message : sprint(showerror, error, catch_backtrace())
-        return users ? -2 : -1
-    end
-end
-
-forward_entry(ints::Int, n::Int, floats::Int)::Int = guarded(forward, ints, n, floats)
-pullback_entry(kept::Int, ints::Int, n::Int, floats::Int)::Int = guarded(pullback, kept, ints, n, floats)
-interpolate_entry(kept::Int, ints::Int, n::Int)::Int = guarded(interpolate, kept, ints, n)
-tangent_entry(kept::Int, ints::Int, n::Int)::Int = guarded(tangent, kept, ints, n)
-release_entry(kept::Int)::Int = guarded(release, kept)
-
-"Addresses of the C functions `forward`, `pullback`, `interpolate`, `release` and `tangent`; each returns less than 0
-after an error."
-entry_points() = (
-    Int(@cfunction(forward_entry, Int, (Int, Int, Int))),
-    Int(@cfunction(pullback_entry, Int, (Int, Int, Int, Int))),
-    Int(@cfunction(interpolate_entry, Int, (Int, Int, Int))),
-    Int(@cfunction(release_entry, Int, (Int,))),
-    Int(@cfunction(tangent_entry, Int, (Int, Int, Int))),
-)
 
 "Let BLAS use this many threads."
 set_blas_threads(n::Int) = BLAS.set_num_threads(n)

@@ -6,10 +6,8 @@
 Integers: device, kernel, kernel of the event function, number of its values, address of their signs (the processor's);
 then those of `forward` from the solver on; then number of tensors of the event function's `θ`, and for each its size and
 address.
-Floats: rtol, atol, dt; on return evaluations, the time of the event.
-
-Returns the position of the value that changed its sign, from 1; 0 if none did, -1 if the solve failed, -2 if a value is
-NaN, at the time of the event then.
+Floats: rtol, atol, dt; on return evaluations, the time of the event, and the position of the value that changed its sign,
+from 1; 0 if none did, -1 if the solve failed, -2 if a value is NaN, at the time of the event then.
 """
 function find_event(ints::Int, n_ints::Int, floats::Int)
     r = Reader(wrap(Int, ints, n_ints), 0)
@@ -32,6 +30,6 @@ function find_event_typed(device, field::TracedField{T}, event, r::Reader, x, si
     options = Options(; solver, rtol = x[1], atol = x[2], dt = x[3], adaptive, max_steps)
     before = field.counts[1]
     found = find_event(field, event, u0, ts, field.θ, T.(wrap(Float64, signs, length(event.values))), options)
-    x[1:2] .= (field.counts[1] - before, found.t)
-    return found.index
+    x[1:3] .= (field.counts[1] - before, found.t, found.index)
+    return 0
 end

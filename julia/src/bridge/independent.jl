@@ -41,9 +41,7 @@ function forward_each_typed(fields::Vector{<:TracedField{T}}, r::Reader, x, solv
         end
         stats[:, b] .= (evaluations, summary.accepted, summary.rejected, Int(summary.outcome), summary.reached)
     end
-    each === nothing && return 0
-    KEPT[NEXT[] += 1] = each
-    return NEXT[]
+    return each === nothing ? 0 : enter!(each)
 end
 
 function sample_theta(field::TracedField{T}, r::Reader, batch) where {T}

@@ -100,7 +100,7 @@ function failing(run, c::JuliaCall, xs::Tuple; differentiating = false)
     try
         return run()
     catch error
-        (error isa FieldFailure || error isa UnknownNetwork || error isa InterruptException) && rethrow()
+        error isa Union{FieldFailure,UnknownNetwork,Interrupted} && rethrow()
         wrong = miscounted(c.definition, c.networks, length(xs) - 3 - c.networks)
         wrong === nothing || throw(FieldFailure(wrong))
         doing = differentiating && c.definition.vjp !== :auto ? "could not be differentiated by $(c.definition.vjp)" : "failed"

@@ -55,7 +55,7 @@ function choose!(c::JuliaCall, outs, v, xs)
             c.definition.vjp = how
             return
         catch error
-            error isa InterruptException && rethrow()
+            error isa Interrupted && rethrow()
             push!(errors, "$how: $(told(error))")
         end
     end

@@ -11,8 +11,11 @@ end
 function (p::Late{T})(t::T) where {T}
     if p.program === nothing
         p.program = FunctionWrapper{Nothing,Tuple{T}}(Base.invokelatest(p.make))
+        p.program(t)
+        ask()  # compiling takes long, and nothing else can be done meanwhile
+    else
+        p.program(t)
     end
-    p.program(t)
     return nothing
 end
 
@@ -37,6 +40,7 @@ struct TracedField{T,V<:AbstractVector{T}}
     tape::Tape{T,V}
     samples::Vector{Vector{Int}}  # entries of the state that belong to each sample
     counts::Vector{Int}  # evaluations of the value, of the products; how often `θ` was bound
+    watch::Watch
     functions::Dict{Symbol,Any}  # `ode_function` by its kind
     integrators::Dict{Any,Any}  # by what they are asked to do
 end
@@ -54,7 +58,7 @@ function TracedField(w::Workspace{T,V}; products::Symbol = :joint) where {T,V}
     product = late(joint ? k.vjp : k.vjp_state)
     return TracedField{T,V}(
         late(k.prologue), late(k.value), product, joint ? product : late(k.vjp_theta),
-        w.u, w.θ, w.v, w.du, w.dz, w.dθ, w.dt, Tape(w), samples(w), [0, 0, 0], Dict{Symbol,Any}(), Dict{Any,Any}(),
+        w.u, w.θ, w.v, w.du, w.dz, w.dθ, w.dt, Tape(w), samples(w), [0, 0, 0], Watch(), Dict{Symbol,Any}(), Dict{Any,Any}(),
     )
 end
 
@@ -76,6 +80,7 @@ rebind!(f::TracedField, p) = p === f.θ ? f : bind!(f, p)
 """
 function value!(du, f::TracedField{T}, u, t) where {T}
     f.counts[1] += 1
+    count!(f.watch)
     f.tape.on && return record!(du, f, u, t)
     copyto!(f.u, u)
     f.value(T(t))
@@ -106,6 +111,7 @@ The products of the cotangent `v` with the Jacobians of `f` at a recorded stage.
 function vjp!(f::TracedField{T}, v, stage::Stage) where {T}
     stage.heavy || return vjp!(f, v, stage.u, stage.t)
     f.counts[2] += 1
+    count!(f.watch)
     copyto!(f.v, v)
     stage.product(T(stage.t))
     return nothing
@@ -129,6 +135,7 @@ vjp_theta!(f::TracedField, v, u, t) = product!(f, f.theta_product, v, u, t)
 
 function product!(f::TracedField{T}, program, v, u, t) where {T}
     f.counts[2] += 1
+    count!(f.watch)
     copyto!(f.u, u)
     copyto!(f.v, v)
     program(T(t))

@@ -127,6 +127,7 @@ function (p::TangentProduct)(out, v, u, θ, t)
         p.bound[] = f.counts[3]
     end
     f.counts[1] += 1
+    count!(f.watch)
     copyto!(g.u, 1, u, 1, n)
     copyto!(g.u, n + 1, v, 1, n)
     g.value(eltype(g.u)(t))

@@ -42,8 +42,19 @@ function share_out(work, tasks::Int, n::Int)
     next = Threads.Atomic{Int}(0)
     take() = (i = Threads.atomic_add!(next, 1) + 1; i <= n ? i : 0)
     tasks == 1 && return work(1, take)
-    @sync for task in 1:tasks
-        Threads.@spawn work(task, take)
+    function run(task)
+        try
+            work(task, take)
+        catch
+            next[] = n  # the others need not go on
+            rethrow()
+        end
+    end
+    others = [Threads.@spawn run(task) for task in 2:tasks]
+    try
+        run(1)
+    finally
+        wait_for(others)  # they write to the caller's memory
     end
     return
 end

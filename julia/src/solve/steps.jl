@@ -56,6 +56,9 @@ function forward_steps!(values, field::TracedField{T,V}, u0, ts::Vector{Time}, Î
         summary = Base.invokelatest(step_through!, values, field, integrator, steps, ts, o)::Summary
         tape.on || return summary, nothing
         return summary, Stepped(field, Î¸, field.counts[3], ts, steps, o, summary, Ref{Any}(nothing), nothing)
+    catch
+        empty!(field.integrators)  # one of them stands within a step
+        rethrow()
     finally
         tape.on = false
         foreach(s -> recycle!(tape, s), tape.taken)

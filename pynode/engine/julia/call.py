@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pynode.engine.julia import signals
 from pynode.engine.protocol import Retcode
 from pynode.errors import FieldError, PyNODEError, SolveError
 
@@ -36,27 +37,27 @@ class Entries:
 
     def __init__(self, module: Any) -> None:
         self.module = module
-        forward, pullback, interpolate, release, tangent = module.entry_points()
-        self.forward = self._function(forward, 3)
-        self.pullback = self._function(pullback, 4)
-        self.interpolate = self._function(interpolate, 3)
-        self.release = self._function(release, 1)
-        self.tangent = self._function(tangent, 3)
+        found = {str(name): self._function(int(address), int(n)) for name, n, address in module.entry_points()}
+        self.forward, self.pullback, self.tangent = found["forward"], found["pullback"], found["tangent"]
+        self.forward_each, self.pullback_each = found["forward_each"], found["pullback_each"]
+        self.find_event, self.interpolate, self.release = found["find_event"], found["interpolate"], found["release"]
 
     def _function(self, address: int, n: int) -> Callable[..., int]:
         function = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * n)(address)
 
         def call(*arguments: int) -> int:
             result: int = function(*arguments)
+            if result >= 0:
+                return result
+            if result == -4:
+                signals.raise_exception()
             if result == -2:  # the user's Julia code, with a message for the user
                 raise FieldError(str(self.module.last_error()))
             if result == -3:  # a solve of a gradient's or an interpolation's
                 what, outcome, reached = self.module.last_failure()
                 retcode = RETCODES[int(outcome)]
                 raise SolveError(f"{what} stopped at t={float(reached):.6g}: {retcode.value}", retcode)
-            if result < 0:
-                raise PyNODEError(f"Julia failed: {self.module.last_error()}")
-            return result
+            raise PyNODEError(f"Julia failed: {self.module.last_error()}")
 
         return call
 

@@ -46,7 +46,7 @@ def solve_samples(
     batch, times = problem.t.shape
     one = sample_of(problem, 0)
     trace = trace_field(problem.field, one.z0, one.t, one.args)
-    session.start()
+    julia = session.start()
     z0 = [z.contiguous() for z in problem.z0]
     t = problem.t.contiguous()
     counts = (~t.isnan()).sum(1)
@@ -68,7 +68,7 @@ def solve_samples(
         values += (x.numel() // batch if rows else x.numel(), x.data_ptr(), int(rows))
     data, address, length = integers(values)
     floats = Floats(problem.rtol, problem.atol, problem.dt or 0.0)
-    kept = session.module.forward_each._jl_call_nogil(address, length, floats.address)
+    kept = julia.forward_each(address, length, floats.address)
     del data
     codes = tuple(RETCODES[int(i)] for i in results[:, 3])
     nfe, accepted, rejected = results[:, :3].long().unbind(1)
@@ -122,7 +122,7 @@ def _pull_back(
     stats: Any,
     cotangents: Sequence[Tensor | None],
 ) -> Gradients:
-    session.start()
+    julia = session.start()
     batch, times = problem.t.shape
 
     def room(key: str, tensors: Sequence[Tensor]) -> list[Tensor | None]:
@@ -148,7 +148,7 @@ def _pull_back(
     for x, dx in zip(problem.parameters, parameters, strict=True):
         values += (x.numel(), address(dx), 0)
     data, start, length = integers(values)
-    session.module.pullback_each._jl_call_nogil(number, start, length)
+    julia.pullback_each(number, start, length)
     del data
     stats.per_sample.nfe_backward = nfe.long()
     stats.nfe_backward = int(nfe.sum())

@@ -36,7 +36,7 @@ def find_event(session: Session, problem: Problem, search: EventSearch, device: 
     except (FieldError, TraceError) as error:
         raise type(error)(f"event: {error}") from error
     trace = trace_field(problem.field, problem.z0, problem.t, problem.args)
-    session.start()
+    julia = session.start()
     others = device.contiguous(*problem.args, *trace.bound(problem.field))
     others_of_event = device.contiguous(*problem.args, *of_event.bound(event))
     signs = torch.tensor(search.signs, dtype=torch.float64)
@@ -52,12 +52,12 @@ def find_event(session: Session, problem: Problem, search: EventSearch, device: 
     data, address, length = integers(values + addresses(others) + addresses(others_of_event))
     floats = Floats(problem.rtol, problem.atol, problem.dt or 0.0)
     with device:
-        index = session.module.find_event._jl_call_nogil(address, length, floats.address)
+        julia.find_event(address, length, floats.address)
     del data
-    nfe, found = floats.values[:2]
+    nfe, found, index = floats.values[:3]
     if index == -2:
         raise search.not_a_number(found)
-    return Crossing(found if index > 0 else None, index - 1 if index > 0 else -1, int(nfe), failed=index == -1)
+    return Crossing(found if index > 0 else None, int(index) - 1 if index > 0 else -1, int(nfe), failed=index == -1)
 
 
 def _rates(event: Any, form: Any, owner: Any, t: Tensor, z: tuple[Tensor, ...], *args: Tensor) -> Any:

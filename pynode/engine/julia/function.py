@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pynode.engine.julia import runtime as julia_runtime
+from pynode.engine.julia import signals
 from pynode.errors import EngineUnavailable, FieldError, PyNODEError
 
 __all__ = ["UnknownNetwork", "call", "is_recording", "reporting"]
@@ -76,6 +77,8 @@ def _evaluate(operands: Sequence[Tensor], number: int, kernels: str, v: Tensor |
     code = module.julia_evaluate(address, length)
     if code > 0:
         raise UnknownNetwork(code - 1, tuple(reversed(data[1 : 1 + data[0]])))
+    if code == -4:
+        signals.raise_exception()
     if code < 0:
         raise (FieldError if code == -2 else PyNODEError)(str(module.last_error()))
     return out

@@ -16,6 +16,7 @@ import importlib.util
 import os
 import re
 import shutil
+import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -24,12 +25,15 @@ from typing import Any, TypeVar, cast
 
 import torch
 
+from pynode.engine.julia import signals
 from pynode.engine.protocol import Availability
 from pynode.errors import EngineUnavailable
 
 __all__ = [
+    "BRIDGE",
     "LOCK",
     "PYNODE_UUID",
+    "UNCLAIMED",
     "alone",
     "available",
     "julia_folder",
@@ -41,7 +45,16 @@ __all__ = [
 
 PYNODE_UUID = "6f1c7d0e-53f0-4a7b-9d6e-0c7c4f5a8b21"
 
+# What crosses to Julia, and how; PyNODE.jl has the same number (`BRIDGE` in entries.jl).
+BRIDGE = 1
+
+# Where Julia writes the number of the solve that it has kept last; 0 once a `Kept` has it.
+UNCLAIMED = (ctypes.c_int64 * 1)()
+
 _INSTALL = "Run `pynode julia install`, or set PYTHON_JULIACALL_EXE and PYTHON_JULIACALL_PROJECT"
+
+_UNSAFE = "Julia cannot stop its threads to collect its garbage while it may not handle signals"
+_SAFE = "Set PYTHON_JULIACALL_HANDLE_SIGNALS=yes (Ctrl-C stays Python's), or PYTHON_JULIACALL_THREADS=1"
 
 # What juliacall reads when it starts Julia; what the user has set stays.
 _DEFAULTS = {
@@ -64,6 +77,9 @@ def available() -> Availability:
     """Whether Julia with PyNODE can be started here. Starts nothing and installs nothing."""
     if importlib.util.find_spec("juliacall") is None:
         return Availability(False, "the Python package juliacall is not installed", "Run `pip install juliacall`")
+    threads = os.environ.get("PYTHON_JULIACALL_THREADS", "1")
+    if threads != "1" and os.environ.get("PYTHON_JULIACALL_HANDLE_SIGNALS") == "no":
+        return Availability(False, f"PYTHON_JULIACALL_THREADS is {threads}, and {_UNSAFE}", _SAFE)
     exe, project = os.environ.get("PYTHON_JULIACALL_EXE"), os.environ.get("PYTHON_JULIACALL_PROJECT")
     if exe and project:
         return _check_given(exe, Path(project))
@@ -81,7 +97,7 @@ def _check_given(exe: str, project: Path) -> Availability:
         return Availability(
             False, f"PYTHON_JULIACALL_EXE is {exe!r}, which is not an executable file", "Set it to Julia's executable"
         )
-    command = f"""{exe} --project={project} -e 'using Pkg; Pkg.develop(path="{julia_folder()}")'"""
+    command = _develop(exe, project)
     theirs, ours = manifest_versions(_manifest(project)).get("PythonCall"), importlib.metadata.version("juliacall")
     if theirs is not None and theirs != ours:
         return Availability(
@@ -102,6 +118,18 @@ def _check_given(exe: str, project: Path) -> Availability:
             f"Run: {command}",
         )
     return Availability(True)
+
+
+def _develop(exe: str, project: Path) -> str:
+    """The command that makes an environment have the PyNODE that belongs to this package, and all that it needs."""
+    steps = f'using Pkg; Pkg.develop(path="{julia_folder()}"); Pkg.resolve(); Pkg.instantiate()'
+    return f"{exe} --project={project} -e '{steps}'"
+
+
+def _remedy() -> str:
+    """What mends an environment of Julia's that does not work."""
+    exe, project = os.environ.get("PYTHON_JULIACALL_EXE"), os.environ.get("PYTHON_JULIACALL_PROJECT")
+    return f"Run: {_develop(exe, Path(project))}" if exe and project else "Run `pynode julia install`"
 
 
 def _manifest(project: Path) -> str:
@@ -174,29 +202,64 @@ def alone(function: F) -> F:
     return cast(F, locked)
 
 
+_failure: str | None = None  # of Julia's start, which cannot be tried again in the same process
+
+
 @functools.cache
 def _started() -> Any:
     global _runs
+    if _failure is not None:
+        raise EngineUnavailable(_failure)
     state = available()
     if not state.ok:
         raise EngineUnavailable(f"the julia engine is not available here: {state.why}. {state.fix}")
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
-    with warnings.catch_warnings():
-        # juliacall warns of torch being imported first; both orders are tested.
-        warnings.filterwarnings("ignore", message="torch was imported before juliacall")
-        import juliacall
+    juliacall = _import_juliacall()
     try:
         juliacall.Main.seval("import PyNODE")
-        module = juliacall.Main.PyNODE
-        module.set_blas_threads(torch.get_num_threads())
     except juliacall.JuliaError as error:
-        raise EngineUnavailable(f"Julia started, but PyNODE could not be loaded: {error}") from error
+        raise EngineUnavailable(
+            f"Julia {juliacall.Main.VERSION} started, but PyNODE could not be loaded: {error.exception}. {_remedy()}"
+        ) from error
+    module = juliacall.Main.PyNODE
+    bridge = int(juliacall.Main.seval("isdefined(PyNODE, :BRIDGE) ? PyNODE.BRIDGE : 0"))
+    if bridge != BRIDGE:
+        folder = juliacall.Main.seval("pkgdir(PyNODE)")
+        raise EngineUnavailable(
+            f"the Julia package PyNODE in {folder} does not belong to this version of pynode: its bridge is number "
+            f"{bridge}, and {BRIDGE} is expected. {_remedy()}, and start Python again"
+        )
+    if module.cannot_stop_threads():
+        raise EngineUnavailable(
+            f"Julia was started with several threads, and {_UNSAFE}. {_SAFE}, and start Python again"
+        )
+    module.set_blas_threads(torch.get_num_threads())
+    module.serve(signals.functions(), ctypes.addressof(signals.EXCEPTION), ctypes.addressof(UNCLAIMED))
     _let_other_threads_collect(juliacall.Main)
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_note_fork)
     _runs = True
     return module
+
+
+def _import_juliacall() -> Any:
+    """Import juliacall, which starts Julia; signals stay Python's."""
+    global _failure
+    try:
+        # juliacall warns of torch being imported first; both orders are tested.
+        with signals.kept(started="juliacall" in sys.modules), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch was imported before juliacall")
+            import juliacall
+    except BaseException as error:
+        said = (getattr(error, "stderr", None) or "").strip() or str(error)
+        why = f"Julia could not be started: {said}. {_remedy()}"
+        if hasattr(ctypes.PyDLL(None), "jl_is_initialized"):
+            _failure = f"{why}, and start Python again"
+        if isinstance(error, Exception):
+            raise EngineUnavailable(_failure or why) from error
+        raise
+    return juliacall
 
 
 def _let_other_threads_collect(main: Any) -> None:

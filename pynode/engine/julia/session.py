@@ -41,7 +41,8 @@ class Session:
         if self._entries is None:
             self.module, self._entries = module, Entries(module)
         while self._released:
-            self._entries.release(self._released.pop())
+            self._entries.release(self._released[0])
+            del self._released[0]  # only now, as an interrupt may come in between; others may have been added
         return self._entries
 
     def kernel(self, trace: Trace, dtype: torch.dtype) -> int:
@@ -66,8 +67,12 @@ class Session:
 class Kept:
     """A solve that Julia keeps, under a number that is not 0, for as long as this object lives."""
 
+    number = 0  # where an interrupt comes before the next line is through
+
     def __init__(self, session: Session, number: int, device: Device) -> None:
         self.session, self.number, self.device = session, number, device
+        if number:
+            runtime.UNCLAIMED[0] = 0
 
     def __del__(self) -> None:
         if self.number:

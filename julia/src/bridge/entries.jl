@@ -1,0 +1,77 @@
+# The C functions that Python calls, and how it learns of what went wrong.
+
+"What crosses the bridge, and how. Python has the same number (`BRIDGE` in runtime.py); both change when that changes."
+const BRIDGE = 1
+
+const LAST_ERROR = Ref("")
+const LAST_FAILURE = Ref(SolveFailure("", success, 0.0))
+
+"The text of the error that the last call of an entry point ended with."
+last_error() = LAST_ERROR[]
+
+"Of the last call of an entry point that ended with -3: what failed, its outcome, and the time that was reached."
+last_failure() = (LAST_FAILURE[].what, Int(LAST_FAILURE[].outcome), LAST_FAILURE[].reached)
+
+# An exception must not unwind into C: it is kept, and the call returns -1, -2 where the user's code failed, -3 where a
+# solve did, or -4 where a signal handler of Python's raised.
+function guarded(f::F, arguments...) where {F}
+    if PYTHON.busy
+        LAST_ERROR[] = "a solve is under way, which waits for this signal handler: solve after it has returned"
+        return -1
+    end
+    code = caught(f, arguments...)
+    INTERRUPTED[] || return code
+    INTERRUPTED[] = false
+    return -4
+end
+
+function caught(f::F, arguments...) where {F}
+    try
+        return f(arguments...)
+    catch error
+        INTERRUPTED[] && return -4
+        if error isa SolveFailure
+            LAST_FAILURE[] = error
+            return -3
+        end
+        users = error isa FieldFailure
+        LAST_ERROR[] = users ? error.message : sprint(showerror, error, catch_backtrace())
+        return users ? -2 : -1
+    end
+end
+
+forward_entry(ints::Int, n::Int, floats::Int)::Int = guarded(forward, ints, n, floats)
+pullback_entry(kept::Int, ints::Int, n::Int, floats::Int)::Int = guarded(pullback, kept, ints, n, floats)
+interpolate_entry(kept::Int, ints::Int, n::Int)::Int = guarded(interpolate, kept, ints, n)
+tangent_entry(kept::Int, ints::Int, n::Int)::Int = guarded(tangent, kept, ints, n)
+forward_each_entry(ints::Int, n::Int, floats::Int)::Int = guarded(forward_each, ints, n, floats)
+pullback_each_entry(kept::Int, ints::Int, n::Int)::Int = guarded(pullback_each, kept, ints, n)
+find_event_entry(ints::Int, n::Int, floats::Int)::Int = guarded(find_event, ints, n, floats)
+release_entry(kept::Int)::Int = guarded(release, kept)
+
+"Addresses of the C functions of these names, each with its number of arguments; they return less than 0 after an error."
+entry_points() = (
+    ("forward", 3, Int(@cfunction(forward_entry, Int, (Int, Int, Int)))),
+    ("pullback", 4, Int(@cfunction(pullback_entry, Int, (Int, Int, Int, Int)))),
+    ("interpolate", 3, Int(@cfunction(interpolate_entry, Int, (Int, Int, Int)))),
+    ("release", 1, Int(@cfunction(release_entry, Int, (Int,)))),
+    ("tangent", 3, Int(@cfunction(tangent_entry, Int, (Int, Int, Int)))),
+    ("forward_each", 3, Int(@cfunction(forward_each_entry, Int, (Int, Int, Int)))),
+    ("pullback_each", 3, Int(@cfunction(pullback_each_entry, Int, (Int, Int, Int)))),
+    ("find_event", 3, Int(@cfunction(find_event_entry, Int, (Int, Int, Int)))),
+)
+
+"""
+    serve(functions, exception, unclaimed)
+
+Called once by Python, on its main thread; see `listen` and `UNCLAIMED`.
+"""
+function serve(functions, exception::Int, unclaimed::Int)
+    listen(functions, exception)
+    UNCLAIMED[] = Ptr{Int}(unclaimed)
+    return
+end
+
+"Whether Julia runs on several threads, but may not stop them when it collects its garbage."
+cannot_stop_threads() =
+    Threads.nthreads(:default) + Threads.nthreads(:interactive) > 1 && Base.JLOptions().handle_signals == 0
