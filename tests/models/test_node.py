@@ -137,7 +137,7 @@ def test_training_fits_the_cubic():
         first = first or loss.item()
         loss.backward()
         optimizer.step()
-    assert loss.item() < 0.05 < first
+    assert loss.item() < 0.1 < first  # over seeds 0.02 to 0.03; the best straight line leaves 2.4
 
 
 def test_gradcheck():
