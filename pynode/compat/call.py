@@ -14,6 +14,7 @@ from pynode.engine import Retcode
 from pynode.engine.solvers import SolverInfo
 from pynode.errors import SolveError
 from pynode.field._derived import derived_field
+from pynode.problem.state import as_tuple
 from pynode.sensitivity import Backsolve, Sensitivity
 from pynode.solve import solve
 
@@ -90,7 +91,7 @@ class Call:
             max_steps=min(steps, 2**31 - 1),
             engine="julia",
         )
-        z = _tuple(solution.z)
+        z = as_tuple(solution.z)
         if times is not self.t:
             z = tuple(_interpolate(times, x, self.t) for x in z)
         z = tuple(x.reshape(len(self.t), *shape) for x, shape in zip(z, shapes, strict=True))
@@ -122,7 +123,7 @@ class Call:
                 break
         else:
             raise SolveError(f"no event was met before t={float(end):g}: look at event_fn", Retcode.SUCCESS)
-        pairs = zip(_tuple(solution.z), _tuple(solution.event_z), shapes, strict=True)
+        pairs = zip(as_tuple(solution.z), as_tuple(solution.event_z), shapes, strict=True)
         z = tuple(torch.stack([x[0].reshape(shape), y.reshape(shape)]) for x, y, shape in pairs)
         return solution.event_t, z if isinstance(self.y0, tuple) else z[0]
 
@@ -137,7 +138,7 @@ class Call:
         Where the parts of a state have no common first dimension, all of it is one sample.
         """
         is_tuple = isinstance(self.y0, tuple)
-        states = _tuple(self.y0)
+        states = as_tuple(self.y0)
         shapes = tuple(y.shape for y in states)
         if all(shapes) and len({shape[0] for shape in shapes}) == 1:
             return self.func, self.y0, shapes
@@ -159,10 +160,6 @@ class Call:
         return torch.cat([grid, t[-1:]]), 2 * size
 
 
-def _tuple(z: Any) -> tuple[Tensor, ...]:
-    return z if isinstance(z, tuple) else (z,)
-
-
 def _interpolate(knots: Tensor, values: Tensor, t: Tensor) -> Tensor:
     """Linear interpolation, `(knots, …)` to `(t, …)`; differentiable in all three."""
     sign = 1 if knots[-1] > knots[0] else -1
@@ -182,6 +179,6 @@ def _of_one_sample(
 
 def _flat_event(event_fn: Any, shapes: Any, is_tuple: bool, owner: Any, t: Tensor, z: Any) -> Tensor:
     """An event function of the user's state as a vector."""
-    states = tuple(x.reshape(shape) for x, shape in zip(_tuple(z), shapes, strict=True))
+    states = tuple(x.reshape(shape) for x, shape in zip(as_tuple(z), shapes, strict=True))
     values: Tensor = event_fn(t, states if is_tuple else states[0])
     return values.reshape(-1)

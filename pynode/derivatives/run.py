@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pynode.engine.protocol import Derivatives, Engine, Gradients, Integration, Problem, Retcode, Stats
 from pynode.errors import EngineUnavailable, SolveError
+from pynode.problem.counts import total
 from pynode.problem.inputs import check_times
 
 __all__ = ["Failed", "Run"]
@@ -56,8 +57,8 @@ class Run:
         stats = Stats(
             sum(x.stats.nfe for x in found),
             None,
-            _total(x.stats.n_accepted for x in found),
-            _total(x.stats.n_rejected for x in found),
+            total(x.stats.n_accepted for x in found),
+            total(x.stats.n_rejected for x in found),
             sum(x.stats.seconds for x in found),
         )
         return replace(first, stats=stats, interpolant=None)
@@ -122,11 +123,6 @@ def with_inputs(problem: Problem, inputs: Sequence[Tensor]) -> Problem:
     return replace(
         problem, z0=tuple(x[:n]), t=x[n], args=tuple(x[n + 1 : n + 1 + m]), field=field, parameters=field.parameters
     )
-
-
-def _total(counts: Iterable[int | None]) -> int | None:
-    known = list(counts)
-    return None if None in known else sum(known)  # type: ignore[arg-type]
 
 
 class _Nothing:

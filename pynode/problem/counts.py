@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from pynode.engine.protocol import PerSample, Retcode, Stats
 
-__all__ = ["Joined", "JoinedEach", "steps_left"]
+__all__ = ["Joined", "JoinedEach", "steps_left", "total"]
 
 
 class Joined(Stats):
@@ -20,8 +20,8 @@ class Joined(Stats):
         super().__init__(
             sum(x.nfe for x in parts),
             None,
-            _total([x.n_accepted for x in parts]),
-            _total([x.n_rejected for x in parts]),
+            total(x.n_accepted for x in parts),
+            total(x.n_rejected for x in parts),
             sum(x.seconds for x in parts),
         )
 
@@ -66,10 +66,10 @@ class JoinedEach(PerSample):
         known = [(rows, torch.as_tensor(x).reshape(-1)[: len(rows)]) for rows, x in found if x is not None]
         if not known or (len(known) < len(found) and not partly):
             return None
-        total = torch.zeros(self.batch, dtype=torch.int64)
+        counts = torch.zeros(self.batch, dtype=torch.int64)
         for rows, x in known:
-            total.index_add_(0, rows, x.long())
-        return total
+            counts.index_add_(0, rows, x.long())
+        return counts
 
     @property
     def nfe_backward(self) -> Tensor | None:
@@ -81,9 +81,10 @@ class JoinedEach(PerSample):
         pass  # it is that of the parts
 
 
-def _total(counts: Sequence[int | None]) -> int | None:
-    known = [x for x in counts if x is not None]
-    return sum(known) if len(known) == len(counts) else None
+def total(counts: Iterable[int | None]) -> int | None:
+    """The sum; `None` if one of them is not known."""
+    known = list(counts)
+    return None if None in known else sum(known)  # type: ignore[arg-type]
 
 
 def steps_left(max_steps: int, parts: Sequence[Stats]) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,9 +13,10 @@ from pynode.engine.each import is_per_sample
 from pynode.engine.protocol import Retcode
 from pynode.field._transforms import example
 from pynode.problem.counts import Joined, JoinedEach
-from pynode.problem.independent import beside
-from pynode.problem.pieces import Piece, as_tuple, solve_pieces
+from pynode.problem.independent import side_by_side
+from pynode.problem.pieces import Piece, solve_pieces
 from pynode.problem.pieces_of_each import solve_pieces_of_each
+from pynode.problem.state import as_tuple
 from pynode.problem.stops import Stop
 
 __all__ = ["solve_in_pieces"]
@@ -86,15 +86,6 @@ def _side_by_side(solutions: Sequence[Any], times: Tensor) -> Any:
         times: `(batch, time)`.
     """
     first = solutions[0]
-    is_tuple = isinstance(first.z, tuple)
-    z = beside([as_tuple(s.z) for s in solutions], times.shape[1])
-    nan = times.new_tensor(math.nan)
-    like = [x[:1] * math.nan for x in z]
-    met = [
-        tuple(x[:, b : b + 1] for x in like) if s.event_t is None else tuple(x[None] for x in as_tuple(s.event_z))
-        for b, s in enumerate(solutions)
-    ]
-    event_z = tuple(x[0] for x in beside(met, 1))
     retcodes = tuple(s.retcode for s in solutions)
     t_end = torch.stack([s.t_end.detach().to(times) for s in solutions])
     stats = Joined([s.stats for s in solutions])
@@ -108,13 +99,9 @@ def _side_by_side(solutions: Sequence[Any], times: Tensor) -> Any:
     parts = [s._interpolant for s in solutions]
     return dataclasses.replace(
         first,
-        z=z if is_tuple else z[0],
-        running_cost=None if first.running_cost is None else torch.cat([s.running_cost for s in solutions]),
+        **side_by_side(solutions, times, times.shape[1]),
         stats=stats,
         retcode=failures[0] if failures else Retcode.SUCCESS,
-        event_t=torch.stack([nan if s.event_t is None else s.event_t for s in solutions]),
-        event_z=event_z if is_tuple else event_z[0],
-        event_index=torch.tensor([-1 if s.event_index is None else s.event_index for s in solutions]),
         _failed_at=failed_at,
         _interpolant=None if None in parts else _of_each(parts),
     )

@@ -17,16 +17,16 @@ from pynode.errors import FieldError, InputError, unknown_name
 from pynode.field import Field
 from pynode.field._time import first_time
 from pynode.problem.event import Event
-from pynode.problem.state import State
+from pynode.problem.state import State, as_tuple
 
 __all__ = [
     "EventOfEach",
     "at_last_times",
-    "beside",
     "check_batching",
     "check_unmixed",
     "last_times",
     "per_sample_times",
+    "side_by_side",
     "span",
 ]
 
@@ -125,7 +125,7 @@ class EventOfEach:
         for b, event in enumerate(self.events):
             asked = ~solution.t[b].isnan()
             own = tuple(a[b : b + 1] if is_per_sample(a, batch) else a for a in args)
-            z = tuple(x[asked, b : b + 1] for x in _tuple(solution.z))
+            z = tuple(x[asked, b : b + 1] for x in as_tuple(solution.z))
             part = dataclasses.replace(
                 solution,
                 t=solution.t[b, asked],
@@ -138,31 +138,40 @@ class EventOfEach:
             parts.append(event.complete(part, own))
             each.nfe[b] = parts[-1].stats.nfe
         solution.stats.nfe = int(each.nfe.sum())
-        z = beside([_tuple(part.z) for part in parts], time)
-        nan = solution.t.new_tensor(math.nan)
-        like = [x[:1] * math.nan for x in z]  # (1, batch, …), where no event was met
-        ends = [
-            tuple(x[:, b : b + 1] for x in like) if p.event_t is None else tuple(x[None] for x in _tuple(p.event_z))
-            for b, p in enumerate(parts)
-        ]
-        end = tuple(x[0] for x in beside(ends, 1))
-        costs = [part.running_cost for part in parts]
         return dataclasses.replace(
-            solution,
-            z=z if self.is_tuple else z[0],
-            running_cost=None if solution.running_cost is None else torch.cat(costs),
-            event_t=torch.stack([nan if p.event_t is None else p.event_t for p in parts]),
-            event_z=end if self.is_tuple else end[0],
-            event_index=torch.tensor([-1 if p.event_index is None else p.event_index for p in parts]),
-            _interpolant=_within(solution._interpolant, solution.t),
+            solution, **side_by_side(parts, solution.t, time), _interpolant=_within(solution._interpolant, solution.t)
         )
 
 
-def _tuple(z: Any) -> tuple[Tensor, ...]:
-    return z if isinstance(z, tuple) else (z,)
+def side_by_side(parts: Sequence[Any], like: Tensor, time: int) -> dict[str, Any]:
+    """What the solutions of samples, each of a batch of one and to an event of its own, are together.
+
+    Args:
+        parts: the solutions.
+        like: a tensor of the dtype of the times.
+        time: how many times there are.
+
+    Returns:
+        The states, the running cost and the event, by their names in `Solution`.
+    """
+    z = _beside([as_tuple(part.z) for part in parts], time)
+    missed = [x[:1] * math.nan for x in z]  # (1, batch, …), where no event was met
+    ends = [
+        tuple(x[:, b : b + 1] for x in missed) if p.event_t is None else tuple(x[None] for x in as_tuple(p.event_z))
+        for b, p in enumerate(parts)
+    ]
+    end = tuple(x[0] for x in _beside(ends, 1))
+    nan, is_tuple = like.new_tensor(math.nan), isinstance(parts[0].z, tuple)
+    return {
+        "z": z if is_tuple else z[0],
+        "running_cost": None if parts[0].running_cost is None else torch.cat([p.running_cost for p in parts]),
+        "event_t": torch.stack([nan if p.event_t is None else p.event_t for p in parts]),
+        "event_z": end if is_tuple else end[0],
+        "event_index": torch.tensor([-1 if p.event_index is None else p.event_index for p in parts]),
+    }
 
 
-def beside(parts: Sequence[tuple[Tensor, ...]], time: int) -> tuple[Tensor, ...]:
+def _beside(parts: Sequence[tuple[Tensor, ...]], time: int) -> tuple[Tensor, ...]:
     """Samples' states `(at most time, 1, …)` as `(time, batch, …)`, with NaN where a sample has fewer."""
 
     def long(x: Tensor) -> Tensor:

@@ -21,9 +21,10 @@ from pynode.field._derived import derived_field
 from pynode.field._piece import within
 from pynode.field._transforms import differentiated, example
 from pynode.problem.counts import Joined, steps_left
+from pynode.problem.state import as_tuple
 from pynode.problem.stops import Stop
 
-__all__ = ["MetAtStop", "Piece", "as_tuple", "interpolated", "on_side", "solve_pieces"]
+__all__ = ["MetAtStop", "Piece", "interpolated", "on_side", "solve_pieces"]
 
 
 @dataclass
@@ -185,8 +186,3 @@ def interpolated(
         return tuple(found)
 
     return interpolate
-
-
-def as_tuple(z: Any) -> tuple[Any, ...]:
-    """The state tensors of a solution."""
-    return z if isinstance(z, tuple) else (z,)

@@ -16,7 +16,8 @@ from pynode.errors import InputError
 from pynode.field._transforms import differentiated, example
 from pynode.problem.counts import Joined, JoinedEach
 from pynode.problem.independent import at_last_times, last_times
-from pynode.problem.pieces import Piece, as_tuple, interpolated
+from pynode.problem.pieces import Piece, interpolated
+from pynode.problem.state import as_tuple
 from pynode.problem.stops import Stop
 
 __all__ = ["solve_pieces_of_each"]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pynode.errors import FieldError, InputError
 
-__all__ = ["TENSOR", "State", "state_of", "with_args"]
+__all__ = ["TENSOR", "State", "as_tuple", "state_of", "with_args"]
 
 _DICTS = (dict, OrderedDict)
 
@@ -202,3 +202,8 @@ def _users(x: Tensor, is_complex: bool, is_scalar: bool, leading: int) -> Tensor
     if is_complex:
         x = torch.complex(x[..., 0], x[..., 1])
     return x.select(leading, 0) if is_scalar else x
+
+
+def as_tuple(z: Any) -> tuple[Any, ...]:
+    """The tensors of a state that is a tensor or a tuple of them."""
+    return z if isinstance(z, tuple) else (z,)
