@@ -22,6 +22,8 @@ import pynode
 
 ENGINE = sys.argv[1]
 torch.manual_seed(0)
+# A process that a shell has put in the background starts with SIGINT ignored, and then Python leaves it so.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 END = 1e7  # of solves that are interrupted, which would take many minutes
 
 

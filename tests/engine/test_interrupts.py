@@ -48,9 +48,10 @@ def test_interrupts(engine: str) -> None:
 
 
 ON_THREADS = """
-import os, subprocess, sys, threading, time
+import os, signal, subprocess, sys, threading, time
 import torch, pynode
 torch.manual_seed(0)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a process that a shell put in the background
 net = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2)).double()
 z0 = torch.linspace(-1, 1, 10, dtype=torch.float64).reshape(5, 2)
 def solve(end, **options):
