@@ -20,6 +20,7 @@ from pynode.errors import PyNODEWarning as PyNODEWarning
 from pynode.errors import SolveError as SolveError
 from pynode.errors import TraceError as TraceError
 from pynode.julia_field import JuliaField as JuliaField
+from pynode.julia_field import trust_julia_code as trust_julia_code
 from pynode.sensitivity import Backsolve as Backsolve
 from pynode.sensitivity import Discrete as Discrete
 from pynode.sensitivity import Forward as Forward
@@ -60,4 +61,5 @@ __all__ = [
     "plot",
     "solve",
     "solvers",
+    "trust_julia_code",
 ]

@@ -15,8 +15,9 @@ from pynode.engine.julia import function as julia_function
 from pynode.errors import FieldError, InputError, unknown_name
 from pynode.julia_field import networks as julia_networks
 from pynode.julia_field import parameters as julia_parameters
+from pynode.julia_field import trust
 
-__all__ = ["JuliaField"]
+__all__ = ["JuliaField", "trust_julia_code"]
 
 _VJPS = ("auto", "zygote", "reversediff", "enzyme", "forwarddiff")
 
@@ -50,6 +51,11 @@ class JuliaField(nn.Module):
             first where there are few numbers.
         flat: keep the parameters as one vector, in `ComponentArray`'s order, rather than by name.
         dtype: of parameters that come as numbers or from Julia; torch's default where `None`.
+
+    A text of Julia can do whatever Python code can: read and write files, start processes. It runs when the field is
+    made. A field that `torch.load` (with `weights_only=False`) or `pickle` brings from a file does not run its text:
+    the first solve refuses, shows it, and asks for `trust_julia_code`. Copies, and fields that are handed to processes
+    that multiprocessing spawns (workers of a `DataLoader`, `torch.multiprocessing.spawn`), need no such call.
 
     Attributes:
         p: the parameters: one `nn.Parameter`, or a module with one by each name (`field.p.layer_1.weight`); `None`
@@ -107,10 +113,14 @@ class JuliaField(nn.Module):
                 raise InputError(f"networks[{name!r}] must be an nn.Module, got {type(network).__name__}")
         self.networks = nn.ModuleDict(networks)
         self.code = function if isinstance(function, str) else None
+        if self.code is not None:
+            trust.allow(self.code)
         self.vjp, self.flat = vjp, flat
         dtype = dtype or torch.get_default_dtype()
         with julia_function.reporting() as julia:
-            self._define(julia, function, _flag(inplace), _flag(batched))
+            seed = int(torch.randint(2**31, ()))  # with which Lux draws
+            self.number = julia.define(function, _flag(inplace), _flag(batched), vjp, len(self.networks), seed)
+            self.session = _SESSION
             facts = json.loads(julia.facts(self.number))
             self.inplace, self.batched = facts["inplace"], facts["batched"]
             if params is None:
@@ -135,11 +145,6 @@ class JuliaField(nn.Module):
             self.p = julia_parameters.module_of(values)  # type: ignore[assignment]
         self._settle()
 
-    def _define(self, julia: Any, function: Any, inplace: int, batched: int) -> None:
-        seed = int(torch.randint(2**31, ()))  # with which Lux draws
-        self.number = julia.define(function, inplace, batched, self.vjp, len(self.networks), seed)
-        self.session = _SESSION
-
     def _initial(self, julia: Any, what: str, structure: Any, dtype: torch.dtype) -> Tensor:
         write = functools.partial(julia.write_initial, self.number, what)
         return julia_parameters.numbers(julia_parameters.size(structure), write, dtype)
@@ -155,15 +160,33 @@ class JuliaField(nn.Module):
         self.end: float | None
         self.start, self.end = facts["tspan"] or (None, None)
 
+    def _key(self) -> tuple[Any, ...]:
+        return self.code, self.inplace, self.batched, self.vjp, len(self.networks), self.structure
+
     def _settle(self) -> None:
         """Give the function its structure, or take the number of an equal one, whose kernels are there already."""
-        key = (self.code, self.inplace, self.batched, self.vjp, len(self.networks), self.structure)
+        key = self._key()
         if self.code is not None and key in _NUMBERS:
             self.number = _NUMBERS[key]
             return
         with julia_function.reporting() as julia:
             julia.set_structure(self.number, self.structure)
         _NUMBERS[key] = self.number
+
+    def _number(self) -> int:
+        """The function's number in this process, where it is registered now if the field was made in another one."""
+        if self.session == _SESSION:
+            return self.number
+        key = self._key()
+        if key not in _NUMBERS:
+            assert self.code is not None
+            trust.check(self.code)
+            with julia_function.reporting() as julia:
+                # No seed: the parameters that Lux would draw are here.
+                number = julia.define(self.code, int(self.inplace), int(self.batched), self.vjp, len(self.networks), 0)
+                julia.set_structure(number, self.structure)
+            _NUMBERS[key] = number
+        return _NUMBERS[key]
 
     @property
     def tspan(self) -> tuple[float, float] | None:
@@ -183,6 +206,7 @@ class JuliaField(nn.Module):
                     f"args[{i}] of a JuliaField must be of shape (batch, ...) and dtype {z.dtype}, as the state, got "
                     f"{tuple(x.shape)}, {x.dtype}. Expand or convert it"
                 )
+        number = self._number()
         p, modules, met = self.vector(z), list(self.networks.values()), set()
         recording = julia_function.is_recording(z)
         while True:
@@ -190,7 +214,7 @@ class JuliaField(nn.Module):
             thetas = [network.theta(module, z) for network, module in zip(networks, modules, strict=True)]
             try:
                 return julia_function.call(
-                    [t.to(z), z, p, *thetas, *args], self.number, [network.kernel for network in networks]
+                    [t.to(z), z, p, *thetas, *args], number, [network.kernel for network in networks]
                 )
             except julia_function.UnknownNetwork as unknown:
                 if unknown.index in met:
@@ -217,34 +241,57 @@ class JuliaField(nn.Module):
     def component_array(self) -> Any:
         """`p` as the function gets it, with the numbers of now: a `ComponentArray` where there are names."""
         vector = self.vector(torch.zeros(0, dtype=next(self.parameters(), torch.zeros(0)).dtype))
-        vector = vector.detach().double().contiguous()
+        number, vector = self._number(), vector.detach().double().contiguous()
         with julia_function.reporting() as julia:
-            return julia.component_array(self.number, vector.data_ptr(), len(vector))
+            return julia.component_array(number, vector.data_ptr(), len(vector))
 
     def vjp_package(self) -> str:
         """The Julia package that computes the products; `"auto"` before the first one."""
+        number = self._number()
         with julia_function.reporting() as julia:
-            return str(julia.vjp_name(self.number))
+            return str(julia.vjp_name(number))
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__.copy()
+        state = self.__dict__.copy()
+        if self.code is not None:
+            state["signature"] = trust.signature(self.code)
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        signature = state.pop("signature", None)
         super().__setstate__(state)
-        if self.session == _SESSION:
-            return
-        if self.code is None:
+        if self.code is not None:
+            trust.admit(self.code, signature)
+        elif self.session != _SESSION:
             raise InputError(
                 "a JuliaField of a Julia object cannot be loaded in another process: make it from Julia code as text"
             )
-        with julia_function.reporting() as julia:
-            self._define(julia, self.code, int(self.inplace), int(self.batched))
-        self._settle()
 
     def extra_repr(self) -> str:
         """The code and what it is called with."""
         parts = [] if self.code is None else [repr(self.code if len(self.code) < 60 else self.code[:57] + "...")]
         return ", ".join([*parts, f"batched={self.batched}", f"inplace={self.inplace}", f"vjp={self.vjp!r}"])
+
+
+def trust_julia_code(model: nn.Module) -> nn.Module:
+    """Let the Julia code of a model that came from a file run in this process: see `JuliaField`.
+
+    Args:
+        model: a `JuliaField`, or a module with such among its modules. `field.code` is the code.
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: it is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be an nn.Module, got {type(model).__name__}")
+    for module in model.modules():
+        if isinstance(module, JuliaField) and module.code is not None:
+            trust.allow(module.code)
+    return model
 
 
 def _flag(value: bool | None) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import os
 import pickle
 import shutil
@@ -489,20 +488,12 @@ def test_another_batch_size_lowers_nothing_anew() -> None:
 
 
 @julia
-def test_copies_and_files() -> None:
+def test_copies() -> None:
     field = JuliaField(OUT_OF_PLACE, params())
     expected = field(torch.zeros(()), states())
     for other in (copy.deepcopy(field), pickle.loads(pickle.dumps(field))):
         assert torch.equal(other(torch.zeros(()), states()), expected)
         assert other.p.a is not field.p.a
-    file = io.BytesIO()
-    torch.save(field, file)
-    script = (
-        "import sys, io, torch; field = torch.load(io.BytesIO(sys.stdin.buffer.read()), weights_only=False);"
-        "print(field(torch.zeros(()), torch.tensor([[0.8, 0.5]], dtype=torch.float64)).tolist())"
-    )
-    done = subprocess.run([sys.executable, "-c", script], input=file.getvalue(), capture_output=True, check=False)
-    assert done.stdout.decode().strip() == str(expected[:1].tolist()), done.stderr.decode()
 
 
 # ---- refusals --------------------------------------------------------------------------------------------------------
