@@ -97,8 +97,9 @@ def solve(
             missed.
         batching: `"joint"`, one step size for the whole batch, or `"independent"`, one for each sample, so that a
             hard sample costs the others nothing. On julia the samples are solved side by side on its threads
-            (`PYTHON_JULIACALL_THREADS`); on torch one after the other, which is slow. `args` with the batch as first
-            dimension have a row for each sample; the event function sees one sample at a time.
+            (`PYTHON_JULIACALL_THREADS`, of which `torch.get_num_threads()` work at most); on torch one after the
+            other, which is slow. `args` with the batch as first dimension have a row for each sample; the event
+            function sees one sample at a time.
         tstops: times, in any order, where the field or its derivatives jump: every solver steps exactly to those
             within the span and starts afresh there, by the field's values on the other side. Gradients flow to them.
             Jumps because the field, the running cost or the event function compares t, `(t >= 5) & (t < 5.02)`,

@@ -1,4 +1,5 @@
-using PyNODE: SampleTheta, forward_each!, make_field, pull_back, pullback_each
+using PyNODE: MAX_BLOCKS, OrderedSum, SampleTheta, add_part!, blocks, forward_each!, make_field, new_part!, pull_back,
+    pullback_each
 
 @testset "independent samples on $tasks tasks" for tasks in (1, 3)
     kernel = sample_kernel(Float64)
@@ -16,7 +17,7 @@ using PyNODE: SampleTheta, forward_each!, make_field, pull_back, pullback_each
     end
     @test sort(unique(each.owner)) ⊆ 1:tasks
     gradients = Dict{Int,Any}()
-    pullback_each(each, g) do _, b, c, n
+    total = pullback_each(each, g) do b, c, n
         lock(() -> gradients[b] = c, guard)
         @test n > 0
     end
@@ -32,4 +33,28 @@ using PyNODE: SampleTheta, forward_each!, make_field, pull_back, pullback_each
         @test gradients[b].θ == c.θ
         @test gradients[b].ts == c.ts
     end
+    @test total == foldl(+, (gradients[b].θ for b in 1:7); init = zeros(4))
+end
+
+@testset "samples are parted the same way whatever solves them" begin
+    @test blocks(3) == [1:1, 2:2, 3:3]
+    @test blocks(2MAX_BLOCKS + 1) |> first == 1:3
+    @test reduce(vcat, blocks(1000)) == 1:1000
+    @test length(blocks(1000)) <= MAX_BLOCKS
+end
+
+@testset "a sum in order, whichever part comes first" begin
+    values = [1.0, 1e16, -1e16, 0.3, 1e-3]
+    for order in ([1, 2, 3, 4, 5], [5, 4, 3, 2, 1], [2, 5, 1, 3, 4])
+        sums = OrderedSum(zeros(2))
+        for i in order
+            part = new_part!(sums)
+            @test iszero(part)
+            part .= values[i]
+            add_part!(sums, i, part)
+        end
+        @test sums.total == fill(foldl(+, values; init = 0.0), 2)
+        @test isempty(sums.waiting)
+    end
+    @test foldl(+, values; init = 0.0) != foldl(+, reverse(values); init = 0.0)
 end

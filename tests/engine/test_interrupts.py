@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from pynode.engine.julia import runtime as julia_runtime
-
 SCRIPT = Path(__file__).with_name("interrupted_script.py")
 # Far more than it takes, about 0.2 s: the machine may have other things to do.
 PATIENCE = 20.0
@@ -69,9 +67,8 @@ try:
 except KeyboardInterrupt:
     print("samples", time.perf_counter() - started - 1)
 after = gradient()
-assert torch.equal(after[0], before[0])
-for a, b in zip(after, before):  # the threads sum what the samples share as they come
-    torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-13)
+for a, b in zip(after, before):
+    assert torch.equal(a, b)
 from pynode.engine.julia import runtime
 print("threads", runtime.start().seval("Threads.nthreads()"))
 """
@@ -80,7 +77,7 @@ print("threads", runtime.start().seval("Threads.nthreads()"))
 @pytest.mark.julia
 @pytest.mark.slow
 def test_on_several_threads_of_julia() -> None:
-    environment = {**os.environ, "PYTHON_JULIACALL_THREADS": "3"}
+    environment = {**os.environ, "PYTHON_JULIACALL_THREADS": "3", "OMP_NUM_THREADS": "3"}
     done = subprocess.run(
         [sys.executable, "-c", ON_THREADS], capture_output=True, text=True, timeout=500, env=environment, check=False
     )
@@ -88,15 +85,6 @@ def test_on_several_threads_of_julia() -> None:
     found = dict(line.split() for line in done.stdout.splitlines())
     assert found["threads"] == "3"
     assert float(found["samples"]) < PATIENCE
-
-
-def test_threads_without_signals_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHON_JULIACALL_THREADS", "4")
-    monkeypatch.setenv("PYTHON_JULIACALL_HANDLE_SIGNALS", "no")
-    state = julia_runtime.available()
-    assert not state.ok
-    assert "PYTHON_JULIACALL_THREADS is 4" in state.why
-    assert "PYTHON_JULIACALL_HANDLE_SIGNALS=yes" in state.fix
 
 
 NOTEBOOK = (

@@ -262,8 +262,12 @@ function interpolate_typed(device, fw::Dense{T}, r::Reader) where {T}
     return 0
 end
 
-"Let BLAS use this many threads."
-set_blas_threads(n::Int) = BLAS.set_num_threads(n)
+"Let independent samples use at most this many of Julia's threads, and BLAS so many of its own if it is not the user's to say."
+function set_threads(n::Int, blas::Bool)
+    MAX_TASKS[] = n
+    blas && BLAS.set_num_threads(n)
+    return
+end
 
 "Forget a kept solve."
 function release(kept::Int)

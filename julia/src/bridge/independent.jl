@@ -87,9 +87,7 @@ function pullback_each_typed(each::Each{F,T}, r::Reader) where {F,T}
         parts = zip(states, given)
         return reduce(vcat, [x === nothing ? zeros(T, n, count) : x[:, b, 1:count] for ((n, _, _), x) in parts])
     end
-    # Each task sums the cotangents of what the samples share.
-    sums = [zeros(T, sum(first, others; init = 0)) for _ in 1:maximum(each.owner)]
-    pullback_each(each, g; wants_t) do task, b, c, count
+    total = pullback_each(each, g; wants_t) do b, c, count
         evaluations[b] = count
         wants_t && copyto!(view(dts, 1:length(c.ts), b), c.ts)
         offset = 0
@@ -102,9 +100,7 @@ function pullback_each_typed(each::Each{F,T}, r::Reader) where {F,T}
             has_rows && to != 0 && copyto!(wrap(T, to, n * batch), (b - 1) * n + 1, c.θ, offset + 1, n)
             offset += n
         end
-        sums[task] .+= c.θ
     end
-    total = reduce(+, sums)
     offset = 0
     for (n, to, has_rows) in others
         has_rows || to == 0 || copyto!(wrap(T, to, n), 1, total, offset + 1, n)

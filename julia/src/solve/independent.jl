@@ -16,25 +16,64 @@ function bind_sample!(field::TracedField, s::SampleTheta, b::Int)
 end
 
 """
-The solves of independent samples. `forwards[b]` was made with field `owner[b]`, whose `θ` has to be bound to the
-sample before it is used: the solves share it.
+The solves of independent samples. The samples of `blocks[i]` were solved with field `owner[i]`, whose `θ` has to be
+bound to a sample before it is used: the solves share it.
 """
 struct Each{F,T,V<:AbstractVector{T}}
     forwards::Vector{F}
+    blocks::Vector{UnitRange{Int}}
     owner::Vector{Int}
     θ::SampleTheta{T,V}
 end
 
+"Into how many blocks samples are parted at most: enough that threads end at about the same time."
+const MAX_BLOCKS = 64
+
+"Samples that stay together; which, does not depend on the number of threads."
+blocks(n::Int) = collect(Iterators.partition(1:n, cld(n, MAX_BLOCKS)))
+
+"The sum of what the blocks contribute, added in their order whichever comes first: it is the same every time."
+mutable struct OrderedSum{V<:AbstractVector}
+    const total::V
+    const waiting::Dict{Int,V}  # sums of blocks that others have to come before
+    const spare::Vector{V}
+    const lock::ReentrantLock
+    next::Int                   # block
+end
+
+OrderedSum(total::V) where {V} = OrderedSum{V}(total, Dict{Int,V}(), V[], ReentrantLock(), 1)
+
+"A vector of zeros for the sum of a block."
+new_part!(s::OrderedSum) = fill!(lock(() -> isempty(s.spare) ? similar(s.total) : pop!(s.spare), s.lock), 0)
+
+"Add the sum of block `i`, and those that waited for it."
+function add_part!(s::OrderedSum, i::Int, part)
+    lock(s.lock) do
+        s.waiting[i] = part
+        while haskey(s.waiting, s.next)
+            first = pop!(s.waiting, s.next)
+            s.total .+= first
+            push!(s.spare, first)
+            s.next += 1
+        end
+    end
+    return
+end
+
 const SAMPLE_FIELDS = Dict{Int,Vector{Any}}()
 
-"Fields for one sample, one for each thread; those of at most `MAX_FIELDS` kernels are kept."
+"How many of Julia's threads may work at once."
+const MAX_TASKS = Ref(typemax(Int))
+
+"Fields for one sample, one for each thread that may work; those of at most `MAX_FIELDS` kernels are kept."
 function sample_fields(kernel::Int)
     haskey(SAMPLE_FIELDS, kernel) || length(SAMPLE_FIELDS) < MAX_FIELDS || empty!(SAMPLE_FIELDS)
     fields = get!(() -> Any[], SAMPLE_FIELDS, kernel)
-    while length(fields) < Threads.nthreads()
+    tasks = min(Threads.nthreads(), MAX_TASKS[])
+    while length(fields) < tasks
         push!(fields, Base.invokelatest(make_field, KERNELS[kernel], 1, :joint))
     end
-    return identity.(fields)  # of the fields' own type
+    return identity.(fields[1:tasks])  # of the fields' own type
 end
 
 "Call `work(task, take)` on each of `tasks` tasks; `take()` is the next number of `1:n`, or 0."
@@ -66,41 +105,50 @@ Solve every sample from `u0[b]` at `ts[b]`; `store!(b, values, summary, evaluati
 """
 function forward_each!(store!, fields::Vector{F}, u0, ts::Vector{Vector{Time}}, θ::SampleTheta{T}, o::Options) where {T,F}
     n = length(ts)
-    owner, forwards = zeros(Int, n), Vector{Any}(undef, n)
-    share_out(min(length(fields), n), n) do task, take
+    parts = blocks(n)
+    owner, forwards = zeros(Int, length(parts)), Vector{Any}(undef, n)
+    share_out(min(length(fields), length(parts)), length(parts)) do task, take
         field = fields[task]
         copyto!(field.θ, θ.shared)
-        while (b = take()) != 0
-            bind_sample!(field, θ, b)
-            before = field.counts[1]
-            values = Matrix{T}(undef, length(u0[b]), length(ts[b]))
-            summary, forwards[b] = integrate!(values, field, u0[b], ts[b], field.θ, o)
-            owner[b] = task
-            store!(b, values, summary, field.counts[1] - before)
-        end
-    end
-    return o.keep === :ends ? nothing : Each(identity.(forwards), owner, θ)
-end
-
-"""
-    pullback_each(store!, each, g; wants_t = true)
-
-The discrete adjoint of every sample; `g(b)` is its cotangent, `store!(task, b, cotangents, evaluations)` takes each
-result.
-"""
-function pullback_each(store!, each::Each, g; wants_t::Bool = true)
-    owned = [findall(==(task), each.owner) for task in 1:maximum(each.owner)]
-    share_out(length(owned), length(owned)) do _, take
-        while (task = take()) != 0
-            for (i, b) in enumerate(owned[task])
-                forward = each.forwards[b]
-                i == 1 && copyto!(forward.field.θ, each.θ.shared)
-                bind_sample!(forward.field, each.θ, b)
-                before = sum(forward.field.counts)
-                c = pull_back(forward, g(b); wants_t)
-                store!(task, b, c, sum(forward.field.counts) - before)
+        while (i = take()) != 0
+            owner[i] = task
+            for b in parts[i]
+                bind_sample!(field, θ, b)
+                before = field.counts[1]
+                values = Matrix{T}(undef, length(u0[b]), length(ts[b]))
+                summary, forwards[b] = integrate!(values, field, u0[b], ts[b], field.θ, o)
+                store!(b, values, summary, field.counts[1] - before)
             end
         end
     end
-    return length(owned)
+    return o.keep === :ends ? nothing : Each(identity.(forwards), parts, owner, θ)
+end
+
+"""
+    pullback_each(store!, each, g; wants_t = true) -> Vector
+
+The discrete adjoint of every sample; `g(b)` is its cotangent, `store!(b, cotangents, evaluations)` takes each result.
+Returns the sum of the cotangents of `θ` over the samples.
+"""
+function pullback_each(store!, each::Each, g; wants_t::Bool = true)
+    owned = [findall(==(task), each.owner) for task in 1:maximum(each.owner)]
+    sums = OrderedSum(fill!(similar(first(each.forwards).field.dθ), 0))
+    share_out(length(owned), length(owned)) do _, take
+        while (task = take()) != 0
+            for (k, i) in enumerate(owned[task])
+                part = new_part!(sums)
+                k == 1 && copyto!(each.forwards[first(each.blocks[i])].field.θ, each.θ.shared)
+                for b in each.blocks[i]
+                    forward = each.forwards[b]
+                    bind_sample!(forward.field, each.θ, b)
+                    before = sum(forward.field.counts)
+                    c = pull_back(forward, g(b); wants_t)
+                    store!(b, c, sum(forward.field.counts) - before)
+                    part .+= c.θ
+                end
+                add_part!(sums, i, part)
+            end
+        end
+    end
+    return sums.total
 end

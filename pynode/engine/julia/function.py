@@ -49,10 +49,10 @@ def call(operands: Sequence[Tensor], number: int, kernels: Sequence[int]) -> Ten
 @contextlib.contextmanager
 def reporting() -> Iterator[Any]:
     """The Julia module PyNODE; what goes wrong in the user's Julia code within the context is a `FieldError`."""
-    module = julia_runtime.start()
-    from juliacall import JuliaError
-
     with julia_runtime.LOCK:
+        module = julia_runtime.start()
+        from juliacall import JuliaError
+
         try:
             yield module
         except JuliaError as error:

@@ -46,7 +46,7 @@ __all__ = [
 PYNODE_UUID = "6f1c7d0e-53f0-4a7b-9d6e-0c7c4f5a8b21"
 
 # What crosses to Julia, and how; PyNODE.jl has the same number (`BRIDGE` in entries.jl).
-BRIDGE = 1
+BRIDGE = 2
 
 # Where Julia writes the number of the solve that it has kept last; 0 once a `Kept` has it.
 UNCLAIMED = (ctypes.c_int64 * 1)()
@@ -59,7 +59,6 @@ _SAFE = "Set PYTHON_JULIACALL_HANDLE_SIGNALS=yes (Ctrl-C stays Python's), or PYT
 # What juliacall reads when it starts Julia; what the user has set stays.
 _DEFAULTS = {
     "PYTHON_JULIACALL_HANDLE_SIGNALS": "yes",
-    "PYTHON_JULIACALL_THREADS": "1",
     "PYTHON_JULIACALL_STARTUP_FILE": "no",
     "PYTHON_JULIACALL_AUTOLOAD_IPYTHON_EXTENSION": "no",
     "PYTHON_JULIAPKG_OFFLINE": "yes",
@@ -77,9 +76,10 @@ def available() -> Availability:
     """Whether Julia with PyNODE can be started here. Starts nothing and installs nothing."""
     if importlib.util.find_spec("juliacall") is None:
         return Availability(False, "the Python package juliacall is not installed", "Run `pip install juliacall`")
-    threads = os.environ.get("PYTHON_JULIACALL_THREADS", "1")
+    name = "PYTHON_JULIACALL_THREADS" if "PYTHON_JULIACALL_THREADS" in os.environ else "JULIA_NUM_THREADS"
+    threads = os.environ.get(name, "1")
     if threads != "1" and os.environ.get("PYTHON_JULIACALL_HANDLE_SIGNALS") == "no":
-        return Availability(False, f"PYTHON_JULIACALL_THREADS is {threads}, and {_UNSAFE}", _SAFE)
+        return Availability(False, f"{name} is {threads}, and {_UNSAFE}", _SAFE)
     exe, project = os.environ.get("PYTHON_JULIACALL_EXE"), os.environ.get("PYTHON_JULIACALL_PROJECT")
     if exe and project:
         return _check_given(exe, Path(project))
@@ -167,7 +167,7 @@ def _note_fork() -> None:
 
 
 def start() -> Any:
-    """Start Julia, once, and return the Julia module PyNODE.
+    """Start Julia, once, and return the Julia module PyNODE; from now on Julia has as many threads at work as torch.
 
     Raises:
         EngineUnavailable: Julia is not there, it does not run yet and this is not the main thread, or the process was
@@ -183,7 +183,26 @@ def start() -> Any:
             "Julia has to be started on the main thread, and other threads may use it then: make one solve there "
             'first, or use engine="torch" in other threads'
         )
-    return _started()
+    module = _started()
+    if torch.get_num_threads() != _threads:
+        _follow_torch(module)
+    return module
+
+
+_threads = 0  # torch's, as Julia was told last
+
+
+def _follow_torch(module: Any) -> None:
+    """Let Julia work on as many threads as torch does on this thread, or fewer.
+
+    Independent samples take as many of Julia's threads at most; how many Julia has was settled at its start. BLAS has
+    as many of its own, unless the user has said how many. So processes side by side share a machine as torch's do.
+    """
+    global _threads
+    with LOCK:
+        threads = torch.get_num_threads()
+        module.set_threads(threads, "OPENBLAS_NUM_THREADS" not in os.environ)
+        _threads = threads
 
 
 LOCK = threading.RLock()
@@ -234,7 +253,6 @@ def _started() -> Any:
         raise EngineUnavailable(
             f"Julia was started with several threads, and {_UNSAFE}. {_SAFE}, and start Python again"
         )
-    module.set_blas_threads(torch.get_num_threads())
     module.serve(signals.functions(), ctypes.addressof(signals.EXCEPTION), ctypes.addressof(UNCLAIMED))
     _let_other_threads_collect(juliacall.Main)
     if hasattr(os, "register_at_fork"):

@@ -1,0 +1,93 @@
+"""How many threads Julia takes: as many as torch, at most; and that the numbers do not depend on it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import pynode
+from pynode.engine.julia import runtime as julia_runtime
+
+FOLLOWS = """
+import torch, pynode
+from pynode.engine.julia import runtime
+net = torch.nn.Sequential(torch.nn.Linear(2, 16), torch.nn.Tanh(), torch.nn.Linear(16, 2)).double()
+with torch.no_grad():
+    for p in net.parameters():
+        p.copy_(torch.linspace(-1, 1, p.numel(), dtype=p.dtype).sin().reshape(p.shape))
+# Samples that take very different times, so that threads end in another order each time.
+z0 = torch.linspace(-3, 3, 180, dtype=torch.float64).reshape(90, 2) ** 3
+def gradients(**options):
+    z = pynode.solve(lambda t, z: net(z), z0, [0.0, 2.0], engine="julia", rtol=1e-6, atol=1e-6, **options).z
+    return [z.detach(), *torch.autograd.grad((z[-1] ** 2).sum(), list(net.parameters()))]
+def joint():
+    return gradients(solver="rk4", dt=0.5)
+def independent():
+    return gradients(batching="independent")
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+julia = runtime.start()
+def counts():
+    return julia.seval("PyNODE.BLAS.get_num_threads()"), julia.seval("PyNODE.MAX_TASKS[]")
+one, alone = joint(), independent()
+print("started", *counts())
+torch.set_num_threads(2)
+two, several = joint(), [independent() for _ in range(6)]
+print("two", *counts())
+assert len(next(iter(julia.SAMPLE_FIELDS.values()))) == 2
+torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
+assert all(same(alone, x) for x in several)
+torch.set_num_threads(1)
+assert same(independent(), alone) and same(joint(), one)
+print("one", *counts())
+print("threads", julia.seval("Threads.nthreads()"))
+"""
+
+
+@pytest.mark.julia
+def test_julia_follows_torch() -> None:
+    """From torch's number at the start through its changes; equal numbers from one thread and from two."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON_JULIACALL_THREADS": "2"}
+    environment.pop("OPENBLAS_NUM_THREADS", None)
+    done = subprocess.run(
+        [sys.executable, "-c", FOLLOWS], capture_output=True, text=True, timeout=1500, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["started 1 1", "two 2 2", "one 1 1", "threads 2"]
+
+
+@pytest.mark.julia
+def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    def solve() -> int:
+        pynode.solve(lambda t, z: -z, torch.ones(1, 1), [0.0, 1.0], engine="julia")
+        return int(julia_runtime.start().seval("PyNODE.BLAS.get_num_threads()"))
+
+    before = torch.get_num_threads()
+    assert solve() == before
+    try:
+        monkeypatch.setenv("OPENBLAS_NUM_THREADS", str(before))
+        torch.set_num_threads(before + 1)
+        assert solve() == before
+        monkeypatch.delenv("OPENBLAS_NUM_THREADS")
+        torch.set_num_threads(before)
+        assert solve() == before
+        torch.set_num_threads(before + 1)
+        assert solve() == before + 1
+    finally:
+        torch.set_num_threads(before)
+    assert solve() == before
+
+
+@pytest.mark.parametrize("name", ["PYTHON_JULIACALL_THREADS", "JULIA_NUM_THREADS"])
+def test_threads_without_signals_are_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.delenv("PYTHON_JULIACALL_THREADS", raising=False)
+    monkeypatch.setenv(name, "4")
+    monkeypatch.setenv("PYTHON_JULIACALL_HANDLE_SIGNALS", "no")
+    state = julia_runtime.available()
+    assert not state.ok
+    assert f"{name} is 4" in state.why
+    assert "PYTHON_JULIACALL_HANDLE_SIGNALS=yes" in state.fix
