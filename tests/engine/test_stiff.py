@@ -143,7 +143,7 @@ def test_without_jacobian() -> None:
             assert sol.stats.n_accepted is not None
             assert exact.stats.n_accepted is not None
             assert 20 * sol.stats.n_accepted < exact.stats.n_accepted
-    tangents = get_engine("julia")._tangents  # type: ignore[attr-defined]
+    tangents = get_engine("julia").session.tangents  # type: ignore[attr-defined]
     assert True in tangents.values()
 
 
