@@ -10,6 +10,7 @@ import os
 from pynode.engine.protocol import Availability, Engine
 from pynode.engine.solvers import SolverInfo, resolve_solver
 from pynode.errors import EngineUnavailable, InputError, unknown_name
+from pynode.interrupts import deferred
 from pynode.sensitivity import Sensitivity, find_sensitivity
 
 __all__ = ["announce", "choose", "engines", "get_engine", "named_engine"]
@@ -27,7 +28,8 @@ _REGISTRY = {
 def get_engine(name: str) -> Engine:
     """The engine of that name; the same object at each call."""
     module, cls = _REGISTRY[name]
-    engine: Engine = getattr(importlib.import_module(module), cls)()
+    with deferred():  # of torchdiffeq and SciPy
+        engine: Engine = getattr(importlib.import_module(module), cls)()
     return engine
 
 

@@ -33,6 +33,7 @@ from pynode.field._tape import Tape
 from pynode.field._time import first_time, time_dtype
 from pynode.field._transforms import example, is_followed, is_wrapped, moves, untransformed
 from pynode.field._watch import Watch
+from pynode.interrupts import import_for_fields
 
 __all__ = ["Field"]
 
@@ -296,6 +297,7 @@ class Field:
 
     def _learn(self, z0: tuple[Tensor, ...], t0: Tensor, args: tuple[Tensor, ...]) -> _Facts:
         """What one evaluation shows: what it reads, and which parts of the field matter."""
+        import_for_fields()
         check_norms(self.reads.owners)
         before = fingerprint(self.reads)
         with untransformed():

@@ -15,6 +15,7 @@ from pynode.field._graph import FieldGraph
 from pynode.field._interpreter import interpret
 from pynode.field._substitution import LateRead
 from pynode.field._time import first_time
+from pynode.interrupts import import_for_traces
 
 if TYPE_CHECKING:
     from pynode.field._capture import Captured
@@ -142,6 +143,7 @@ def _trace(
     field: Field, z0: Sequence[Tensor], t0: Tensor, args: Sequence[Tensor], batched: tuple[bool, ...]
 ) -> Trace | None:
     """The trace with these inputs batched; `None` if the field does not keep the batch symbolic."""
+    import_for_traces()
     # Here, since recording needs SymPy, which takes longer to import than all the rest.
     from pynode.field._capture import capture
     from pynode.field._conversion import Conversion, Source

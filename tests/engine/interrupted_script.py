@@ -1,16 +1,18 @@
 """Run by `test_interrupts.py` in a process of its own: work is interrupted, and then other work done again.
 
 A SIGINT arrives in the midst of work that would take minutes. Prints a line for each kind of work: its name, and the
-seconds from the signal to the KeyboardInterrupt.
+seconds from the signal to the KeyboardInterrupt, the least of a few tries.
 """
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -88,10 +90,58 @@ def asleep(end: float = END) -> None:
     time.sleep(end / 1e5)
 
 
-def seconds(work: Callable[[], Any], delay: float = 0.7) -> float:
+def grid(end: float = END) -> None:
+    """The steps of a fixed-step solver are laid down before the first one is made."""
+    with torch.no_grad():
+        pynode.solve(field, z0, [0.0, end], engine=ENGINE, solver="rk4", dt=0.5, max_steps=10**9)
+
+
+def beside(work: Callable[[threading.Thread], Any]) -> Callable[[], None]:
+    """Work of the main thread while another one makes solves of some seconds each, which nothing cuts short."""
+    end = some_seconds()
+
+    def solves() -> None:
+        while not enough.is_set():
+            solve(end)
+
+    def run() -> None:
+        enough.clear()
+        threads.append(threading.Thread(target=solves))
+        threads[-1].start()
+        time.sleep(0.2)
+        work(threads[-1])
+
+    return run
+
+
+enough = threading.Event()
+threads: list[threading.Thread] = []
+
+
+@functools.cache
+def some_seconds() -> float:
+    """The end of a solve that takes more than two, on a processor of its own."""
+    end, took = 1.0, 0.0
+    while took < 2:
+        end *= 2
+        started = time.thread_time()
+        solve(end)
+        took = time.thread_time() - started
+    return end
+
+
+def least(prepared: Callable[[], Callable[[], Any]], delay: float = 0.7) -> str:
+    """The seconds of the first try that takes less than one: other processes may have kept this one waiting before."""
+    found: list[float] = []
+    while len(found) < 5 and min(found, default=1.0) >= 1.0:
+        found.append(seconds(prepared(), delay))
+    return f"{min(found):.3f}"
+
+
+def seconds(work: Callable[[], Any], delay: float) -> float:
     """From a SIGINT that comes after `delay` to the KeyboardInterrupt."""
-    sender = subprocess.Popen(["sh", "-c", f"sleep {delay}; kill -INT {os.getpid()}"])
     started = time.perf_counter()
+    sender = subprocess.Popen(["sh", "-c", f"sleep {delay}; kill -INT {os.getpid()}"])
     try:
         work()
     except KeyboardInterrupt:
@@ -119,9 +169,7 @@ def handler_that_returns() -> None:
         z = pynode.solve(field, z0.detach(), [0.0, end], **tight).z
         return time.perf_counter() - started, z
 
-    end = 1.0
-    while timed()[0] < 2:
-        end *= 2
+    end = some_seconds()
     called: list[float] = []
     before = signal.signal(signal.SIGINT, lambda *_: called.append(time.perf_counter()))
     sender = subprocess.Popen(["sh", "-c", f"sleep 0.3; kill -INT {os.getpid()}"])
@@ -154,6 +202,9 @@ expected = [work() for work in works]
 
 
 def check() -> None:
+    enough.set()
+    for thread in threads:
+        thread.join()
     for work, before in zip(works, expected, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(work(), before, strict=True))
 
@@ -162,21 +213,27 @@ kinds = [python, asleep, solve, samples, event, stiff]
 for work in kinds[2:]:
     work(1.0)  # compiled
 for work in kinds:
-    print(work.__name__, f"{seconds(work):.3f}", flush=True)
+    print(work.__name__, least(lambda work=work: work), flush=True)
     check()
 pullback(1.0)()
-backward = pullback()
-print("pullback", f"{seconds(backward):.3f}", flush=True)
+print("pullback", least(pullback), flush=True)
 check()
-print("compiling", f"{seconds(compiling):.3f}", flush=True)
+print("compiling", least(lambda: compiling), flush=True)
 check()
+print("join", least(lambda: beside(lambda thread: thread.join())), flush=True)
+check()
+print("wait", least(lambda: beside(lambda _: solve())), flush=True)
+check()
+if ENGINE == "julia":  # on torch, torchdiffeq makes a tensor of each step first, in one go
+    grid(1.0)
+    print("grid", least(lambda: grid, 0.1), flush=True)
+    check()
 handler_that_returns()
 if ENGINE == "julia":
     handler_that_solves()
     check()
     from pynode.engine.julia import runtime
 
-    del backward
     gc.collect()
     with torch.no_grad():
         solve(1.0)  # forgets what is not held any more

@@ -110,11 +110,21 @@ function keywords(T, ts::Vector{Time}, o::Options)
         dt = dt === nothing ? nothing : copysign(dt, span),
         adaptive = o.adaptive,
         maxiters = o.max_steps,
-        tstops = !o.adaptive ? fixed_grid(ts, o.dt, o.max_steps) : lands_on_times(o) ? ts : Time[],
+        tstops = Stops(!o.adaptive ? fixed_grid(ts, o.dt, o.max_steps) : lands_on_times(o) ? ts : Time[]),
         controller = o.adaptive && o.solver in INTERPOLATED ? IController() : nothing,
         verbose = false,
     )
 end
+
+"Times to stop at. There may be millions, which OrdinaryDiffEq sorts first: Python's signal handlers run meanwhile."
+struct Stops <: AbstractVector{Time}
+    times::Vector{Time}
+    watch::Watch
+end
+
+Stops(times) = Stops(times, Watch())
+Base.size(s::Stops) = size(s.times)
+Base.getindex(s::Stops, i::Int) = (count!(s.watch); s.times[i])
 
 # A step may be this fraction longer than `dt`, so that rounding in the times makes no sliver of a step.
 const SLACK = 1e-3

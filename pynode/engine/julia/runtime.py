@@ -9,6 +9,7 @@ environment that `install` has made with juliapkg. Nothing is ever installed wit
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import functools
 import importlib.metadata
@@ -28,6 +29,7 @@ import torch
 from pynode.engine.julia import signals
 from pynode.engine.protocol import Availability
 from pynode.errors import EngineUnavailable
+from pynode.interrupts import deferred
 
 __all__ = [
     "BRIDGE",
@@ -183,7 +185,8 @@ def start() -> Any:
             "Julia has to be started on the main thread, and other threads may use it then: make one solve there "
             'first, or use engine="torch" in other threads'
         )
-    module = _started()
+    with contextlib.nullcontext() if _runs else deferred():
+        module = _started()
     if torch.get_num_threads() != _threads:
         _follow_torch(module)
     return module

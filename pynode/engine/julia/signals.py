@@ -5,18 +5,21 @@ that a user sends, and ends the process at Ctrl-C. `kept` gives these back. Juli
 still get one, where another follows at once on a busy machine: it is put to rest.
 
 Python calls its handlers on its main thread, between two steps of its own code: a solve asks for them itself, a few
-times a second (`julia/src/solve/interrupt.jl`).
+times a second (`julia/src/solve/interrupt.jl`). While Julia starts Ctrl-C waits (`pynode.interrupts`): half of
+a Julia cannot be started again.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import os
 import signal
+import threading
 import time
-from collections.abc import Iterator
-from typing import NoReturn
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 __all__ = ["EXCEPTION", "functions", "kept", "raise_exception"]
 
@@ -42,10 +45,11 @@ def kept(started: bool) -> Iterator[None]:
     for number, action in actions.items():
         sigaction(int(number), None, action)
     blocked = set() if started else signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    withhold = contextlib.nullcontext() if started else _interrupts_withheld()
+    withhold.__enter__()
     threads = _threads()
-    try:
-        yield
-    finally:
+
+    def give_back() -> None:
         for number, action in actions.items():
             handler = signal.getsignal(number)
             if not started:
@@ -57,6 +61,66 @@ def kept(started: bool) -> Iterator[None]:
         for thread in () if started else _threads() - threads:
             if not _blocks_interrupts(thread):  # the others of Julia's do
                 _rest(thread)
+        withhold.__exit__(None, None, None)
+
+    with _as_soon_as_julia_runs(give_back):
+        yield
+
+
+@contextlib.contextmanager
+def _as_soon_as_julia_runs(function: Callable[[], None]) -> Iterator[None]:
+    """Call a function once: when Julia runs, some seconds before PythonCall is loaded, or when the context ends.
+
+    juliacall registers Julia's end with `atexit` between the two.
+    """
+    register, waits = atexit.register, [function]
+
+    def call() -> None:
+        while waits:
+            waits.pop()()
+
+    def registered(at_exit: Callable[..., Any], *arguments: Any, **keywords: Any) -> Callable[..., Any]:
+        library = ctypes.PyDLL(None)
+        if hasattr(library, "jl_is_initialized") and library.jl_is_initialized():
+            call()
+        return register(at_exit, *arguments, **keywords)
+
+    atexit.register = registered  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        atexit.register = register
+        call()
+
+
+@contextlib.contextmanager
+def _interrupts_withheld() -> Iterator[None]:
+    """A context in which a thread takes the SIGINTs that the main thread blocks, before Julia's thread can.
+
+    Of the threads that wait for a signal the system takes the one that was there first. Julia's would end the process
+    while Julia is being started.
+    """
+    if not hasattr(signal, "sigwaitinfo"):  # macOS
+        yield
+        return
+    came: list[int] = []
+
+    def take() -> None:
+        while (found := signal.sigwaitinfo({signal.SIGINT})).si_pid != os.getpid():
+            came.append(found.si_signo)
+
+    thread = threading.Thread(target=take, daemon=True)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which the thread inherits
+    thread.start()
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    try:
+        yield
+    finally:
+        assert thread.ident is not None
+        signal.pthread_kill(thread.ident, signal.SIGINT)  # which ends it
+        thread.join()
+        for number in came:
+            signal.raise_signal(number)
 
 
 def _threads() -> set[int]:
