@@ -58,3 +58,12 @@ end
     end
     @test foldl(+, values; init = 0.0) != foldl(+, reverse(values); init = 0.0)
 end
+
+@testset "threads share no variable that is assigned to: $f" for f in (
+    PyNODE.share_out, PyNODE.forward_each!, Base.bodyfunction(only(methods(pullback_each, (Any, PyNODE.Each, Any)))),
+    PyNODE.forward_each_typed, PyNODE.pullback_each_typed,
+)
+    codes = code_lowered(f)
+    @test !isempty(codes)
+    @test !any(code -> occursin("Core.Box", string(code)), codes)
+end

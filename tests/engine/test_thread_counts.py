@@ -21,9 +21,14 @@ with torch.no_grad():
         p.copy_(torch.linspace(-1, 1, p.numel(), dtype=p.dtype).sin().reshape(p.shape))
 # Samples that take very different times, so that threads end in another order each time.
 z0 = torch.linspace(-3, 3, 180, dtype=torch.float64).reshape(90, 2) ** 3
+def field(t, z, a, b):
+    return net(z[0]) * b, a * z[1]
+rows = [torch.linspace(-1, 0, 90, dtype=torch.float64).reshape(90, 1).requires_grad_() for _ in range(2)]
 def gradients(**options):
-    z = pynode.solve(lambda t, z: net(z), z0, [0.0, 2.0], engine="julia", rtol=1e-6, atol=1e-6, **options).z
-    return [z.detach(), *torch.autograd.grad((z[-1] ** 2).sum(), list(net.parameters()))]
+    state = z0, z0[:, :1].sin()
+    z = pynode.solve(field, state, [0.0, 2.0], args=rows, engine="julia", rtol=1e-6, atol=1e-6, **options).z
+    loss = sum((x[-1] ** 2).sum() for x in z)
+    return [*(x.detach() for x in z), *torch.autograd.grad(loss, [*net.parameters(), *rows])]
 def joint():
     return gradients(solver="rk4", dt=0.5)
 def independent():
@@ -36,7 +41,7 @@ def counts():
 one, alone = joint(), independent()
 print("started", *counts())
 torch.set_num_threads(2)
-two, several = joint(), [independent() for _ in range(6)]
+two, several = joint(), [independent() for _ in range(20)]
 print("two", *counts())
 assert len(next(iter(julia.SAMPLE_FIELDS.values()))) == 2
 torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)

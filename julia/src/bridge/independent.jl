@@ -90,21 +90,19 @@ function pullback_each_typed(each::Each{F,T}, r::Reader) where {F,T}
     total = pullback_each(each, g; wants_t) do b, c, count
         evaluations[b] = count
         wants_t && copyto!(view(dts, 1:length(c.ts), b), c.ts)
-        offset = 0
-        for (n, _, to) in states
-            to == 0 || copyto!(wrap(T, to, n * batch), (b - 1) * n + 1, c.u0, offset + 1, n)
-            offset += n
-        end
-        offset = 0
-        for (n, to, has_rows) in others
-            has_rows && to != 0 && copyto!(wrap(T, to, n * batch), (b - 1) * n + 1, c.θ, offset + 1, n)
-            offset += n
-        end
+        place!(c.u0, ((n, to) for (n, _, to) in states), b, batch)
+        place!(c.θ, ((n, has_rows ? to : 0) for (n, to, has_rows) in others), b, batch)
     end
+    place!(total, ((n, has_rows ? 0 : to) for (n, to, has_rows) in others), 1, 1)
+    return 0
+end
+
+"Copy the parts of `x`, each of a size and for an address, to row `b` of `batch` rows there; address 0: not wanted."
+function place!(x::AbstractVector{T}, parts, b::Int, batch::Int) where {T}
     offset = 0
-    for (n, to, has_rows) in others
-        has_rows || to == 0 || copyto!(wrap(T, to, n), 1, total, offset + 1, n)
+    for (n, to) in parts
+        to == 0 || copyto!(wrap(T, to, n * batch), (b - 1) * n + 1, x, offset + 1, n)
         offset += n
     end
-    return 0
+    return
 end

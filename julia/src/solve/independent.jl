@@ -133,7 +133,7 @@ Returns the sum of the cotangents of `θ` over the samples.
 function pullback_each(store!, each::Each, g; wants_t::Bool = true)
     owned = [findall(==(task), each.owner) for task in 1:maximum(each.owner)]
     sums = OrderedSum(fill!(similar(first(each.forwards).field.dθ), 0))
-    share_out(length(owned), length(owned)) do _, take
+    share_out(min(length(owned), MAX_TASKS[]), length(owned)) do _, take
         while (task = take()) != 0
             for (k, i) in enumerate(owned[task])
                 part = new_part!(sums)
