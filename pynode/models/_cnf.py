@@ -14,7 +14,7 @@ from pynode.errors import InputError, unknown_name
 from pynode.field._derived import derived_field
 from pynode.models._check import check_batch_norm, check_callables, check_depth, check_solver_keywords, depths_like
 from pynode.models._dynamics import density_dynamics
-from pynode.models._flow import Base, Flow
+from pynode.models._flow import Base, Flow, Mapped
 from pynode.problem.inputs import as_times
 from pynode.solution import Solution
 from pynode.solve import solve
@@ -37,7 +37,8 @@ class CNF(Flow):
     from the data to the base the one with the least of it moves each point on a straight line at constant speed, the
     optimal transport map, and a solver needs few steps for it. The second keeps neighbours on parallel paths also away
     from the data, and its Hutchinson estimate ‖εᵀ ∂f/∂z‖² shares the product with the trace. What is solved is one
-    field of z, the density and these integrals, so that all engines run it like any other.
+    field of z, the density and these integrals, so that all engines run it like any other. On small networks one thread
+    of torch's is often faster than several, see `FFJORD`.
 
     Args:
         field: f, an `nn.Module` or callable `f(t, z)`, or `f(t, z, context)` where a context is given. The derivative
@@ -91,13 +92,11 @@ class CNF(Flow):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "stats": None}
 
-    def _map(
-        self, x: Tensor, context: Tensor | None, reverse: bool, density: bool, trace: str | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+    def _map(self, x: Tensor, context: Tensor | None, reverse: bool, density: bool, trace: str | None = None) -> Mapped:
         self.regularisation = {}
         ends = as_times("t", self.t[::-1] if reverse else self.t, x)
         if not density:
-            return self._solve(x, ends, context).z[-1], None
+            return self._solve(x, ends, context).z[-1], None, {}
         trace = trace or self.trace
         terms = [name for name, weight in self.weights.items() if weight]
         field = derived_field(density_dynamics, self.field, trace, "kinetic" in terms, "jacobian" in terms)
@@ -106,8 +105,9 @@ class CNF(Flow):
         solution = self._solve((x, zero, *(zero for _ in terms)), ends, context, field, noise)
         z, log_det, *energies = (component[-1] for component in solution.z)
         sign = 1.0 if ends[1] > ends[0] else -1.0
-        self.regularisation = {k: sign * e.sum() / max(len(x), 1) for k, e in zip(terms, energies, strict=True)}
-        return z, log_det
+        regularisation = {k: sign * e.sum() / max(len(x), 1) for k, e in zip(terms, energies, strict=True)}
+        self.regularisation = regularisation
+        return z, log_det, regularisation
 
     def _solve(
         self,

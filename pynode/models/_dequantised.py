@@ -125,7 +125,8 @@ class Dequantised(nn.Module):
 
     def loss(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The mean of the negative bound and the flow's weighted regularisers, 0-d."""
-        return -self.log_prob(x, context).mean() + self.flow.penalty()
+        logit, ratio = self.dequantise(x)
+        return self.flow.loss(logit, context) - ratio.mean()
 
     def sample(self, n: int, context: Tensor | None = None) -> Tensor:
         """Draw images on the grey levels.

@@ -14,7 +14,7 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from pynode.engine.protocol import Stats
 from pynode.errors import InputError, unknown_name
 from pynode.models._cnf import CNF, check_flow_keywords
-from pynode.models._flow import Base, Flow, StandardNormal
+from pynode.models._flow import Base, Flow, Mapped, StandardNormal
 from pynode.nn import ConcatSquash, DataControl, TimeConcat, TimeSequential
 
 __all__ = ["FFJORD"]
@@ -31,6 +31,9 @@ class FFJORD(Flow):
     Images flow over several scales: after the blocks of a scale each 2 × 2 patch becomes four channels ("squeeze"), and
     half of the channels are done, while the others go on at the next scale. `Dequantised` makes a density of images on
     a few grey levels of it.
+
+    A step of training is thousands of small operations: beside other work on the machine, torch's threads wait for one
+    another longer than they compute. `pynode doctor` measures it; `torch.set_num_threads(1)` ends it.
 
     Args:
         dim: number of features of a sample; or (channels, height, width), and then the fields are convolutional.
@@ -117,26 +120,27 @@ class FFJORD(Flow):
     def _event_shape(self) -> torch.Size:
         return self.event_shape
 
-    def _map(self, x: Tensor, context: Tensor | None, reverse: bool, density: bool) -> tuple[Tensor, Tensor | None]:
-        self.regularisation = {}
+    def _map(self, x: Tensor, context: Tensor | None, reverse: bool, density: bool) -> Mapped:
+        regularisation: dict[str, Tensor] = {}
         log_det = x.new_zeros(len(x)) if density else None
 
         def through(z: Tensor, blocks: list[nn.Module]) -> Tensor:
             nonlocal log_det
             for block in reversed(blocks) if reverse else blocks:
                 assert isinstance(block, CNF)
-                z, found = block._map(z, context, reverse, density, None if self.training else "exact")
+                z, found, energies = block._map(z, context, reverse, density, None if self.training else "exact")
                 if log_det is not None and found is not None:
                     log_det = log_det + found
-                for name, value in block.regularisation.items():
-                    self.regularisation[name] = self.regularisation.get(name, 0) + value
+                for name, value in energies.items():
+                    regularisation[name] = regularisation.get(name, 0) + value
             return z
 
         per_scale = len(self.blocks) // self.scales
         groups = [list(self.blocks)[i * per_scale : (i + 1) * per_scale] for i in range(self.scales)]
-        if self.scales == 1:
-            return through(x, groups[0]), log_det
-        return (_out_of_scales if reverse else _into_scales)(x, groups, through), log_det
+        along = _out_of_scales if reverse else _into_scales
+        z = through(x, groups[0]) if self.scales == 1 else along(x, groups, through)
+        self.regularisation = regularisation
+        return z, log_det, regularisation
 
     def extra_repr(self) -> str:
         """The arguments that the blocks do not show."""

@@ -13,9 +13,13 @@ from pynode.errors import InputError
 from pynode.field._finite import check_finite
 from pynode.field._outside import outside_of_compile
 
-__all__ = ["Base", "Flow", "StandardNormal"]
+__all__ = ["Base", "Flow", "Mapped", "StandardNormal"]
 
 Base = Distribution | Callable[[Tensor | None], Distribution]
+
+
+# A state, log |det ∂z/∂x| or `None`, and the regularisers by their names.
+Mapped = tuple[Tensor, Tensor | None, dict[str, Tensor]]
 
 
 class Flow(nn.Module):
@@ -30,6 +34,7 @@ class Flow(nn.Module):
         base: as given.
         regularisation: what the solves of the last call of `log_prob`, `loss` or `transform` have integrated beside
             the density: mean over the samples of each energy, 0-d, differentiable. Only what has a weight is in it.
+            Where several threads use one flow the last call may be another's: `loss` takes its own.
         weights: the weight of each of these in `loss`.
     """
 
@@ -50,8 +55,11 @@ class Flow(nn.Module):
         # The last call's results hang on its autograd graph, which neither copies nor pickles.
         return {**self.__dict__, "regularisation": {}}
 
-    def _map(self, x: Tensor, context: Tensor | None, reverse: bool, density: bool) -> tuple[Tensor, Tensor | None]:
-        """z(x), or x(z) with `reverse`, and with `density` the logarithm of the Jacobian's determinant, `(batch,)`."""
+    def _map(self, x: Tensor, context: Tensor | None, reverse: bool, density: bool) -> Mapped:
+        """z(x), or x(z) with `reverse`; with `density` also log |det ∂z/∂x|, `(batch,)`, and the regularisers.
+
+        Sets `regularisation`, which is for the user to read: another thread may have made the last call by then.
+        """
         raise NotImplementedError
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
@@ -82,7 +90,7 @@ class Flow(nn.Module):
         Raises:
             InputError: x or the context is not usable.
         """
-        z, log_det = self._map(*self._checked("x", x, context), reverse=False, density=True)
+        z, log_det, _ = self._map(*self._checked("x", x, context), reverse=False, density=True)
         assert log_det is not None
         return z, log_det
 
@@ -114,10 +122,15 @@ class Flow(nn.Module):
         Raises:
             InputError: x or the context is not usable.
         """
-        z, log_det = self.transform(x, context)
+        return self._density(x, context)[0]
+
+    def _density(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The log-density of each sample, `(batch,)`, and the regularisers."""
+        z, log_det, regularisation = self._map(*self._checked("x", x, context), reverse=False, density=True)
+        assert log_det is not None
         if len(x) == 0:  # which the distributions of torch do not take
-            return log_det
-        return self._base(context, len(x)).log_prob(z) + log_det
+            return log_det, regularisation
+        return self._base(context, len(x)).log_prob(z) + log_det, regularisation
 
     def loss(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The objective of training: mean negative log-likelihood and the weighted regularisers, 0-d.
@@ -131,11 +144,15 @@ class Flow(nn.Module):
         """
         if isinstance(x, Tensor) and x.dim() and len(x) == 0:
             raise InputError("loss is a mean over samples and needs at least one, got an empty batch")
-        return -self.log_prob(x, context).mean() + self.penalty()
+        log_density, regularisation = self._density(x, context)
+        return self._weighted(regularisation) - log_density.mean()
 
     def penalty(self) -> Tensor:
         """Σ weight · regulariser of the last call, 0-d; zero where nothing is regularised."""
-        terms = [self.weights[name] * value for name, value in self.regularisation.items()]
+        return self._weighted(self.regularisation)
+
+    def _weighted(self, regularisation: dict[str, Tensor]) -> Tensor:
+        terms = [self.weights[name] * value for name, value in regularisation.items()]
         return torch.stack(terms).sum() if terms else torch.zeros(())
 
     @torch.no_grad()
@@ -251,7 +268,7 @@ class _FlowTransform(Transform):
         leading = x.shape[: x.dim() - self.domain.event_dim]
         flat = x.reshape(leading.numel(), *x.shape[len(leading) :])
         checked = self.flow._checked("z" if reverse else "x", flat, self.context)
-        y, log_det = self.flow._map(*checked, reverse=reverse, density=True)
+        y, log_det, _ = self.flow._map(*checked, reverse=reverse, density=True)
         assert log_det is not None
         return y.reshape(x.shape), log_det.reshape(leading)
 
@@ -267,7 +284,7 @@ class _FlowTransform(Transform):
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """The logarithm of |det ∂y/∂x|, of the shape of x without its event dimensions."""
-        if self._last is None or self._last[0] is not x or self._last[1] is not y:
-            self._call(x)
-        assert self._last is not None
-        return self._last[2]
+        last = self._last  # read once: another thread may come in between
+        if last is not None and last[0] is x and last[1] is y:
+            return last[2]
+        return self._solve(x, reverse=True)[1]

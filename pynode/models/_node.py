@@ -22,6 +22,9 @@ __all__ = ["NODE", "append_zeros"]
 class NODE(nn.Module):
     """A neural ODE: z(s₀) = h_x(x), ż = f(s, z), ŷ(s) = h_y(z(s)).
 
+    On small networks one thread of torch's (`torch.set_num_threads(1)`) is often faster than several: `pynode doctor`
+    measures it.
+
     Args:
         field: f, an `nn.Module` or callable `f(t, z)`, or `f(t, z, x)` with `control`.
         input_network: h_x, from the input `(batch, …)` to the state `(batch, features, …)`; identity where
@@ -38,7 +41,7 @@ class NODE(nn.Module):
 
     Attributes:
         field: what is solved; for `order` ≥ 2 the first-order form of the given field.
-        stats: the `Stats` of the last call, `None` before it.
+        stats: the `Stats` of the last call, whichever thread made it; `None` before it.
         running_cost: `(batch,)`, the integral of l in the last call, differentiable; `None` without l.
 
     Raises:

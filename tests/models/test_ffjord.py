@@ -48,7 +48,7 @@ def test_blocks_follow_one_another():
     z, log_det = x, 0
     for block in model.blocks:
         assert isinstance(block, CNF)
-        z, more = block.eval()._map(z, None, False, True, "exact")
+        z, more, _ = block.eval()._map(z, None, False, True, "exact")
         log_det = log_det + more
     found = model.transform(x)
     torch.testing.assert_close(found[0], z)
