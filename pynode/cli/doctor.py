@@ -14,6 +14,7 @@ from pathlib import Path
 from juliapkg.state import STATE
 
 import pynode
+from pynode.cli import threads
 from pynode.engine import Availability, engines
 from pynode.engine.julia import runtime as julia_runtime
 from pynode.engine.julia.install import CUDA, EXTRAS
@@ -27,6 +28,7 @@ _VARIABLES = (
     "PYTHON_JULIACALL_EXE",
     "PYTHON_JULIACALL_PROJECT",
     "PYTHON_JULIACALL_THREADS",
+    "OMP_NUM_THREADS",
 )
 
 
@@ -55,6 +57,8 @@ def report(*, timing: bool = False) -> bool:
         _line(name, value)
     if states["julia"].ok:
         _line("starts", _start())
+    _section("Threads")
+    _line("torch", threads.advice())
     _section("Environment")
     for name in _VARIABLES:
         _line(name, os.environ.get(name, "not set"))

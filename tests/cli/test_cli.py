@@ -2,10 +2,11 @@ import json
 import re
 
 import pytest
+import torch
 
 import pynode
 from pynode import cli, plot
-from pynode.cli import demo, doctor
+from pynode.cli import demo, doctor, threads
 from pynode.cli.text import table
 from pynode.engine import Availability
 from pynode.engine.julia import runtime as julia_runtime
@@ -116,7 +117,8 @@ def test_doctor_tells_versions_and_engines(capsys):
     assert cli.main(["doctor"]) == 0
     printed = capsys.readouterr().out
     words = dict(line.split(maxsplit=1) for line in printed.splitlines() if len(line.split(maxsplit=1)) == 2)
-    assert words["torch"] == "ok"  # the last line of that name is the engine's
+    assert "\n  torch                     ok\n" in printed
+    assert words["torch"] == "1 thread"  # the last line of that name
     assert f"{pynode.__version__} (" in words["pynode"]
     assert words["torchdiffeq"][0].isdigit()
     assert "julia" in words
@@ -129,6 +131,25 @@ def test_doctor_names_the_remedy_and_fails_where_nothing_works(capsys, monkeypat
     printed = capsys.readouterr().out
     assert "not available: no Julia was found" in printed
     assert "remedy: pynode julia install" in printed
+
+
+def test_doctor_measures_threads(monkeypatch):
+    """What is told are the times of torch's present number of threads and of one, and the number stays."""
+    assert threads.advice() == "1 thread"
+    monkeypatch.setattr(threads, "_BUDGET", 0.01)
+    torch.set_num_threads(2)
+    try:
+        told = threads.advice()
+        assert torch.get_num_threads() == 2
+        many, one = map(float, re.findall(r"(\d+\.\d) ms", told))
+        assert many > 0 < one
+        for slow, fast, advised in ((0.936, 0.037, True), (0.02, 0.037, False)):
+            monkeypatch.setattr(threads, "seconds", lambda n, slow=slow, fast=fast: {2: slow, 1: fast}[n])
+            told = threads.advice()
+            assert f"2 threads: a small training step takes {slow * 1e3:.1f} ms, on one thread 37.0 ms" in told
+            assert ("OMP_NUM_THREADS=1" in told) == advised
+    finally:
+        torch.set_num_threads(1)
 
 
 @pytest.mark.slow
