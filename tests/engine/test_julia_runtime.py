@@ -5,13 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 import pynode
 from pynode.engine.julia import runtime as julia_runtime
@@ -110,41 +107,6 @@ def test_started_on_the_main_thread_alone() -> None:
     done = subprocess.run([sys.executable, "-c", IN_A_THREAD], capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "SUCCESS"
-
-
-@pytest.mark.julia
-def test_threads() -> None:
-    """Several threads solve and differentiate while Julia collects its garbage; equal to the serial results."""
-    module = julia_runtime.start()
-    field = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2)).double()
-    x = torch.linspace(-1, 1, 8, dtype=torch.float64).reshape(4, 2)
-
-    def run(k: int) -> list[Tensor]:
-        options: dict[str, Any] = {"batching": "independent"} if k == 3 else {"solver": ("tsit5", "vern7", "dopri5")[k]}
-        z = pynode.solve(lambda t, z: field(z), x + k, [0.0, 1.0], engine="julia", **options).z[-1]
-        return [z.detach(), *torch.autograd.grad((z**2).sum(), list(field.parameters()))]
-
-    expected = [run(k) for k in range(4)]
-    found: dict[int, Any] = {}
-
-    def work(k: int) -> None:
-        try:
-            for i in range(20):
-                found[k] = run(k)
-                if i % 10 == k:
-                    module.seval("GC.gc(false)")
-        except BaseException as error:
-            found[k] = error
-
-    threads = [threading.Thread(target=work, args=(k,), daemon=True) for k in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=300)
-    for k in range(4):
-        assert not isinstance(found.get(k), BaseException), found[k]
-        for a, b in zip(found[k], expected[k], strict=True):
-            assert torch.equal(a, b)
 
 
 SCRIPT = """

@@ -9,7 +9,6 @@ environment that `install` has made with juliapkg. Nothing is ever installed wit
 from __future__ import annotations
 
 import atexit
-import contextlib
 import ctypes
 import functools
 import importlib.metadata
@@ -185,8 +184,10 @@ def start() -> Any:
             "Julia has to be started on the main thread, and other threads may use it then: make one solve there "
             'first, or use engine="torch" in other threads'
         )
-    with contextlib.nullcontext() if _runs else deferred():
-        module = _started()
+    if not _runs:
+        with deferred():
+            _started()
+    module = _started()
     if torch.get_num_threads() != _threads:
         _follow_torch(module)
     return module
