@@ -1,4 +1,4 @@
-"""Ctrl-C waits for the end of what cannot be done again once it is cut in two."""
+"""Signals wait for the end of what cannot be done again, or ends the process, once an exception cuts it in two."""
 
 from __future__ import annotations
 
@@ -16,18 +16,22 @@ __all__ = ["deferred", "import_for_fields", "import_for_traces"]
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """A context at the end of which the handler of Ctrl-C is called, if there was one meanwhile."""
-    handler, came = signal.getsignal(signal.SIGINT), list[FrameType | None]()
-    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+    """A context at the end of which the handlers of the signals that came meanwhile are called: Ctrl-C's, a timer's."""
+    if threading.current_thread() is not threading.main_thread():  # where no handler runs
         yield
         return
-    signal.signal(signal.SIGINT, lambda _, frame: came.append(frame))
+    handlers = {int(n): handler for n in signal.valid_signals() if callable(handler := signal.getsignal(n))}
+    came: list[tuple[int, FrameType | None]] = []
+    for number in handlers:
+        signal.signal(number, lambda n, frame: came.append((n, frame)))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
-        if came:
-            handler(signal.SIGINT, came[0])
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        with contextlib.ExitStack() as calls:  # of all of them, though one may raise
+            for n, frame in reversed(came):
+                calls.callback(handlers[n], n, frame)
 
 
 # torch imports half of itself when a function of its own is called for the first time. Where that is cut in two, some

@@ -15,7 +15,7 @@ from pynode.field._graph import FieldGraph
 from pynode.field._interpreter import interpret
 from pynode.field._substitution import LateRead
 from pynode.field._time import first_time
-from pynode.interrupts import import_for_traces
+from pynode.interrupts import deferred, import_for_traces
 
 if TYPE_CHECKING:
     from pynode.field._capture import Captured
@@ -169,14 +169,15 @@ def _trace(
         return live(xs[0], xs[1 : 1 + n_z], xs[1 + n_z : 1 + n_z + n_args])
 
     try:
-        got = capture(
-            function,
-            [s.tensor for s in sources],
-            [False, *batched, *[False] * (len(sources) - 1 - len(batched))],
-            [s.kind != "buffer" for s in sources],
-            n_z,
-            list(leaves.values()),
-        )
+        with deferred():  # torch ends the process where an exception comes as it enters or leaves its own modes
+            got = capture(
+                function,
+                [s.tensor for s in sources],
+                [False, *batched, *[False] * (len(sources) - 1 - len(batched))],
+                [s.kind != "buffer" for s in sources],
+                n_z,
+                list(leaves.values()),
+            )
         if got.assumes_batch:
             return None
         done = Conversion(got, sources, leaves, fixed, n_z)
