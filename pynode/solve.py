@@ -30,7 +30,15 @@ from pynode.problem.independent import (
     check_unmixed,
     per_sample_times,
 )
-from pynode.problem.inputs import check_args, check_count, check_number, check_real, check_state, check_times
+from pynode.problem.inputs import (
+    check_args,
+    check_count,
+    check_lowering,
+    check_number,
+    check_real,
+    check_state,
+    check_times,
+)
 from pynode.problem.pieces import MetAtStop, Piece, on_side
 from pynode.problem.precision import autocast_dtype, in_full_precision, without_autocast
 from pynode.problem.resolution import check_recorded, check_resolution
@@ -61,6 +69,7 @@ def solve(
     event: Callable[..., Tensor] | None = None,
     batching: str = "joint",
     tstops: Tensor | Sequence[float] | None = (),
+    lowering: str = "trace",
     max_steps: int = 10_000,
     engine: str = "auto",
     dense: bool = False,
@@ -108,6 +117,11 @@ def solve(
             to a threshold such as a `Parameter`. Not found are those that depend on the state too (see `event`), on
             `float(t)` or `t.item()`, or are within a `JuliaField`; and one that is undone before the next of the 64
             or more places at which a comparison with a nonlinear function of t is looked at. `None`: no search.
+        lowering: how the julia engine has the field. `"trace"`: as native code, made of its graph. `"callback"`: Julia
+            calls it in Python at each evaluation, and torch differentiates it, whatever it does on its way (control
+            flow on values, NumPy, other libraries); that costs some microseconds each time beside the field's own work.
+            `"auto"`: as native code, or by calls where there is no graph, with a warning that says why. The torch
+            engine calls the field anyway.
         max_steps: the number of steps, accepted or not, after which the solve is given up.
         engine: `"julia"`, `"torch"`, or `"auto"`: what the variable `PYNODE_ENGINE` says, else the first
             available one of these that has the solver and the sensitivity that are asked for.
@@ -126,7 +140,7 @@ def solve(
     Raises:
         InputError: an argument is not usable; or a callable computes with times that its dtype of t does not resolve.
         FieldError: the field or the running cost returns a wrong shape, dtype or device.
-        TraceError: the engine needs a graph of the field and cannot have one.
+        TraceError: the engine needs a graph of the field and cannot have one; see `lowering`.
         EngineUnavailable: the engine is not there, or lacks what is asked for.
         SolveError: the integration did not reach the last time.
     """
@@ -143,6 +157,7 @@ def solve(
         "event": event,
         "batching": batching,
         "tstops": tstops,
+        "lowering": lowering,
         "max_steps": max_steps,
         "engine": engine,
         "dense": dense,
@@ -194,6 +209,7 @@ def _solve(
     event: Callable[..., Tensor] | None,
     batching: str,
     tstops: Tensor | Sequence[float] | None,
+    lowering: str,
     max_steps: int,
     engine: str,
     dense: bool,
@@ -217,6 +233,7 @@ def _solve(
     rtol, atol = check_number("rtol", rtol), check_number("atol", atol)
     dt = None if dt is None else check_number("dt", dt)
     max_steps = check_count("max_steps", max_steps)
+    check_lowering(lowering)
     recording = is_recording()
     if recording and named_engine(engine) == "auto":
         engine = "torch"
@@ -287,6 +304,7 @@ def _solve(
         sensitivity=how if any(wanted) else None,
         wants=wants,
         dense=dense,
+        lowering=lowering,
     )
     if stops is None and (
         vector_field.facts.switches or event is not None or not (type(tstops) is tuple and not tstops)
@@ -305,6 +323,7 @@ def _solve(
             sensitivity=sensitivity,
             running_cost=running_cost,
             tstops=(),
+            lowering=lowering,
             engine=engine,
             dense=dense,
             throw=False,

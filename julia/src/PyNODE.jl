@@ -26,6 +26,9 @@ using SpecialFunctions: digamma, erf, erfc, erfinv, logabsgamma
 
 RuntimeGeneratedFunctions.init(@__MODULE__)
 
+"The type of times, whatever that of the state."
+const Time = Float64
+
 include("graph/graph.jl")
 
 include("lower/pointwise.jl")
@@ -37,6 +40,7 @@ include("lower/convolution.jl")
 include("lower/kernel.jl")
 
 include("solve/interrupt.jl")
+include("solve/callback.jl")
 include("solve/tape.jl")
 include("solve/field.jl")
 include("solve/function.jl")
@@ -53,6 +57,7 @@ include("adjoint/continuous.jl")
 
 include("bridge/device.jl")
 include("bridge/bridge.jl")
+include("bridge/callback.jl")
 include("bridge/event.jl")
 include("bridge/independent.jl")
 include("bridge/layer.jl")

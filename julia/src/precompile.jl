@@ -109,6 +109,39 @@ function sample_interrupt()
     return guarded(ask)
 end
 
+# In the place of Python's functions.
+pretended(_...) = Cint(0)
+pretended_result(_...) = Ptr{Cvoid}(1)
+
+"A field that Python would evaluate, which stays what it was: solved and differentiated, by its graphs and without them."
+function sample_callback(dtype::String)
+    T = element_type(dtype)
+    PYTHON.ensure = @cfunction(pretended, Cint, ())
+    PYTHON.release = PYTHON.decrease = @cfunction(pretended, Cint, (Ptr{Cvoid},))
+    PYTHON.call = @cfunction(pretended_result, Ptr{Cvoid}, (Ptr{Cvoid},))
+    call, time, memory, dt = zeros(Int, 2), zeros(Time, 1), zeros(T, 5, 4), zeros(T, 1)
+    z, ts, out, dz, g, back = ones(T, 4), Time[0, 0.3, 1], zeros(T, 12), zeros(T, 4), ones(T, 12), zeros(8)
+    address(x) = Int(pointer(x))
+    GC.@preserve call time memory dt z ts out dz g back begin
+        n = Int(typemax(PythonFunction))
+        ints = [2, 100, n, ones(Int, n)..., address(call), address(time)]
+        append!(ints, (address(memory) + sizeof(T) * 4i for i in 0:4), [address(dt), 4, 1, 2])
+        kernel = GC.@preserve ints register_callback(dtype, address(ints), length(ints))
+        for (keep, bytes) in ((1, 0), (2, 2^30), (2, 0))
+            floats = Float64[1e-3, 1e-3, 0, 0, 0, 0, 0, 0]
+            ints = Int[HOST, kernel, solver_number("Tsit5"), 2, 3, keep, 0, 1, 1000, bytes, address(ts), 1, 4, address(z), address(out), 0]
+            kept = GC.@preserve ints floats forward(address(ints), length(ints), address(floats))
+            kept == 0 && continue
+            ints = Int[HOST, sensitivity_number("discrete"), -1, 0, 1, 4, address(g), address(dz), 0]
+            GC.@preserve ints pullback(kept, address(ints), length(ints), address(back))
+            release(kept)
+        end
+        forget_callback(kernel)
+    end
+    PYTHON.ensure = PYTHON.release = PYTHON.decrease = PYTHON.call = C_NULL
+    return dz
+end
+
 "Forget the sample's kernels: what is compiled stays."
 function forget_samples()
     foreach(empty!, (KERNELS, KERNEL_INDEX, FIELDS, FIELD_ORDER, KEPT, SAMPLE_FIELDS))
@@ -124,6 +157,7 @@ end
         sample_event(dtype, "Tsit5")
         sample_each(dtype, "Tsit5")
         sample_interrupt()
+        sample_callback(dtype)
     end
     forget_samples()
 end

@@ -10,6 +10,7 @@ using Test
     include("discrete.jl")
     include("bridge.jl")
     include("independent.jl")
+    include("callback.jl")
     include("layer.jl")
     "quality" in ARGS && include("quality.jl")
 end

@@ -120,6 +120,7 @@ class Problem:
         wants: which gradients are wanted, by group: `z0`, `t`, `args`, `parameters`, each a tuple of bools
             (`t` a single-element tuple).
         dense: whether an interpolant is wanted.
+        lowering: how the field comes to an engine that does not run in Python: `"trace"`, `"callback"` or `"auto"`.
     """
 
     field: Field
@@ -135,6 +136,7 @@ class Problem:
     sensitivity: Sensitivity | None
     wants: Mapping[str, tuple[bool, ...]]
     dense: bool = False
+    lowering: str = "trace"
 
     def field_time(self, t: torch.Tensor) -> torch.Tensor:
         """The time that the field is to see at a time of the problem's."""

@@ -18,6 +18,7 @@ class Memory:
     def __init__(self) -> None:
         self.facts = _Recent()
         self.traces = _Recent()
+        self.callbacks = _Recent()  # what Julia knows of the field where it calls it, see `PythonField`
         self.latest: Any = None  # the `Field` of the latest solve, see `_field`
         self.attributes: set[tuple[str, str]] = set()  # that evaluating the field reads
         self.volatile: set[Any] = set()  # parts of the fingerprint that evaluating the field changes, e.g. a counter

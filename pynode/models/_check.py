@@ -16,7 +16,7 @@ from pynode.engine.solvers import find_solver, resolve_solver
 from pynode.errors import InputError, TraceError, unknown_name
 from pynode.field._mismatch import mismatch_explained
 from pynode.field._outside import outside_of_compile
-from pynode.problem.inputs import check_number
+from pynode.problem.inputs import check_lowering, check_number
 from pynode.sensitivity import find_sensitivity
 from pynode.solve import solve
 
@@ -45,6 +45,7 @@ def check_solver_keywords(keywords: Mapping[str, Any]) -> None:
     for name in ("rtol", "atol", "dt", "max_steps"):
         if keywords.get(name) is not None:
             check_number(name, keywords[name])
+    check_lowering(keywords.get("lowering", "trace"))
     find_sensitivity(keywords.get("sensitivity", "auto"))
     engine, solver = keywords.get("engine", "auto"), keywords.get("solver", "auto")
     if engine != "auto":

@@ -16,16 +16,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pynode.errors import FieldError, InputError
+from pynode.errors import FieldError, InputError, unknown_name
 from pynode.field import Field
 from pynode.field._outside import outside_of_compile
 from pynode.field._transforms import example
 from pynode.problem.state import State
 from pynode.sensitivity import Sensitivity
 
-__all__ = ["as_times", "check_args", "check_count", "check_number", "check_real", "check_state", "check_times"]
+__all__ = [
+    "as_times",
+    "check_args",
+    "check_count",
+    "check_lowering",
+    "check_number",
+    "check_real",
+    "check_state",
+    "check_times",
+]
 
 _DTYPES = (torch.float32, torch.float64)
+_LOWERINGS = ("trace", "callback", "auto")
 _HELD = 1e-3  # A dtype holds times if it changes no difference between them by more than this part of it.
 
 
@@ -186,6 +196,16 @@ def check_real(field: Field, how: Sensitivity) -> None:
                 "numbers: keep it as pairs of them, (…, 2), and let the field make torch.view_as_complex of it, or "
                 "use sensitivity='discrete'"
             )
+
+
+def check_lowering(lowering: Any) -> None:
+    """Refuse another name than those of `solve`'s lowering.
+
+    Raises:
+        InputError: lists them.
+    """
+    if lowering not in _LOWERINGS:
+        raise unknown_name("lowering", lowering, _LOWERINGS)
 
 
 def check_number(name: str, value: Any) -> float:

@@ -37,6 +37,7 @@ struct TracedField{T,V<:AbstractVector{T}}
     dz::V
     dθ::V
     dt::V
+    time::Vector{Time}             # at which it is evaluated, unrounded
     tape::Tape{T,V}
     samples::Vector{Vector{Int}}  # entries of the state that belong to each sample
     counts::Vector{Int}  # evaluations of the value, of the products; how often `θ` was bound
@@ -58,7 +59,24 @@ function TracedField(w::Workspace{T,V}; products::Symbol = :joint) where {T,V}
     product = late(joint ? k.vjp : k.vjp_state)
     return TracedField{T,V}(
         late(k.prologue), late(k.value), product, joint ? product : late(k.vjp_theta),
-        w.u, w.θ, w.v, w.du, w.dz, w.dθ, w.dt, Tape(w), samples(w), [0, 0, 0], Watch(), Dict{Symbol,Any}(), Dict{Any,Any}(),
+        w.u, w.θ, w.v, w.du, w.dz, w.dθ, w.dt, [zero(Time)], Tape(w), samples(w), [0, 0, 0], Watch(), Dict{Symbol,Any}(),
+        Dict{Any,Any}(),
+    )
+end
+
+"""
+    TracedField(callback; products = :joint)
+
+A field that Python evaluates. Its `θ` has the place of the gradient's numbers, and zeros for values.
+"""
+function TracedField(c::Callback{T}; products::Symbol = :joint) where {T}
+    late(f) = Late{T}(() -> PythonProgram(c, f))
+    joint = products === :joint
+    product = late(joint ? product_function : state_product_function)
+    return TracedField{T,Vector{T}}(
+        Late{T}(() -> identity_of), late(value_function), product, joint ? product : late(theta_product_function),
+        c.u, zeros(T, length(c.dθ)), c.v, c.du, c.dz, c.dθ, c.dt, c.time, Tape(c), samples(c), [0, 0, 0], Watch(),
+        Dict{Symbol,Any}(), Dict{Any,Any}(),
     )
 end
 
@@ -81,6 +99,7 @@ rebind!(f::TracedField, p) = p === f.θ ? f : bind!(f, p)
 function value!(du, f::TracedField{T}, u, t) where {T}
     f.counts[1] += 1
     count!(f.watch)
+    f.time[1] = t
     f.tape.on && return record!(du, f, u, t)
     copyto!(f.u, u)
     f.value(T(t))
@@ -136,6 +155,7 @@ vjp_theta!(f::TracedField, v, u, t) = product!(f, f.theta_product, v, u, t)
 function product!(f::TracedField{T}, program, v, u, t) where {T}
     f.counts[2] += 1
     count!(f.watch)
+    f.time[1] = t
     copyto!(f.u, u)
     copyto!(f.v, v)
     program(T(t))

@@ -16,6 +16,7 @@ Jacobian(f::TracedField) = Jacobian(f, fill!(similar(f.dz), 0), f.samples, Ref(f
 
 function (j::Jacobian)(J, u, p, t)
     rebind!(j.field, p)
+    settle!(j.field.tape.workspace, j.field, u, t)
     length(j.samples) > 1 && !j.known[] && look!(j, u, t)
     j.separate[] ? blocks!(J, j, u, t) : rows!(J, j, u, t)
     return nothing
@@ -25,7 +26,7 @@ function rows!(J, j::Jacobian, u, t)
     for i in eachindex(j.v)
         fill!(j.v, 0)
         fill!(view(j.v, i:i), 1)
-        vjp!(j.field, j.v, u, t)
+        row!(j.field.tape.workspace, j.field, j.v, u, t)
         copyto!(view(J, i, :), j.field.dz)
     end
     return
@@ -36,7 +37,7 @@ function blocks!(J, j::Jacobian, u, t)
     for i in eachindex(first(j.samples))
         fill!(j.v, 0)
         foreach(entries -> j.v[entries[i]] = 1, j.samples)
-        vjp!(j.field, j.v, u, t)
+        row!(j.field.tape.workspace, j.field, j.v, u, t)
         for entries in j.samples
             J[entries[i], entries] .= view(j.field.dz, entries)
         end
@@ -47,7 +48,7 @@ end
 "Whether the samples' blocks are the whole Jacobian: by one product of either with an arbitrary vector."
 function look!(j::Jacobian{T}, u, t) where {T}
     w = T[cos(0.7 * i) for i in eachindex(j.v)]
-    vjp!(j.field, w, u, t)
+    row!(j.field.tape.workspace, j.field, w, u, t)
     whole, J = copy(j.field.dz), zeros(T, length(w), length(w))
     all(isfinite, whole) || return
     blocks!(J, j, u, t)
@@ -56,7 +57,26 @@ function look!(j::Jacobian{T}, u, t) where {T}
     return
 end
 
-"The derivative of a field in `t`, entry by entry from vector-Jacobian products."
+"What products at one point have in common is computed first, where Python computes them."
+settle!(::Workspace, f::TracedField, u, t) = nothing
+
+function settle!(c::Callback, f::TracedField, u, t)
+    f.counts[1] += 1
+    f.time[1] = t
+    copyto!(f.u, u)
+    return call!(c, open_function)
+end
+
+"The product of the cotangent `v` with the state's Jacobian at `(t, u)`, for which all is settled; left in `field.dz`."
+row!(::Workspace, f::TracedField, v, u, t) = vjp!(f, v, u, t)
+
+function row!(c::Callback, f::TracedField, v, u, t)
+    f.counts[2] += 1
+    copyto!(f.v, v)
+    return call!(c, row_function)
+end
+
+"The derivative of a field in `t`, entry by entry from vector-Jacobian products, at once where Python computes it."
 struct TimeGradient{F<:TracedField,V}
     field::F
     v::V
@@ -64,6 +84,11 @@ end
 
 function (g::TimeGradient)(dT, u, p, t)
     rebind!(g.field, p)
+    slopes!(dT, g.field.tape.workspace, g, u, t)
+    return nothing
+end
+
+function slopes!(dT, ::Workspace, g::TimeGradient, u, t)
     for i in eachindex(g.v)
         fill!(g.v, 0)
         fill!(view(g.v, i:i), 1)
@@ -71,7 +96,17 @@ function (g::TimeGradient)(dT, u, p, t)
         copyto!(view(dT, i:i), g.field.dt)
     end
     fill!(g.v, 0)
-    return nothing
+    return
+end
+
+function slopes!(dT, c::Callback, g::TimeGradient, u, t)
+    f = g.field
+    f.counts[2] += 1
+    f.time[1] = t
+    copyto!(f.u, u)
+    call!(c, slope_function)
+    copyto!(dT, f.du)
+    return
 end
 
 """
@@ -81,7 +116,9 @@ A field as an in-place `ODEFunction` that carries its vector-Jacobian products, 
 Jacobian or, where that is not wanted, its products with a vector.
 """
 function ode_function(f::TracedField, solver::AbstractString)
-    kind = !isstiff(solver) ? :explicit : !ismatrixfree(solver) ? :stiff : tangent_of(f) === nothing ? :plain : :free
+    w = f.tape.workspace
+    free = ismatrixfree(solver)
+    kind = !isstiff(solver) ? :explicit : !hasproducts(w) || (free && !hastangent(w)) ? :plain : free ? :free : :stiff
     return get!(() -> make_ode_function(f, Val(kind)), f.functions, kind)
 end
 
@@ -91,8 +128,11 @@ make_ode_function(f::TracedField, ::Val; further...) =
 make_ode_function(f::TracedField, ::Val{:stiff}) =
     make_ode_function(f, Val(:explicit); jac = Jacobian(f), tgrad = TimeGradient(f, fill!(similar(f.dz), 0)))
 
-# A field of kind `:plain` has no traced tangent: the solver takes differences.
-make_ode_function(f::TracedField, ::Val{:free}) = make_ode_function(f, Val(:explicit); jvp = TangentProduct(f))
+# Of a field of kind `:plain` the solver takes differences: it has no tangent, or autograd does not see all of it.
+make_ode_function(f::TracedField, ::Val{:free}) =
+    make_ode_function(f, Val(:explicit); jvp = tangent_product(f.tape.workspace, f))
+
+hasproducts(::Workspace) = true
 
 # ---- products of the Jacobian with a vector -----------------------------------------------------------------------
 
@@ -108,7 +148,10 @@ the field's and the direction, its other inputs are the same.
 link_tangent(kernel::Int, batch::Int, tangent::Int) =
     (TANGENTS[objectid(KERNELS[kernel]), batch] = KERNELS[tangent]; nothing)
 
-tangent_of(f::TracedField) = get(TANGENTS, (objectid(f.tape.workspace.kernel), f.tape.workspace.batch), nothing)
+tangent_of(w::Workspace) = get(TANGENTS, (objectid(w.kernel), w.batch), nothing)
+
+hastangent(w::Workspace) = tangent_of(w) !== nothing
+hastangent(::Callback) = true
 
 "The product of the state's Jacobian with a vector, as `ODEFunction(jvp = …)` has it."
 struct TangentProduct{F<:TracedField}
@@ -117,8 +160,9 @@ struct TangentProduct{F<:TracedField}
     bound::Base.RefValue{Int}  # the field's count of bindings when `tangent` was bound
 end
 
-TangentProduct(f::F) where {F<:TracedField} =
-    TangentProduct{F}(f, Base.invokelatest(make_field, tangent_of(f), f.tape.workspace.batch, :joint), Ref(-1))
+tangent_product(w::Workspace, f::F) where {F<:TracedField} =
+    TangentProduct{F}(f, Base.invokelatest(make_field, tangent_of(w), w.batch, :joint), Ref(-1))
+tangent_product(c::Callback, f::TracedField) = PythonTangent(f, c)
 
 function (p::TangentProduct)(out, v, u, θ, t)
     f, g, n = rebind!(p.field, θ), p.tangent, length(p.field.u)
@@ -132,5 +176,22 @@ function (p::TangentProduct)(out, v, u, θ, t)
     copyto!(g.u, n + 1, v, 1, n)
     g.value(eltype(g.u)(t))
     copyto!(out, 1, g.du, n + 1, n)
+    return nothing
+end
+
+"The same of a field that Python evaluates."
+struct PythonTangent{F<:TracedField,C<:Callback}
+    field::F
+    callback::C
+end
+
+function (p::PythonTangent)(out, v, u, θ, t)
+    f = rebind!(p.field, θ)
+    f.counts[1] += 1
+    f.time[1] = t
+    copyto!(f.u, u)
+    copyto!(f.v, v)
+    call!(p.callback, tangent_function)
+    copyto!(out, f.du)
     return nothing
 end

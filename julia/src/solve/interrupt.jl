@@ -3,30 +3,34 @@
 # Python calls its handlers on its main thread alone, between two steps of its own, and while Julia solves there are
 # none. So a field asks for them as it is evaluated, a few times a second.
 
-"A signal handler of Python's has raised an exception, which waits for Python."
+"A signal handler of Python's, or a field that it evaluates, has raised an exception, which waits for Python."
 struct Interrupted <: Exception end
 
-Base.showerror(io::IO, ::Interrupted) = print(io, "a signal handler of Python's has raised an exception")
+Base.showerror(io::IO, ::Interrupted) = print(io, "a signal handler of Python's, or a field, has raised an exception")
 
-"Whether the call that is under way is to end. The threads that it runs on read this, Python's main thread sets it."
+"Whether the call that is under way is to end. The threads that it runs on read this, the one that calls Python sets it."
 const INTERRUPTED = Threads.Atomic{Bool}(false)
 
 """
-Python's functions `PyGILState_Ensure`, `PyErr_CheckSignals`, `PyErr_Fetch` and `PyGILState_Release`, where an exception
-goes (three addresses), and the number that Julia gives to Python's main thread; 0 where there is no Python.
+Python's functions `PyGILState_Ensure`, `PyErr_CheckSignals`, `PyErr_Fetch`, `PyGILState_Release`, `PyObject_CallNoArgs`,
+`Py_DecRef` and `PyErr_Clear`, where an exception goes (three addresses), and the number that Julia gives to Python's main
+thread; 0 where there is no Python.
 """
 mutable struct Python
     ensure::Ptr{Cvoid}
     check::Ptr{Cvoid}
     fetch::Ptr{Cvoid}
     release::Ptr{Cvoid}
+    call::Ptr{Cvoid}
+    decrease::Ptr{Cvoid}
+    clear::Ptr{Cvoid}
     exception::Ptr{Ptr{Cvoid}}
     thread::Int
     asked::UInt64  # when its handlers could run last
     busy::Bool     # whether they run
 end
 
-const PYTHON = Python(C_NULL, C_NULL, C_NULL, C_NULL, C_NULL, 0, 0, false)
+const PYTHON = Python(ntuple(_ -> C_NULL, 8)..., 0, 0, false)
 
 """
     listen(functions, exception)
@@ -35,7 +39,8 @@ Called on Python's main thread: from now on the fields that are evaluated there 
 `exception` are as in `Python`.
 """
 function listen(functions, exception::Int)
-    PYTHON.ensure, PYTHON.check, PYTHON.fetch, PYTHON.release = (Ptr{Cvoid}(Int(f)) for f in functions)
+    PYTHON.ensure, PYTHON.check, PYTHON.fetch, PYTHON.release, PYTHON.call, PYTHON.decrease, PYTHON.clear =
+        (Ptr{Cvoid}(Int(f)) for f in functions)
     PYTHON.exception = Ptr{Ptr{Cvoid}}(exception)
     PYTHON.thread = Threads.threadid()
     return

@@ -1,8 +1,5 @@
 # What a solve records of the field's evaluations, for the discrete adjoint.
 
-"The type of times, whatever that of the state."
-const Time = Float64
-
 """
 One evaluation of a field: `k = f(t, u)`. A heavy stage holds the residuals too, from which `product` goes on where the
 other stages compute the value again.
@@ -15,6 +12,7 @@ mutable struct Stage{T,V<:AbstractVector{T}}
     const record::FunctionWrapper{Nothing,Tuple{T}}
     const product::FunctionWrapper{Nothing,Tuple{T}}
     const bytes::Int
+    const graph::Int  # Python's number of the residuals, where Python has them
 end
 
 """
@@ -27,7 +25,7 @@ mutable struct Tape{T,V<:AbstractVector{T}}
     const taken::Vector{Stage{T,V}}
     const light::Vector{Stage{T,V}}  # to be used again
     const heavy::Vector{Stage{T,V}}
-    const workspace::Workspace{T,V}
+    const workspace::Union{Workspace{T,V},Callback{T}}
     const bytes::Int                 # of a heavy stage; 0 where there are no residuals
 end
 
@@ -38,10 +36,13 @@ function Tape(w::Workspace{T,V}) where {T,V}
     return Tape{T,V}(false, 0, Stage{T,V}[], Stage{T,V}[], Stage{T,V}[], w, bytes)
 end
 
+Tape(c::Callback{T}) where {T} =
+    Tape{T,Vector{T}}(false, 0, Stage{T,Vector{T}}[], Stage{T,Vector{T}}[], Stage{T,Vector{T}}[], c, c.bytes)
+
 function take!(tape::Tape)
     heavy = 0 < tape.bytes <= tape.left
     spare = heavy ? tape.heavy : tape.light
-    stage = isempty(spare) ? make_stage(tape, heavy) : reuse!(spare)
+    stage = isempty(spare) ? make_stage(tape, tape.workspace, heavy) : reuse!(spare)
     tape.left -= stage.bytes
     push!(tape.taken, stage)
     return stage
@@ -53,13 +54,20 @@ function reuse!(spare)
     return stage
 end
 
-function make_stage(tape::Tape{T,V}, heavy::Bool) where {T,V}
-    w = tape.workspace
+function make_stage(tape::Tape{T,V}, w::Workspace, heavy::Bool) where {T,V}
     u, k = similar(w.u), similar(w.u)
     residuals = heavy ? new_residuals(w) : fill(nothing, length(w.kernel.residuals))
     record = heavy ? bind(w, w.kernel.record; u, du = k, residuals) : identity_of
     product = heavy ? bind(w, w.kernel.replay; u, residuals) : identity_of
-    return Stage{T,V}(zero(Time), u, k, heavy, record, product, heavy ? tape.bytes : 2sizeof(u))
+    return Stage{T,V}(zero(Time), u, k, heavy, record, product, heavy ? tape.bytes : 2sizeof(u), 0)
+end
+
+function make_stage(tape::Tape{T,V}, c::Callback, heavy::Bool) where {T,V}
+    u, k = similar(c.u), similar(c.u)
+    n = heavy ? (c.graphs[] += 1) : 0
+    record = heavy ? GraphProgram(c, record_function, n, u, k) : identity_of
+    product = heavy ? GraphProgram(c, replay_function, n, u, k) : identity_of
+    return Stage{T,V}(zero(Time), u, k, heavy, record, product, heavy ? tape.bytes : 2sizeof(u), n)
 end
 
 identity_of(_) = nothing
@@ -67,6 +75,7 @@ identity_of(_) = nothing
 "Give a stage back."
 function recycle!(tape::Tape, stage::Stage)
     tape.left += stage.bytes
+    stage.graph == 0 || drop!(tape.workspace, stage.graph)
     SPARE[] + stage.bytes > MAX_SPARE && return
     Threads.atomic_add!(SPARE, stage.bytes)
     push!(stage.heavy ? tape.heavy : tape.light, stage)

@@ -10,10 +10,10 @@ from torch import Tensor
 from pynode.engine.continuous import Unchanged, direction_problem
 from pynode.engine.julia import runtime as julia_runtime
 from pynode.engine.julia.call import addresses, integers
+from pynode.engine.julia.lowering import lower
 from pynode.engine.julia.pullback import Pullback, address_of
 from pynode.engine.julia.session import Kept
 from pynode.engine.protocol import Gradients, Problem, Stats
-from pynode.field._trace import trace_field
 
 __all__ = ["DiscreteDerivatives"]
 
@@ -34,26 +34,25 @@ class DiscreteDerivatives:
     def _follow(self, directions: Gradients, keep: bool) -> tuple[Kept, tuple[Tensor, ...], Problem]:
         """The derivative in a direction: the solve that Julia keeps, its states, and the problem of which it is one."""
         self.unchanged.check()
-        problem, device, session = self.problem, self.kept.device, self.kept.session
+        problem, device, session = self.problem, self.kept.lowered.device, self.kept.session
         moves = directions.t is not None
         moved = direction_problem(problem, directions, time=moves)
-        trace = trace_field(moved.field, moved.z0, moved.t, moved.args)
+        lowered = lower(session, moved, device)
         julia = session.start()
         n, state = len(problem.z0), problem.z0[0]
-        kernel = session.kernel(trace, state.dtype)
         z0 = [z.contiguous() for z in moved.z0]
         out = [torch.empty((len(problem.t), *z.shape)).to(z) for z in problem.z0]
         results: list[Tensor | None] = [None] * n + list(out) + [None] * (len(z0) - 2 * n)
-        others = device.contiguous(*moved.args, *trace.bound(moved.field))
         t = None if directions.t is None else directions.t.to("cpu", torch.float64).contiguous()
-        values = [device.number, kernel, state.shape[0], int(keep), address_of(t), len(z0)]
+        values = [device.number, lowered.kernel, state.shape[0], int(keep), address_of(t), len(z0)]
         for z, o in zip(z0, results, strict=True):
             values += (z.numel(), z.data_ptr(), address_of(o))
-        data, address, length = integers(values + addresses(others))
-        with device:
+        data, address, length = integers(values + addresses(lowered.values))
+        with lowered:
             number = julia.tangent(self.kept.number, address, length)
         del data
-        return Kept(session, number, device), tuple(out), moved
+        lowered.keep()
+        return Kept(session, number, lowered), tuple(out), lowered.problem
 
     def tangent(self, directions: Gradients) -> tuple[Tensor, ...]:
         """As `Derivatives.tangent`."""

@@ -14,11 +14,11 @@ from pynode.engine.continuous import Unchanged
 from pynode.engine.each import EachDerivatives, is_per_sample, sample_of, solve_each, summary
 from pynode.engine.julia.call import RETCODES, Floats, integers
 from pynode.engine.julia.device import Device
+from pynode.engine.julia.lowering import traced
 from pynode.engine.julia.reached import take_reached
 from pynode.engine.julia.runtime import alone
 from pynode.engine.julia.session import Kept, Session
 from pynode.engine.protocol import Gradients, Integration, PerSample, Problem, Retcode
-from pynode.field._trace import trace_field
 
 __all__ = ["solve_samples"]
 
@@ -28,8 +28,8 @@ def solve_samples(
 ) -> Integration:
     """Solve every sample with steps of its own.
 
-    The discrete adjoint and solves without a gradient are one call; continuous adjoints and interpolants are solved
-    one sample after the other.
+    The discrete adjoint and solves without a gradient are one call; continuous adjoints, interpolants and fields that
+    Python evaluates are solved one sample after the other.
 
     Args:
         session: the Julia that runs.
@@ -43,9 +43,10 @@ def solve_samples(
         return solve_each(solve, problem)
     started = time.perf_counter()
     problem.field.check_finite(problem.z0, problem.args)
+    lowered = traced(session, sample_of(problem, 0), device)
+    if lowered is None:
+        return solve_each(solve, problem)
     batch, times = problem.t.shape
-    one = sample_of(problem, 0)
-    trace = trace_field(problem.field, one.z0, one.t, one.args)
     julia = session.start()
     z0 = [z.contiguous() for z in problem.z0]
     t = problem.t.contiguous()
@@ -54,11 +55,10 @@ def solve_samples(
     out = [z.new_empty((times, *z.shape)) for z in z0]
     has_rows = [is_per_sample(a, batch) for a in problem.args]
     args = [a.contiguous() for a in problem.args]
-    bound = trace.bound(problem.field)
-    rest = [x.detach().contiguous() for x in bound]
+    rest = [x.detach().contiguous() for x in lowered.read]
     solver = problem.solver
     assert solver.julia is not None
-    values = [session.kernel(trace, z0[0].dtype), session.number("solver", solver.julia), batch, times]
+    values = [lowered.kernel, session.number("solver", solver.julia), batch, times]
     values += [1 if how is None else 2, int(solver.adaptive), problem.max_steps, memory // batch]
     values += [t.data_ptr(), counts.data_ptr(), results.data_ptr(), len(z0)]
     for z, o in zip(z0, out, strict=True):
@@ -81,13 +81,13 @@ def solve_samples(
         integration.z_end = _take_ends(t, counts.tolist(), out, codes, t_end)
         integration.t_end = t_end[first].item()
     if kept:
-        handle = Kept(session, kept, device)
+        handle = Kept(session, kept, lowered)
 
         def pullback(cotangents: Sequence[Tensor | None]) -> Gradients:
             return _pull_back(session, handle.number, problem, has_rows, stats, cotangents)
 
         integration.pullback = pullback
-        unchanged = Unchanged(problem, bound)
+        unchanged = Unchanged(problem, lowered.read)
 
         @functools.cache
         def parts() -> list[Integration]:

@@ -14,10 +14,10 @@ from pynode.engine.julia.call import RETCODES, Floats, addresses, integers
 from pynode.engine.julia.derivatives import DiscreteDerivatives
 from pynode.engine.julia.each import solve_samples
 from pynode.engine.julia.event import find_event
+from pynode.engine.julia.lowering import lower
 from pynode.engine.julia.pullback import Pullback
 from pynode.engine.julia.reached import take_reached
 from pynode.engine.julia.session import Kept, Session
-from pynode.engine.julia.tangent import link_tangent
 from pynode.engine.protocol import (
     Availability,
     Crossing,
@@ -29,7 +29,6 @@ from pynode.engine.protocol import (
 )
 from pynode.engine.solvers import SolverInfo
 from pynode.errors import PyNODEError
-from pynode.field._trace import trace_field
 from pynode.sensitivity import Forward
 
 __all__ = ["JuliaEngine"]
@@ -42,7 +41,7 @@ _MEMORY = 2**30  # what `Discrete` keeps at most unless told otherwise
 
 
 class JuliaEngine:
-    """Solves and differentiates in Julia; no step of a solve calls back into Python."""
+    """Solves and differentiates in Julia; no step of a solve calls back into Python, unless that is asked for."""
 
     name = "julia"
 
@@ -74,32 +73,27 @@ class JuliaEngine:
         if isinstance(problem.sensitivity, Forward):
             return solve_forward(self.solve, problem, True, "gauss")
         started = time.perf_counter()
-        trace = trace_field(problem.field, problem.z0, problem.t, problem.args)
         session = self.session
+        lowered = lower(session, problem, device)
         julia = session.start()
-        kernel = session.kernel(trace, state.dtype)
-        if problem.solver.matrix_free:
-            link_tangent(session, problem, trace, kernel)
         sensitivity = problem.sensitivity
         keep = "dense" if problem.dense else "ends"
         if sensitivity is not None and not (problem.dense and sensitivity.name == "backsolve"):
             keep = _NEEDS.get(sensitivity.name, "dense")
         z0 = [z.contiguous() for z in problem.z0]
         t = problem.t.cpu().contiguous()
-        read = trace.bound(problem.field)
-        others = device.contiguous(*problem.args, *read)
         n = t.shape[0]
         out = [z.new_empty((n, *z.shape)) for z in z0]
         batch = state.shape[0] if state.dim() else 1
         split = sensitivity is not None and sensitivity.name != "discrete"
         assert problem.solver.julia is not None
-        values = [device.number, kernel, session.number("solver", problem.solver.julia), batch, n, _KEEP[keep]]
+        values = [device.number, lowered.kernel, session.number("solver", problem.solver.julia), batch, n, _KEEP[keep]]
         values += [int(split), int(problem.solver.adaptive), problem.max_steps, _memory(problem), t.data_ptr(), len(z0)]
         for z, o in zip(z0, out, strict=True):
             values += (z.numel(), z.data_ptr(), o.data_ptr())
-        data, address, length = integers(values + addresses(others))
+        data, address, length = integers(values + addresses(lowered.values))
         floats = Floats(problem.rtol, problem.atol, problem.dt or 0.0)
-        with device:
+        with lowered:
             kept = julia.forward(address, length, floats.address)
         del data
         nfe, accepted, rejected, outcome, reached = floats.values[:5]
@@ -111,13 +105,15 @@ class JuliaEngine:
         if integration.retcode is not Retcode.SUCCESS:
             integration.t_end, integration.z_end = take_reached(problem.t, out, reached)
         if kept:
-            held = Kept(session, kept, device)
+            held = Kept(session, kept, lowered)
+            lowered.keep()
+            problem = lowered.problem
             if sensitivity is not None:
                 integration.pullback = Pullback(held, problem, stats)
                 integration.derivatives = (
-                    DiscreteDerivatives(held, problem, read)
+                    DiscreteDerivatives(held, problem, lowered.read)
                     if sensitivity.name == "discrete"
-                    else ContinuousDerivatives(self.solve, problem, read)
+                    else ContinuousDerivatives(self.solve, problem, lowered.read)
                 )
             if problem.dense:
                 integration.interpolant = _Interpolant(held, problem)
@@ -151,11 +147,11 @@ class _Interpolant:
         julia = self.kept.session.start()
         times = times.cpu().contiguous()
         out = [z.new_empty((len(times), *z.shape)) for z in self.problem.z0]
-        values = [self.kept.device.number, len(times), times.data_ptr(), len(out)]
+        values = [self.kept.lowered.device.number, len(times), times.data_ptr(), len(out)]
         for z, o in zip(self.problem.z0, out, strict=True):
             values += (z.numel(), o.data_ptr())
         data, address, length = integers(values)
-        with self.kept.device:
+        with self.kept.lowered:
             julia.interpolate(self.kept.number, address, length)
         del data
         return tuple(out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,12 +10,12 @@ from torch import Tensor
 
 from pynode.engine.julia.call import Floats, addresses, integers
 from pynode.engine.julia.device import Device
+from pynode.engine.julia.lowering import lower
 from pynode.engine.julia.session import Session
 from pynode.engine.protocol import Crossing, EventSearch, Problem
 from pynode.errors import FieldError, TraceError
 from pynode.field import Field
 from pynode.field._derived import derived_field
-from pynode.field._trace import trace_field
 
 __all__ = ["find_event"]
 
@@ -30,28 +31,26 @@ def find_event(session: Session, problem: Problem, search: EventSearch, device: 
     z0 = [z.contiguous() for z in problem.z0]
     t, batch = problem.t.cpu().contiguous(), state.shape[0]
     watched = (*z0[: search.n_states], state.new_zeros(batch, n))
+    plain = replace(problem, sensitivity=None)
     try:
         event = Field(derived_field(_rates, search.owner, search.form), watched, problem.t, problem.args, True)
-        of_event = trace_field(event, watched, problem.t, problem.args)
+        of_event = lower(session, replace(plain, field=event, z0=watched, parameters=event.parameters), device)
     except (FieldError, TraceError) as error:
         raise type(error)(f"event: {error}") from error
-    trace = trace_field(problem.field, problem.z0, problem.t, problem.args)
+    lowered = lower(session, plain, device)
     julia = session.start()
-    others = device.contiguous(*problem.args, *trace.bound(problem.field))
-    others_of_event = device.contiguous(*problem.args, *of_event.bound(event))
     signs = torch.tensor(search.signs, dtype=torch.float64)
     how, solver = problem.sensitivity, problem.solver
     split = how is not None and how.name != "discrete"  # the solve that follows runs in the same workspace
     assert solver.julia is not None
-    kernels = session.kernel(trace, state.dtype), session.kernel(of_event, state.dtype)
-    values = [device.number, *kernels, n, signs.data_ptr()]
+    values = [device.number, lowered.kernel, of_event.kernel, n, signs.data_ptr()]
     values += [session.number("solver", solver.julia), batch, len(t), 0, int(split)]
     values += [int(solver.adaptive), problem.max_steps, 0, t.data_ptr(), len(z0)]
     for z in z0:
         values += (z.numel(), z.data_ptr(), 0)
-    data, address, length = integers(values + addresses(others) + addresses(others_of_event))
+    data, address, length = integers(values + addresses(lowered.values) + addresses(of_event.values))
     floats = Floats(problem.rtol, problem.atol, problem.dt or 0.0)
-    with device:
+    with lowered, of_event:
         julia.find_event(address, length, floats.address)
     del data
     nfe, found, index = floats.values[:3]

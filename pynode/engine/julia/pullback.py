@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pynode.engine.julia import runtime as julia_runtime
 from pynode.engine.julia.call import Floats, integers
+from pynode.engine.julia.evaluator import numbers
 from pynode.engine.julia.session import Kept
 from pynode.engine.protocol import Gradients, Problem, Stats
 
@@ -33,34 +34,48 @@ class Pullback:
         problem, session = self.problem, self.kept.session
         julia = session.start()
         given = [None if g is None else g.contiguous() for g in cotangents]
-        z0 = [_room(x, wanted) for x, wanted in zip(problem.z0, problem.wants["z0"], strict=True)]
-        args = [_room(x, wanted) for x, wanted in zip(problem.args, problem.wants["args"], strict=True)]
-        parameters = [_room(x, w) for x, w in zip(problem.parameters, problem.wants["parameters"], strict=True)]
-        t = _room(problem.t.cpu(), problem.wants["t"][0])
+        dtype = problem.z0[0].dtype
+        z0 = [_room(x, wanted, dtype) for x, wanted in zip(problem.z0, problem.wants["z0"], strict=True)]
+        args = [_room(x, wanted, dtype) for x, wanted in zip(problem.args, problem.wants["args"], strict=True)]
+        parameters = [_room(x, w, dtype) for x, w in zip(problem.parameters, problem.wants["parameters"], strict=True)]
+        t = _room(problem.t.cpu(), problem.wants["t"][0], problem.t.dtype)
         sensitivity = problem.sensitivity
         assert sensitivity is not None
         options = sensitivity.options
         checkpointing = options.get("checkpointing", -1)
-        values = [self.kept.device.number, session.number("sensitivity", sensitivity.name)]
+        values = [self.kept.lowered.device.number, session.number("sensitivity", sensitivity.name)]
         values += [int(checkpointing), address_of(t), len(z0)]  # type: ignore[call-overload]
         for x, g, room in zip(problem.z0, given, z0, strict=True):
             values += (x.numel(), address_of(g), address_of(room))
         values.append(len(args) + len(parameters))
         for x, room in zip((*problem.args, *problem.parameters), (*args, *parameters), strict=True):
-            values += (x.numel(), address_of(room))
+            values += (numbers(x), address_of(room))
         data, address, length = integers(values)
         floats = Floats(float(options.get("rtol", 0.0)), float(options.get("atol", 0.0)))  # type: ignore[arg-type]
-        with self.kept.device:
+        with self.kept.lowered:
             julia.pullback(self.kept.number, address, length, floats.address)
         del data
         self.stats.nfe_backward = int(floats.values[0])
-        return Gradients(z0, None if t is None else t.to(problem.t.device), args, parameters)
+        return Gradients(
+            z0,
+            None if t is None else t.to(problem.t.device),
+            [_taken(x, room) for x, room in zip(problem.args, args, strict=True)],
+            [_taken(x, room) for x, room in zip(problem.parameters, parameters, strict=True)],
+        )
 
 
-def _room(x: Tensor, wanted: bool) -> Tensor | None:
+def _room(x: Tensor, wanted: bool, dtype: torch.dtype) -> Tensor | None:
+    """Memory for a cotangent in Julia's numbers, which are real and all of one type."""
     if not wanted:
         return None
-    return torch.empty_like(x) if x.is_contiguous() else torch.empty_like(x, memory_format=torch.contiguous_format)
+    return torch.empty((*x.shape, 2) if x.is_complex() else x.shape, dtype=dtype, device=x.device)
+
+
+def _taken(x: Tensor, room: Tensor | None) -> Tensor | None:
+    """The cotangent in the type of its tensor."""
+    if room is None:
+        return None
+    return (torch.view_as_complex(room) if x.is_complex() else room).to(x.dtype)
 
 
 def address_of(x: Tensor | None) -> int:

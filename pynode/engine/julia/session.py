@@ -3,16 +3,48 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from pynode.engine.julia import runtime
 from pynode.engine.julia.call import Entries
 from pynode.engine.julia.device import Device
+from pynode.engine.protocol import Problem
 from pynode.field._trace import Trace
 
-__all__ = ["Kept", "Session"]
+__all__ = ["Kept", "Lowered", "Session"]
+
+
+class Lowered(Protocol):
+    """A problem's field as Julia has it; the context in which Julia may be called to solve it.
+
+    Attributes:
+        problem: the problem, on the field that is evaluated.
+        device: where its tensors lie.
+        kernel: Julia's number of the field.
+        values: the tensors whose values Julia takes, besides the state's: conditioning tensors, then the others.
+        read: the tensors that the field reads.
+    """
+
+    problem: Problem
+    device: Device
+    kernel: int
+    values: Sequence[Tensor]
+    read: Sequence[Tensor]
+
+    @property
+    def called(self) -> object:
+        """What Julia may call until it has released the last solve of the field."""
+
+    def keep(self) -> None:
+        """What follows are calls after the solve."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
 
 
 class Session:
@@ -29,7 +61,8 @@ class Session:
         self._entries: Entries | None = None
         self._kernels: dict[tuple[str, torch.dtype], int] = {}
         self._numbers: dict[str, int] = {}
-        self._released: list[int] = []
+        self._released: list[tuple[int, object]] = []
+        self._forgotten: list[int] = []
 
     def start(self) -> Entries:
         """The entry points of Julia, which is started where it does not run yet.
@@ -40,9 +73,13 @@ class Session:
         module = runtime.start()
         if self._entries is None:
             self.module, self._entries = module, Entries(module)
+        # Entries go only when they are done, as an interrupt may come in between; others may have been added.
         while self._released:
-            self._entries.release(self._released[0])
-            del self._released[0]  # only now, as an interrupt may come in between; others may have been added
+            self._entries.release(self._released[0][0])
+            del self._released[0]
+        while self._forgotten:
+            self.module.forget_callback(self._forgotten[0])
+            del self._forgotten[0]
         return self._entries
 
     def kernel(self, trace: Trace, dtype: torch.dtype) -> int:
@@ -53,27 +90,42 @@ class Session:
             self._kernels[key] = self.module.register(trace.graph.key, str(dtype).removeprefix("torch."), text)
         return self._kernels[key]
 
+    def register_callback(self, dtype: torch.dtype, address: int, length: int) -> int:
+        """The number of a field that Python evaluates, like that of a kernel; see `julia/src/bridge/callback.jl`."""
+        self.start()
+        return int(self.module.register_callback(str(dtype).removeprefix("torch."), address, length))
+
+    def forget(self, number: int) -> None:
+        """Let Julia forget a field that Python evaluates, at the next call: this may run anywhere."""
+        self._forgotten.append(number)
+
     def number(self, kind: str, name: str) -> int:
         """Julia's number of a solver or a sensitivity."""
         if name not in self._numbers:
             self._numbers[name] = getattr(self.module, f"{kind}_number")(name)
         return self._numbers[name]
 
-    def release(self, number: int) -> None:
-        """Let Julia forget a solve, at the next call: this may run anywhere."""
-        self._released.append(number)
+    def release(self, number: int, called: object) -> None:
+        """Let Julia forget a solve, at the next call, until when it may call this; this may run anywhere."""
+        self._released.append((number, called))
 
 
 class Kept:
-    """A solve that Julia keeps, under a number that is not 0, for as long as this object lives."""
+    """A solve that Julia keeps, under a number that is not 0, for as long as this object lives.
+
+    Args:
+        session: the Julia that runs.
+        number: the number.
+        lowered: the field, the context in which Julia may be called for the solve.
+    """
 
     number = 0  # where an interrupt comes before the next line is through
 
-    def __init__(self, session: Session, number: int, device: Device) -> None:
-        self.session, self.number, self.device = session, number, device
+    def __init__(self, session: Session, number: int, lowered: Lowered) -> None:
+        self.session, self.number, self.lowered = session, number, lowered
         if number:
             runtime.UNCLAIMED[0] = 0
 
     def __del__(self) -> None:
         if self.number:
-            self.session.release(self.number)
+            self.session.release(self.number, self.lowered.called)

@@ -161,7 +161,8 @@ EXCEPTION = (ctypes.c_void_p * 3)()
 
 def functions() -> tuple[int, ...]:
     """The addresses of Python's functions that Julia calls: see `Python` in `julia/src/solve/interrupt.jl`."""
-    names = ("PyGILState_Ensure", "PyErr_CheckSignals", "PyErr_Fetch", "PyGILState_Release")
+    names = ["PyGILState_Ensure", "PyErr_CheckSignals", "PyErr_Fetch", "PyGILState_Release"]
+    names += ["PyObject_CallNoArgs", "Py_DecRef", "PyErr_Clear"]
     return tuple(ctypes.cast(ctypes.pythonapi[name], ctypes.c_void_p).value or 0 for name in names)
 
 

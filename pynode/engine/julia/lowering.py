@@ -1,0 +1,87 @@
+"""How a problem's field comes to Julia: as a kernel made of its graph, or as calls of Python."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from pynode.engine.julia.callback import PythonField
+from pynode.engine.julia.device import Device
+from pynode.engine.julia.session import Lowered, Session
+from pynode.engine.julia.tangent import link_tangent
+from pynode.engine.protocol import Problem
+from pynode.errors import PyNODEWarning, TraceError
+from pynode.field._trace import trace_field
+
+__all__ = ["Traced", "lower", "traced"]
+
+
+class Traced:
+    """A field that Julia has as a kernel; see `Lowered`.
+
+    Args:
+        session: the Julia that runs.
+        problem: the problem.
+        device: where its tensors lie.
+
+    Raises:
+        TraceError: the field cannot be turned into a graph.
+    """
+
+    def __init__(self, session: Session, problem: Problem, device: Device) -> None:
+        self.problem, self.device = problem, device
+        self.called: object = None
+        trace = trace_field(problem.field, problem.z0, problem.t, problem.args)
+        session.start()
+        self.kernel = session.kernel(trace, problem.z0[0].dtype)
+        if problem.solver.matrix_free:
+            link_tangent(session, problem, trace, self.kernel)
+        self.read: Sequence[Tensor] = trace.bound(problem.field)
+        self.values: Sequence[Tensor] = device.contiguous(*problem.args, *self.read)
+
+    def keep(self) -> None:
+        """Julia has copied all that it reads."""
+
+    def __enter__(self) -> None:
+        self.device.__enter__()
+
+    def __exit__(self, *_: object) -> None:
+        self.device.__exit__()
+
+
+def traced(session: Session, problem: Problem, device: Device) -> Traced | None:
+    """The field as a kernel; `None` where Julia is to call Python.
+
+    Raises:
+        TraceError: the field cannot be turned into a graph, and nothing else is to be done.
+    """
+    if problem.lowering == "callback":
+        return None
+    try:
+        return Traced(session, problem, device)
+    except TraceError as error:
+        if problem.lowering == "auto":
+            _tell(str(error))
+            return None
+        raise TraceError(
+            f"{error}. Or pass lowering='callback', and Julia calls the field at each evaluation, or lowering='auto'"
+        ) from error
+
+
+def lower(session: Session, problem: Problem, device: Device) -> Lowered:
+    """The field of a problem, as its `lowering` says."""
+    found: Lowered | None = traced(session, problem, device)
+    return PythonField(session, problem, device) if found is None else found
+
+
+@functools.lru_cache(maxsize=256)
+def _tell(why: str) -> None:
+    """Say that Julia calls Python, once for each reason."""
+    warnings.warn(
+        f"lowering='auto': Julia calls the field at each evaluation, since it cannot be traced: {why}",
+        PyNODEWarning,
+        stacklevel=2,
+    )
