@@ -9,7 +9,7 @@ module PyNODE
 using ChainRulesCore: ChainRulesCore, NoTangent, unthunk
 using FunctionWrappers: FunctionWrapper
 using JSON: JSON
-using LinearAlgebra: BLAS, dot, mul!, transpose
+using LinearAlgebra: BLAS, Symmetric, dot, eigen!, mul!, transpose
 using LuxCore: LuxCore
 using NNlib: batched_mul!, batched_transpose, sigmoid, tanh_fast
 using OrdinaryDiffEqCore: IController
@@ -35,6 +35,8 @@ include("lower/pointwise.jl")
 include("lower/lower.jl")
 include("lower/assign.jl")
 include("lower/operations.jl")
+include("lower/indexing.jl")
+include("lower/matrices.jl")
 include("lower/columns.jl")
 include("lower/convolution.jl")
 include("lower/kernel.jl")

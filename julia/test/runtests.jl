@@ -7,6 +7,7 @@ using Test
 @testset "PyNODE" begin
     include("sample.jl")
     include("lower.jl")
+    include("matrices.jl")
     include("discrete.jl")
     include("bridge.jl")
     include("independent.jl")

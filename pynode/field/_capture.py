@@ -28,6 +28,7 @@ from pynode.errors import FieldError, TraceError
 from pynode.field._complex import OnPairs, has_complex
 from pynode.field._lines import calling_line, is_users, place
 from pynode.field._random import draws_random_numbers, randomness_refused
+from pynode.field._symbolic import without_numbers
 
 __all__ = ["BATCH_HINT", "Captured", "capture", "data_dependent", "user_line"]
 
@@ -108,7 +109,7 @@ def _weight_norm_backward(grad: Tensor, v: Tensor, g: Tensor, norms: Tensor, dim
 
 
 # torch has no rule for these that works with a symbolic batch size.
-_OWN = {
+_OWN: dict[Any, Callable[..., Any]] = {
     _aten.hardshrink_backward.default: _hardshrink_backward,
     _aten.softshrink_backward.default: _hardshrink_backward,
     _aten._cdist_forward.default: _cdist,
@@ -121,6 +122,20 @@ _OWN = {
 
 
 @functools.cache
+def _zeros_of_features(x: Tensor, other: Tensor, self_num_batch_dims: int = 0) -> Tensor:
+    """Zeros of the shape of one tensor, behind the first dimensions of another; torch makes them on no device."""
+    return other.new_zeros((*x.shape[:self_num_batch_dims], *other.shape))
+
+
+def _zeros(size: Sequence[int], **options: Any) -> Tensor:
+    """Zeros that have memory: torch's rules for those that have none make tensors of another device of them."""
+    return torch.zeros(tuple(size), **{k: v for k, v in options.items() if k in ("dtype", "device")})
+
+
+_OWN[_aten._new_zeros_with_same_feature_meta.default] = _zeros_of_features
+_OWN[_aten._efficientzerotensor.default] = _zeros
+
+
 def _decompositions() -> dict[Any, Callable[..., Any]]:
     table = {**core_aten_decompositions(), **get_decompositions(_FURTHER), **_OWN}
     return {op: f for op, f in table.items() if getattr(op, "overloadpacket", op) not in _KEPT}
@@ -185,14 +200,18 @@ def capture(
 
     def joint(xs: Sequence[Tensor], cotangents: Sequence[Tensor]) -> list[Tensor | None]:
         with torch.enable_grad():
-            xs = [x.detach().requires_grad_(w) if w else x.detach() for x, w in zip(xs, wanted, strict=True)]
+            xs = [x.detach().requires_grad_(w and x.is_floating_point()) for x, w in zip(xs, wanted, strict=True)]
             with _Lines():
                 outputs = function(xs)
             pairs = [(o, v) for o, v in zip(outputs, cotangents, strict=True) if o.requires_grad]
             wrt = [*(x for x, w in zip(xs, wanted, strict=True) if w), *captured]
-            products: Sequence[Tensor | None] = [None] * len(wrt)
-            if pairs and wrt:
-                products = torch.autograd.grad([o for o, _ in pairs], wrt, [v for _, v in pairs], allow_unused=True)
+            products: list[Tensor | None] = [None] * len(wrt)
+            places = [i for i, x in enumerate(wrt) if x.requires_grad]  # integers have no derivative
+            if pairs and places:
+                outputs, vs = zip(*pairs, strict=True)
+                found = torch.autograd.grad(outputs, [wrt[i] for i in places], vs, allow_unused=True)
+                for i, g in zip(places, found, strict=True):
+                    products[i] = g
         return [*(o.detach() for o in outputs), *products]
 
     # What fails while recording is reported once, as a TraceError.
@@ -269,11 +288,11 @@ _VIEWS |= {_aten.unsqueeze.default, _aten.expand.default, _aten.detach.default, 
 
 
 class _Lines(TorchFunctionMode):
-    """Notes with each operation the line of the user's code that called it."""
+    """Notes with each operation the line of the user's code that called it; see also `without_numbers`."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         fx.traceback.set_stack_trace([calling_line(__file__)])
-        return func(*args, **(kwargs or {}))
+        return without_numbers(func)(*args, **(kwargs or {}))
 
 
 def user_line(node: fx.Node) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from pynode.errors import TraceError
+from pynode.field import _fourier
 from pynode.field._convert import target_name
 
 __all__ = ["OnPairs", "has_complex"]
@@ -264,6 +265,18 @@ def _constant(value: float) -> Callable[..., _Pair]:
     return rule
 
 
+def _both(f: Callable[..., Tensor]) -> Callable[..., _Pair]:
+    """The rule of what puts one tensor into another, part by part."""
+
+    def rule(x: Any, y: Any, *args: Any, **keywords: Any) -> _Pair:
+        x, y = _pair(x), _pair(y)
+        if x.im is None and y.im is None:
+            return _Pair(f(x.some, y.some, *args, **keywords), None)
+        return _Pair(*(f(a, b, *args, **keywords) for a, b in zip(x.full(), y.full(), strict=True)))
+
+    return rule
+
+
 # ---- functions ----------------------------------------------------------------------------------------------------
 
 
@@ -376,6 +389,13 @@ _RULES: dict[str, Callable[..., Any]] = {
     "sinh": _of(lambda a, b: (a.sinh() * b.cos(), a.cosh() * b.sin())),
     "cosh": _of(lambda a, b: (a.cosh() * b.cos(), a.sinh() * b.sin())),
     "tanh": _of(_tanh),
+    "_fft_r2c": lambda x, *how: _Pair(*_fourier.of_real(x, *how)),
+    "_fft_c2c": lambda x, *how: _Pair(*_fourier.of_complex(_pair(x).full(), *how)),
+    "_fft_c2r": lambda x, *how: _fourier.to_real(_pair(x).full(), *how),
+    "slice_scatter": _both(torch.slice_scatter),
+    "select_scatter": _both(torch.select_scatter),
+    "zeros": lambda size, dtype: _Pair(torch.zeros(size, dtype=dtype.to_real()), None),
+    "new_zeros": lambda x, size, dtype=None: _Pair(_pair(x).some.new_zeros(size), None),
     "_to_copy": _to_copy,
     "scalar_tensor": _filled(torch.scalar_tensor),
     "full": _filled(torch.full),

@@ -15,6 +15,7 @@ from pynode.errors import TraceError
 from pynode.field._builder import Builder
 from pynode.field._capture import BATCH_HINT, Captured, data_dependent, user_line
 from pynode.field._convert import HANDLERS, Call, Ref, Unsupported, target_name
+from pynode.field._convert._hints import hint
 from pynode.field._distribute import distribute
 from pynode.field._graph import Dim, FieldGraph, Input, Node, Number
 
@@ -120,6 +121,10 @@ class Conversion:
                 self.concrete.update((node, tensors[key]) for node in found)
         for i, node in enumerate(placeholders[len(sources) :]):
             self._input("cotangent", str(i), self._shape(node.meta["val"].shape), [node])
+        for source, node in given:  # inputs are numbers
+            if source.tensor.dtype == torch.bool:
+                number = self.values[node]
+                self.values[node] = self.b.pointwise("ne", [number, Number(0)], self.b.shape(number), "bool")
 
     def _input(self, kind: str, name: str, shape: tuple[Dim, ...], nodes: Sequence[fx.Node]) -> None:
         """One input of the graph, for all nodes that stand for it."""
@@ -131,6 +136,12 @@ class Conversion:
         value: Any = self.got.graph
         for part in str(node.target).split("."):
             value = getattr(value, part)
+        return value
+
+    def _tensor(self, node: fx.Node) -> Tensor:
+        """The tensor of a node, or one like it."""
+        value = self._attribute(node) if node.op == "get_attr" else node.meta["val"]
+        assert isinstance(value, Tensor)
         return value
 
     # ---- sizes ------------------------------------------------------------------------------------
@@ -167,18 +178,21 @@ class Conversion:
             return
         name = target_name(node.target)
         several: Sequence[Any] = value if isinstance(value, tuple | list) else [value]
-        first = next(x for x in several if x is not None)
+        first = next((x for x in several if x is not None), None)
+        if first is None:
+            return  # a check of values: what it would find leads to NaN
         try:
+            if name == "_to_copy" and first.dtype in _INTS and tensors[0].meta["val"].is_floating_point():
+                name = "trunc"
             handler = HANDLERS.get(name)
             if handler is None:
                 raise Unsupported(f"the operation {node.target}, which pynode has no counterpart for")
-            if name == "_to_copy" and first.dtype in _INTS and tensors[0].meta["val"].is_floating_point():
-                raise Unsupported("a conversion to whole numbers, whose derivative is zero")
             args = [self._argument(a) for a in node.args]
             kwargs = {k: self._argument(a) for k, a in node.kwargs.items() if k not in _IGNORED}
-            self.values[node] = handler(
-                Call(self.b, name, args, kwargs, self._shape(first.shape), self._kind(first.dtype))
-            )
+            if name in _BY_TRANSPOSED:
+                kwargs["transposed"] = self._tensor(tensors[0]).is_contiguous()
+            kind = self._kind(first.dtype, exact=name in _EXACT)
+            self.values[node] = handler(Call(self.b, name, args, kwargs, self._shape(first.shape), kind))
         except _DataDependent:
             raise TraceError(data_dependent(user_line(node))) from None
         except Unsupported as error:
@@ -188,7 +202,8 @@ class Conversion:
                     "It depends on parameters alone: make it a parametrization (torch.nn.utils.parametrize), which "
                     "pynode computes once for each solve"
                 )
-            raise TraceError(f'the field uses {error}{user_line(node)}. {remedy}, or use engine="torch"') from None
+            text = f'the field uses {error}{user_line(node)}. {hint(name)}{remedy}, or use engine="torch"'
+            raise TraceError(text) from None
 
     def _varies(self, node: fx.Node) -> bool:
         """Whether a node depends on the time, the state, conditioning tensors or cotangents."""
@@ -263,13 +278,15 @@ class Conversion:
         if node in self.values:
             return int(self.values[node])
         tensor = self.concrete[node]
-        kind = "int" if tensor.dtype in _INTS else self._kind(tensor.dtype)
+        kind = "int" if tensor.dtype in _INTS else self._kind(tensor.dtype, exact=tensor.dim() == 0)
         self.values[node] = self.b.const(tensor.detach().reshape(-1).tolist(), tuple(tensor.shape), kind)
         return int(self.values[node])
 
-    def _kind(self, dtype: torch.dtype) -> str:
+    def _kind(self, dtype: torch.dtype, exact: bool = False) -> str:
         if dtype == torch.bool:
             return "bool"
+        if exact and dtype == torch.float32 and self.float_dtype == torch.float64:
+            return "float"
         # Integers that are computed (counts, positions) are exact as numbers of the state's type.
         if dtype not in _INTS and dtype != self.float_dtype:
             raise Unsupported(
@@ -283,6 +300,10 @@ _ARITHMETIC = {"Add": "add", "Mul": "mul", "Pow": "pow", "IntTrueDiv": "div", "F
 _ARITHMETIC |= {"PowByNatural": "pow", "ToFloat": "", "OpaqueUnaryFn_sqrt": "sqrt"}
 _TENSORS = (Tensor, list, tuple)
 _INTS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+# Of a matrix that lies in memory row by row, torch takes the factors of the transposed one.
+_BY_TRANSPOSED = ("_linalg_det", "_linalg_slogdet")
+# What is picked, rather than computed, is the same in a wider type.
+_EXACT = {"scalar_tensor", "where", "full", "view", "unsqueeze", "squeeze", "permute", "expand", "clone", "select"}
 _IGNORED = ("dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking")
 
 

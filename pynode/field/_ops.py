@@ -44,6 +44,42 @@ def _index_add(x: Tensor, *, shape: Any, dim: int, index: Any) -> Tensor:
     return x.new_zeros(shape).index_add(dim, torch.tensor(index, device=x.device), x)
 
 
+def _places(index: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """A computed index as integers within bounds, and where it was."""
+    inside = (index >= 0) & (index < size)
+    return torch.where(inside, index, 0).long(), inside
+
+
+def _gather(x: Tensor, index: Tensor, *, dim: int, **_: Any) -> Tensor:
+    at, inside = _places(index, x.shape[dim])
+    return torch.where(inside, x.gather(dim, at), torch.nan)
+
+
+def _scatter_add(x: Tensor, index: Tensor, *, shape: Any, dim: int) -> Tensor:
+    at, inside = _places(index, shape[dim])
+    return x.new_zeros(shape).scatter_add(dim, at, torch.where(inside, x, torch.nan))
+
+
+def _scatter(x: Tensor, index: Tensor, *, shape: Any, dim: int) -> Tensor:
+    at, inside = _places(index, shape[dim])
+    return x.new_zeros(shape).scatter(dim, at, torch.where(inside, x, torch.nan))
+
+
+def _lu(x: Tensor, **_: Any) -> Tensor:
+    lu, pivots, _info = torch.linalg.lu_factor_ex(x)
+    return torch.cat([lu, pivots.to(x.dtype).unsqueeze(-2)], -2)
+
+
+def _cholesky(x: Tensor, **_: Any) -> Tensor:
+    factor, info = torch.linalg.cholesky_ex(x)
+    return torch.where((info == 0)[..., None, None], factor, torch.nan)
+
+
+def _eigh(x: Tensor, **_: Any) -> Tensor:
+    values, vectors = torch.linalg.eigh(x)
+    return torch.cat([values.unsqueeze(-2), vectors], -2)
+
+
 def _conv(x: Tensor, w: Tensor, *, stride: Any, padding: Any, dilation: Any, groups: int, **_: Any) -> Tensor:
     return torch.convolution(x, w, None, stride, padding, dilation, False, (0,) * len(stride), groups)
 
@@ -79,6 +115,21 @@ OPS: dict[str, Callable[..., Tensor]] = {
     "cat": lambda *xs, dim, **_: torch.cat(xs, dim),
     "index_select": lambda x, *, dim, index, **_: x.index_select(dim, torch.tensor(index, device=x.device)),
     "index_add": _index_add,
+    "gather": _gather,
+    "scatter_add": _scatter_add,
+    "scatter": _scatter,
+    "argsort": lambda x, *, dim, descending, **_: torch.sort(x, dim=dim, descending=descending, stable=True)[1].to(
+        x.dtype
+    ),
+    "searchsorted": lambda knots, x, *, right, **_: torch.searchsorted(knots, x.contiguous(), right=right).to(x.dtype),
+    "lu": _lu,
+    "lu_solve": lambda lu, pivots, b, *, adjoint, **_: torch.linalg.lu_solve(lu, pivots.int(), b, adjoint=adjoint),
+    "solve_triangular": lambda a, b, *, upper, unit, **_: torch.linalg.solve_triangular(
+        a, b, upper=upper, unitriangular=unit
+    ),
+    "cholesky": _cholesky,
+    "matrix_exp": lambda x, **_: torch.linalg.matrix_exp(x),
+    "eigh": _eigh,
     "conv": _conv,
     "conv_input": lambda grad, w, *, shape, **window: _conv_grad(0, grad, grad.new_empty(shape), w, **window),
     "conv_weight": lambda x, grad, *, shape, **window: _conv_grad(1, grad, x, x.new_empty(shape), **window),

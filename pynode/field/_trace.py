@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pynode.errors import FieldError, TraceError
+from pynode.errors import FieldError, InputError, TraceError
 from pynode.field._field import Field
 from pynode.field._graph import FieldGraph
 from pynode.field._interpreter import interpret
@@ -20,7 +20,7 @@ from pynode.interrupts import deferred, import_for_traces
 if TYPE_CHECKING:
     from pynode.field._capture import Captured
 
-__all__ = ["Trace", "trace", "trace_field"]
+__all__ = ["Trace", "as_numbers", "trace", "trace_field"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,23 @@ class Trace:
     def bound(self, field: Field) -> list[Tensor]:
         """The tensors of the inputs after `t`, the state and `args`: parameters, buffers, constants."""
         named = field.named_tensors() if self.buffers else {}
-        return [*field.parameters, *(named[n] for n in self.buffers), *self.constants]
+        return [*field.parameters, *(_dense(named[n]) for n in self.buffers), *map(_dense, self.constants)]
+
+
+def _dense(x: Tensor) -> Tensor:
+    """A tensor with all its entries: a graph's matrices are dense."""
+    if x.layout == torch.strided:
+        return x
+    if x.numel() > _MOST_ENTRIES:
+        raise TraceError(
+            f"the field reads a sparse tensor of shape {tuple(x.shape)}, too large for a graph, where it is dense: add "
+            "along its edges, torch.zeros_like(y).index_add(0, rows, values[:, None] * x[columns]), or use "
+            'engine="torch"'
+        )
+    return x.to_dense()
+
+
+_MOST_ENTRIES = 2**26
 
 
 def trace(field: Any, z0: Tensor | Sequence[Tensor], args: Sequence[Tensor] = ()) -> FieldGraph:
@@ -86,15 +102,15 @@ def trace_field(field: Field, z0: Sequence[Tensor], t: Tensor, args: Sequence[Te
             'reference is subtracted, or use engine="torch"'
         )
     for i, x in enumerate(args):
-        if x.dtype != dtype:
+        if x.dtype != dtype and (x.is_floating_point() or x.is_complex()):
             raise TraceError(
                 f"args[{i}] is of dtype {x.dtype} beside a state of dtype {dtype}, and a graph holds numbers of one "
-                'type: convert it (for labels, pass the rows of an embedding or one-hot rows), or use engine="torch"'
+                'type: convert it, or use engine="torch"'
             )
     batch = _batch_size(z0)
     follows = tuple([x.dim() > 0 and x.shape[0] == batch for x in (*z0, *args)])
     statics = tuple([x.shape[:1] for x, f in zip((*z0, *args), follows, strict=True) if not f])
-    key = (field.key, follows, statics)
+    key = (field.key, follows, statics, tuple([x.dtype for x in args]))
     known = field.memory.traces
     found = known.get(key)
     if found is not None and found.holds(batch):
@@ -105,6 +121,23 @@ def trace_field(field: Field, z0: Sequence[Tensor], t: Tensor, args: Sequence[Te
         return known[key, batch]
     with torch.inference_mode(False):  # whose tensors autograd could not differentiate by
         return _first_trace(field, z0, first_time(t).to(dtype), args, key, follows)
+
+
+def as_numbers(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor as a graph reads it: integers and truth values are numbers of the state's type.
+
+    Raises:
+        InputError: they are greater than that type can count.
+    """
+    if x.is_floating_point():
+        return x
+    most = 2**24 if dtype == torch.float32 else 2**53
+    if x.dtype != torch.bool and x.numel() and max(int(x.max()), -int(x.min())) > most:
+        raise InputError(
+            f"args has integers beyond {most}, which numbers of the state's type, {dtype}, cannot count: pass smaller "
+            "ones, or convert them to the state's type where they need not be exact"
+        )
+    return x.to(dtype)
 
 
 def _first_trace(
@@ -259,7 +292,8 @@ def _compared(found: Trace, field: Field, place: Sequence[Tensor], n_z: int) -> 
             products = torch.autograd.grad(outputs, wrt, vs, allow_unused=True)
     with torch.no_grad():
         try:
-            got, vjp = interpret(found.graph, [*inputs, *found.bound(field), *cotangents], vjp=True)
+            numbers = [as_numbers(x, z[0].dtype) for x in inputs]
+            got, vjp = interpret(found.graph, [*numbers, *found.bound(field), *cotangents], vjp=True)
         except RuntimeError:  # a size that holds for another batch size only
             return None
     wanted = [v for v, x in zip(vjp, (*inputs, *field.parameters), strict=True) if x.requires_grad]

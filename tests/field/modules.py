@@ -24,6 +24,7 @@ class Case:
     state: Shape | tuple[Shape, ...]
     args: Sequence[Shape] = ()
     tolerance: float = 1e-12
+    allocates: bool = False  # in Julia, by a factorisation of its library
     batches: tuple[int, ...] = (3, 1, 5)
     needs: tuple[int, int] = (2, 6)  # the torch that can record it for any batch size
     domain: Callable[[Tensor], Tensor] = field(default=lambda x: x)  # maps normal numbers to admissible states

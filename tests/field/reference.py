@@ -10,7 +10,7 @@ from modules import Case
 from torch import Tensor
 
 from pynode.field import Field, interpret
-from pynode.field._trace import Trace, trace_field
+from pynode.field._trace import Trace, as_numbers, trace_field
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,21 @@ def sample(case: Case, batch: int) -> Sample:
     t, z, args = case.draw(batch)
     field = Field(case.field, z, t, args, case.is_tuple)
     found = trace_field(field, z, t, args)
-    t, *rest = (x.requires_grad_() for x in (t, *z, *args))
+    t, *rest = (x.requires_grad_(x.is_floating_point()) for x in (t, *z, *args))
     z, args = tuple(rest[: len(z)]), tuple(rest[len(z) :])
     value = field(t, z, args)
     cotangents = [torch.randn_like(x) for x in value]
-    wrt = [t, *z, *args, *field.parameters]
+    wrt = [x for x in (t, *z, *args, *field.parameters) if x.requires_grad]
     total = sum((x * v).sum() for x, v in zip(value, cotangents, strict=True))
-    products = torch.autograd.grad(total + 0 * t, wrt, allow_unused=True, materialize_grads=True)
-    inputs = [x.detach() for x in (t, *z, *args, *found.bound(field))]
-    return Sample(found, inputs, cotangents, [x.detach() for x in value], products)
+    products = iter(torch.autograd.grad(total + 0 * t, wrt, allow_unused=True, materialize_grads=True))
+    # Integers have no derivative, which a graph says by none at all, and a kernel by zeros.
+    every = [next(products) if x.requires_grad else zeros(x, t) for x in (t, *z, *args, *field.parameters)]
+    inputs = [as_numbers(x.detach(), t.dtype) for x in (t, *z, *args, *found.bound(field))]
+    return Sample(found, inputs, cotangents, [x.detach() for x in value], every)
+
+
+def zeros(x: Tensor, like: Tensor) -> Tensor:
+    return torch.zeros(x.shape, dtype=like.dtype)
 
 
 def error(got: Sequence[Tensor | None], expected: Sequence[Tensor]) -> float:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from modules import ACTIVATIONS, CASES, CONVOLUTIONS
+from kinds import CASES
+from modules import ACTIVATIONS, CONVOLUTIONS
 from reference import error, sample
 from torch import Tensor
 
@@ -94,16 +95,22 @@ def test_kernel(name: str, evaluate: Callable[..., Any]) -> None:
         expected = [torch.from_numpy(flat(x)) for x in (s.value, *products)]
         for way in (result[4:8], result[8:12]):
             assert error([torch.from_numpy(np.array(x)) for x in way], expected) <= max(case.tolerance, 1e-12)
-        assert tuple(result[:4]) == (0, 0, 0, 0)
+        assert case.allocates or tuple(result[:4]) == (0, 0, 0, 0)
 
 
-@pytest.mark.parametrize("name", ["conv_with_time", "max pooling, overlapping", "attention", "ffjord"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("conv_with_time", "max pooling, overlapping", "attention", "ffjord"),
+        *("labels", "sparse_matrices", "fourier_neural_operator", "lagrangian", "mixture_of_experts"),
+    ],
+)
 def test_solve(name: str) -> None:
     """A solve and its gradient on both engines, by the same steps."""
     case = CASES[name]()
     _, z0, args = case.draw(2)
-    inputs = [x.requires_grad_() for x in (*z0, *args)]
-    wrt = [*inputs, *(p for p in case.field.parameters() if p.requires_grad)]
+    inputs = [x.requires_grad_(x.is_floating_point()) for x in (*z0, *args)]
+    wrt = [*(x for x in inputs if x.requires_grad), *(p for p in case.field.parameters() if p.requires_grad)]
 
     def run(engine: str) -> list[Tensor]:
         state = tuple(inputs[: len(z0)]) if case.is_tuple else inputs[0]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import pynode
-from pynode import TraceError
+from pynode import InputError, TraceError
 from pynode.field import trace
 
 Z = torch.tensor([[0.3, -0.2], [1.0, 0.7], [-0.5, 0.1]], dtype=torch.float64)
@@ -185,7 +185,7 @@ def test_unsupported_operation() -> None:
 def test_operation_on_parameters_alone() -> None:
     """Where a parametrization would help, the message says so."""
     w = torch.zeros(2, 2, dtype=torch.float64, requires_grad=True)
-    text = refusal(lambda t, z: z @ torch.linalg.matrix_exp(w))
+    text = refusal(lambda t, z: z * torch.linalg.svdvals(w))
     assert "torch.nn.utils.parametrize" in text
 
 
@@ -195,20 +195,45 @@ def test_mixed_types() -> None:
     assert "numbers of type torch.float32 beside a state of type torch.float64" in text
 
 
-def test_whole_numbers() -> None:
-    assert "a conversion to whole numbers" in refusal(lambda t, z: z.long().to(z) * z)
+def test_conditioning_tensor_of_another_type() -> None:
+    with pytest.raises(TraceError, match=r"args\[0\] is of dtype torch.float32 beside a state of dtype torch.float64"):
+        trace(lambda t, z, k: z, Z, args=(torch.zeros(3),))
 
 
-def test_labels() -> None:
-    with pytest.raises(TraceError, match=r"args\[0\] is of dtype torch.int64 beside a state of dtype torch.float64"):
-        trace(lambda t, z, k: z, Z, args=(torch.zeros(3, dtype=torch.int64),))
+def test_integers_that_a_state_cannot_count() -> None:
+    args = (torch.tensor([0, 2**24 + 1, 3]),)
+    with pytest.raises(InputError, match=r"beyond 16777216, which numbers of .* torch\.float32, cannot"):
+        trace(lambda t, z, k: z * k[:, None], Z.float(), args=args)
 
 
-def test_computed_index() -> None:
-    def f(t: Tensor, z: Tensor) -> Tensor:
-        return z.gather(1, z.argsort(1))  # sort
+@pytest.mark.parametrize(
+    ("f", "line"),
+    [
+        (lambda a: torch.linalg.qr(a)[0].abs(), "(A @ torch.linalg.inv(L).mT).abs()"),
+        (lambda a: torch.linalg.svdvals(a), "torch.linalg.eigvalsh(A.mT @ A).flip(-1).sqrt()"),
+        (lambda a: torch.linalg.pinv(a), "torch.linalg.solve(A.mT @ A, A.mT)"),
+        (
+            lambda a: torch.cummax(a, -1).values,
+            "torch.stack([x[..., : k + 1].amax(-1) for k in range(x.shape[-1])], -1)",
+        ),
+    ],
+    ids=["qr", "svd", "pinv", "cummax"],
+)
+def test_what_replaces_an_operation(f: Callable[[Tensor], Tensor], line: str) -> None:
+    """The message has a line that does the same, for matrices of full column rank."""
+    assert line.removeprefix("(").removesuffix(").abs()") in refusal(lambda t, z: z * f(z).sum())
+    names = {"torch": torch, "A": Z, "x": Z, "L": torch.linalg.cholesky(Z.mT @ Z)}
+    torch.testing.assert_close(eval(line, names), f(Z))
 
-    assert REMEDY in refusal(f, "sort")
+
+def test_computed_mask_as_index() -> None:
+    """What it picks has a size that depends on values."""
+    assert "a mask that is computed" in refusal(lambda t, z: z * z[z > 0].sum())
+
+
+def test_order_along_the_batch() -> None:
+    graph = trace(lambda t, z: torch.sort(z, 0).values, Z)  # possible for one batch size at a time
+    assert graph.batch == 3
 
 
 def test_index_along_the_batch() -> None:
@@ -235,11 +260,11 @@ def test_refused_by_the_julia_engine() -> None:
 
 def test_complex_numbers_without_a_counterpart() -> None:
     def f(t: Tensor, z: Tensor) -> Tensor:
-        c = torch.fft.fft(torch.view_as_complex(z.contiguous()[None]))  # transform
+        c = torch.cumprod(torch.view_as_complex(z.contiguous()[None]), 0)  # transform
         return torch.view_as_real(c)[0]
 
     text = refusal(f, "transform")
-    assert "aten._fft_c2c.default of complex numbers" in text
+    assert "aten.cumprod.default of complex numbers" in text
     assert "real and imaginary parts" in text
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from modules import CASES, Case, Of, linear
+from kinds import CASES
+from modules import Case, Of, linear
 from reference import check, error, sample
 from torch import Tensor, nn
 

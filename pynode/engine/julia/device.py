@@ -12,6 +12,7 @@ from torch import Tensor
 from pynode.engine.julia import runtime as julia_runtime
 from pynode.engine.protocol import Problem
 from pynode.errors import EngineUnavailable, FieldError
+from pynode.field._trace import as_numbers
 
 __all__ = ["Device", "device_of"]
 
@@ -27,11 +28,11 @@ class Device:
     def __init__(self, number: int, stream: Any = None) -> None:
         self.number, self.stream = number, stream
 
-    def contiguous(self, *tensors: Tensor) -> list[Tensor]:
-        """Tensors as Julia reads them: their numbers in order, on the device."""
+    def contiguous(self, dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
+        """Tensors as Julia reads them: their numbers in order, of the state's type, on the device."""
         if self.stream is not None:  # numbers may be the processor's even if all else is the GPU's
             tensors = tuple(x.to(self.stream.device) for x in tensors)
-        return [x.contiguous() for x in tensors]
+        return [as_numbers(x, dtype).contiguous() for x in tensors]
 
     def __enter__(self) -> None:
         if self.stream is not None:  # what Julia is to read is written by then

@@ -19,6 +19,7 @@ from pynode.engine.julia.reached import take_reached
 from pynode.engine.julia.runtime import alone
 from pynode.engine.julia.session import Kept, Session
 from pynode.engine.protocol import Gradients, Integration, PerSample, Problem, Retcode
+from pynode.field._trace import as_numbers
 
 __all__ = ["solve_samples"]
 
@@ -54,7 +55,7 @@ def solve_samples(
     results = torch.zeros(batch, 5, dtype=torch.float64)
     out = [z.new_empty((times, *z.shape)) for z in z0]
     has_rows = [is_per_sample(a, batch) for a in problem.args]
-    args = [a.contiguous() for a in problem.args]
+    args = [as_numbers(a, z0[0].dtype).contiguous() for a in problem.args]
     rest = [x.detach().contiguous() for x in lowered.read]
     solver = problem.solver
     assert solver.julia is not None

@@ -40,7 +40,7 @@ class Traced:
         if problem.solver.matrix_free:
             link_tangent(session, problem, trace, self.kernel)
         self.read: Sequence[Tensor] = trace.bound(problem.field)
-        self.values: Sequence[Tensor] = device.contiguous(*problem.args, *self.read)
+        self.values: Sequence[Tensor] = device.contiguous(problem.z0[0].dtype, *problem.args, *self.read)
 
     def keep(self) -> None:
         """Julia has copied all that it reads."""

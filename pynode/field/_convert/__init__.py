@@ -5,6 +5,8 @@ from pynode.field._convert import (  # noqa: F401 (they fill the table)
     _index,
     _julia,
     _linear,
+    _matrix,
+    _order,
     _pointwise,
     _reduce,
     _shape,

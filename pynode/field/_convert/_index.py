@@ -1,27 +1,37 @@
-"""Indexing, by constants or by where an extremum is."""
+"""Indexing, by constants and by what the field computes.
+
+A computed index is a tensor of numbers; one that points outside gives NaN, which no solver goes on with.
+"""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from pynode.field._convert._call import Call, Unsupported, handles
+from pynode.field._convert._shape import product
 from pynode.field._graph import Dim, Number
 
-_COMPUTED = "an index that is computed: use indices that do not depend on the state"
+_COMPUTED = "a mask that is computed: use torch.where, whose result has a known size"
 _OF_BATCH = "indexing along the batch dimension: fields act on the features of each sample"
 
 
 def _constant_index(c: Call, i: int) -> tuple[list[int], tuple[Dim, ...]]:
     """The values and the shape of an index that is known."""
     node = c.b.nodes[i]
-    if node.op == "const" and node.dtype == "bool" and len(node.shape) == 1:  # a mask
+    if node.dtype == "bool":
+        if node.op != "const" or len(node.shape) != 1:
+            raise Unsupported(_COMPUTED)
         places = [k for k, hit in enumerate(node.attr("data")) if hit]
         return places, (len(places),)
-    if node.op != "const" or node.dtype != "int":
-        raise Unsupported(_COMPUTED)
     return list(node.attr("data")), node.shape
+
+
+def _is_known(c: Call, i: int) -> bool:
+    """Whether an index is a constant; a mask counts as one."""
+    return c.b.nodes[i].op == "const" or c.b.dtype(i) == "bool"
 
 
 def _sizes(shape: Sequence[Dim]) -> list[int]:
@@ -46,59 +56,155 @@ def _row(c: Call, index: int, d: int) -> tuple[int, ...] | None:
     return tuple(node.attr("data")) if all(n == 1 for n in others) and shape[d] == c.b.shape(index)[d] else None
 
 
-def _one_hot(c: Call, i: int, d: int, index: int) -> int:
-    """Whether each entry along `d` is the one that the index, as an extremum gives it, points to."""
-    if c.b.shape(index)[d] != 1 or c.b.dtype(index) != "float":
-        raise Unsupported(_COMPUTED)
-    return c.b.pointwise("eq", [c.b.positions(c.b.shape(i), d), index], c.b.shape(i), "bool")
+def _picked(c: Call, i: int, d: int, index: int) -> int:
+    """The entries along dimension `d` that an index of the same rank points to."""
+    index = c.b.cast(index)
+    for k, n in enumerate(c.b.shape(index)):
+        if k != d and n != c.b.shape(i)[k]:  # an index may be shorter
+            i = c.b.slice(i, k, 0, n, 1, [*c.b.shape(i)[:k], n, *c.b.shape(i)[k + 1 :]])
+    return c.b.add("gather", [i, index], c.b.shape(index), dim=d)
+
+
+def _padded(c: Call, i: int, d: int, shape: Sequence[Dim]) -> int:
+    """A tensor, filled up with zeros to a shape in all but dimension `d`."""
+    for k, n in enumerate(c.b.shape(i)):
+        if k != d and n != shape[k]:
+            i = c.b.embed(i, k, 0, n, 1, [*c.b.shape(i)[:k], shape[k], *c.b.shape(i)[k + 1 :]])
+    return i
+
+
+def _added(c: Call, source: int, d: int, index: int, shape: Sequence[Dim]) -> int:
+    """Zeros of a shape to which the source is added where an index of its shape points to along `d`."""
+    index = c.b.cast(index)
+    for k, n in enumerate(c.b.shape(index)):
+        if k != d and n != c.b.shape(source)[k]:
+            source = c.b.slice(source, k, 0, n, 1, [*c.b.shape(source)[:k], n, *c.b.shape(source)[k + 1 :]])
+    inner = [n if k != d else shape[d] for k, n in enumerate(c.b.shape(index))]
+    if c.b.shape(source)[d] != c.b.shape(index)[d]:
+        n = c.b.shape(index)[d]
+        source = c.b.slice(source, d, 0, n, 1, c.b.shape(index))
+    return _padded(c, c.b.add("scatter_add", [source, index], inner, dim=d), d, shape)
 
 
 @handles("gather")
 def _gather(c: Call) -> int:
     i, d, index = c.b.cast(c.args[0]), c.dim(1, "dim", c.args[0]), c.args[2]
     shape = c.b.shape(i)
+    if not shape:
+        return i
     row = _row(c, index, d)
     if row is not None and all(c.shape[k] == shape[k] for k in range(len(shape)) if k != d):
         return c.b.add("index_select", [i], c.shape, dim=d, index=row)
-    picked = c.b.pointwise("where", [_one_hot(c, i, d, index), i, Number(0.0)], shape)
-    return c.b.reduce("sum", picked, [d], True, c.shape)
+    _sizes(shape[d : d + 1])
+    return _picked(c, i, d, index)
 
 
-@handles("scatter", "scatter_add")
-def _scatter(c: Call) -> int:
-    base, d, index = c.b.cast(c.args[0]), c.dim(1, "dim", c.args[0]), c.args[2]
-    source = c.operand(c.args[3])
+@handles("scatter_add")
+def _scatter_add(c: Call) -> int:
+    base, d, index, source = c.b.cast(c.args[0]), c.dim(1, "dim", c.args[0]), c.args[2], c.b.cast(c.args[3])
     row = _row(c, index, d)
-    if row is not None and c.op == "scatter_add" and isinstance(source, int):
+    if row is not None and c.b.shape(index) == c.b.shape(source) and _padded(c, source, d, c.shape) == source:
         return c.b.pointwise("add", [base, c.b.add("index_add", [source], c.shape, dim=d, index=row)], c.shape)
-    hit = _one_hot(c, base, d, index)
-    if c.op == "scatter":
+    _sizes(c.shape[d : d + 1])
+    return c.b.pointwise("add", [base, _added(c, source, d, index, c.shape)], c.shape)
+
+
+@handles("scatter_reduce")
+def _scatter_reduce(c: Call) -> int:
+    if c.args[4] != "sum" or not c.arg(5, "include_self", True):
+        raise Unsupported(f"scatter_reduce with {c.args[4]!r}: use scatter_add")
+    return _scatter_add(c)
+
+
+@handles("scatter")
+def _scatter(c: Call) -> int:
+    """The last of the entries that point to one place stays there, as in torch on a processor."""
+    base, d, index = c.b.cast(c.args[0]), c.dim(1, "dim", c.args[0]), c.b.cast(c.args[2])
+    if c.kwargs.get("reduce") is not None:
+        raise Unsupported("scatter with a reduction: use scatter_add")
+    _sizes(c.shape[d : d + 1])
+    shape = c.b.shape(index)
+    hit = c.b.pointwise("ne", [_added(c, c.b.full(1.0, shape), d, index, c.shape), Number(0)], c.shape, "bool")
+    source = c.operand(c.args[3])
+    if not isinstance(source, int) or not c.b.shape(source):
         return c.b.pointwise("where", [hit, source, base], c.shape)
-    added = c.b.pointwise("where", [hit, source, Number(0.0)], c.shape)
-    return c.b.pointwise("add", [base, added], c.shape)
+    source = c.b.cast(source)
+    for k, n in enumerate(shape):
+        if n != c.b.shape(source)[k]:
+            source = c.b.slice(source, k, 0, n, 1, [*c.b.shape(source)[:k], n, *c.b.shape(source)[k + 1 :]])
+    inner = [n if k != d else c.shape[d] for k, n in enumerate(shape)]
+    placed = _padded(c, c.b.add("scatter", [source, index], inner, dim=d), d, c.shape)
+    return c.b.pointwise("where", [hit, placed, base], c.shape)
 
 
 @handles("index_select")
 def _index_select(c: Call) -> int:
     i, d = c.args[0], c.dim(1, "dim", c.args[0])
     (size,) = _sizes(c.b.shape(i)[d : d + 1])
+    if not _is_known(c, c.args[2]):
+        return _rows(c, c.b.cast(i), d, c.args[2], c.shape)
     index = tuple(k % size for k in _constant_index(c, c.args[2])[0])
     return c.b.add("index_select", [i], c.shape, c.b.dtype(i), dim=d, index=index)
+
+
+def _rows(c: Call, i: int, d: int, index: int, shape: Sequence[Dim]) -> int:
+    """The slices along `d` at the places of a one-dimensional index; `shape` is the result's."""
+    return _picked(c, i, d, _spread(c, index, d, shape))
+
+
+def _spread(c: Call, index: int, d: int, shape: Sequence[Dim]) -> int:
+    """A one-dimensional index, the same for all entries of a shape but along `d`."""
+    column = c.b.reshape(c.b.cast(index), [n if k == d else 1 for k, n in enumerate(shape)])
+    return c.b.expand(column, shape)
+
+
+@handles("embedding")
+def _embedding(c: Call) -> int:
+    table, index = c.b.cast(c.args[0]), c.args[1]
+    (count, width) = _sizes(c.b.shape(table))
+    flat = [product(c.b.shape(index)), width]
+    if _is_known(c, index):
+        at = tuple(k % count for k in _constant_index(c, index)[0])
+        return c.b.reshape(c.b.add("index_select", [table], flat, dim=0, index=at), c.shape)
+    return c.b.reshape(_rows(c, table, 0, c.b.reshape(index, flat[:1]), flat), c.shape)
+
+
+@handles("embedding_dense_backward")
+def _embedding_dense_backward(c: Call) -> int:
+    grad, index, _, padding, scale = c.args
+    if scale:
+        raise Unsupported("an embedding that is scaled by frequency: leave scale_grad_by_freq at False")
+    flat = [product(c.b.shape(index)), c.shape[1]]
+    grad = c.b.reshape(grad, flat)
+    if _is_known(c, index):
+        at = _constant_index(c, index)[0]
+        kept = [k for k, place in enumerate(at) if place != padding]
+        if len(kept) < len(at):
+            picked = [len(kept), c.shape[1]]
+            grad = c.b.add("index_select", [grad], picked, dim=0, index=tuple(kept))
+        return c.b.add("index_add", [grad], c.shape, dim=0, index=tuple(at[k] for k in kept))
+    index = c.b.reshape(c.b.cast(index), flat[:1])
+    if padding >= 0:
+        hit = c.b.reshape(c.b.pointwise("eq", [index, Number(padding)], flat[:1], "bool"), [flat[0], 1])
+        grad = c.b.pointwise("where", [hit, Number(0.0), grad], flat)
+    return _added(c, grad, 0, _spread(c, index, 0, flat), c.shape)
 
 
 # ---- along adjacent dimensions: x[:, i, j] ----------------------------------------------------------
 
 
 class _Indexed:
-    """`x[..., i, j, ..., :]` with known indices, as one index of the dimensions i, j, … made one.
+    """`x[..., i, j, ..., :]` as one index of the dimensions i, j, … made one.
 
     Attributes:
         dim: the first of them.
         flat: the shape of `x` with those dimensions made one.
-        index: positions along that one.
+        index: positions along that one; a node where an index is computed.
         picked: the shape of the result with one dimension for the index.
         region: the shape of the result.
     """
+
+    index: tuple[int, ...] | int
 
     def __init__(self, c: Call, indices: Sequence[Any], shape: Sequence[Dim]) -> None:
         where = [d for d, index in enumerate(indices) if index is not None]
@@ -106,20 +212,55 @@ class _Indexed:
         if where != list(range(self.dim, stop)):
             raise Unsupported("indexing of dimensions that are not adjacent: index one after the other")
         sizes = _sizes(shape[self.dim : stop])
+        before, after = tuple(shape[: self.dim]), tuple(shape[stop:])
+        self.flat: tuple[Dim, ...] = (*before, math.prod(sizes), *after)
+        if not all(_is_known(c, indices[d]) for d in where):
+            common = _together([c.b.shape(indices[d]) for d in where])
+            count = product(common)
+            self.index = c.b.reshape(_position(c, [indices[d] for d in where], sizes, common), [count])
+            self.picked: tuple[Dim, ...] = (*before, count, *after)
+            self.region: tuple[Dim, ...] = (*before, *common, *after)
+            return
         known = [_constant_index(c, indices[d]) for d in where]
         rank = max(len(s) for _, s in known)
         shapes = [(*(1,) * (rank - len(s)), *_sizes(s)) for _, s in known]
-        common = [max(ns) if min(ns) else 0 for ns in zip(*shapes, strict=True)]
+        whole = [max(ns) if min(ns) else 0 for ns in zip(*shapes, strict=True)]
         self.index = tuple(
-            _ravel(at, [data for data, _ in known], shapes, sizes) for at in itertools.product(*map(range, common))
+            _ravel(at, [data for data, _ in known], shapes, sizes) for at in itertools.product(*map(range, whole))
         )
-        before, after = tuple(shape[: self.dim]), tuple(shape[stop:])
-        total = 1
-        for n in sizes:
-            total *= n
-        self.flat: tuple[Dim, ...] = (*before, total, *after)
-        self.picked: tuple[Dim, ...] = (*before, len(self.index), *after)
-        self.region: tuple[Dim, ...] = (*before, *common, *after)
+        self.picked = (*before, len(self.index), *after)
+        self.region = (*before, *whole, *after)
+
+
+def _together(shapes: Sequence[tuple[Dim, ...]]) -> tuple[Dim, ...]:
+    """The shape that tensors of these shapes are broadcast to."""
+    rank = max(map(len, shapes))
+    padded = [(*(1,) * (rank - len(s)), *s) for s in shapes]
+    return tuple(next((n for n in ns if n != 1), 1) for ns in zip(*padded, strict=True))
+
+
+def _position(c: Call, indices: Sequence[int], sizes: Sequence[int], shape: tuple[Dim, ...]) -> int:
+    """Where in the indexed dimensions, counted as one, computed indices point to; they may count from the end."""
+    if math.prod(sizes) > 2**24:
+        raise Unsupported("a computed index into more than 2**24 entries, which a float32 cannot count")
+    position: int | None = None
+    for index, size in zip(indices, sizes, strict=True):
+        own = c.b.shape(index)
+        place = c.b.cast(index)
+        low = c.b.pointwise("lt", [place, Number(0)], own, "bool")
+        from_end = c.b.pointwise("add", [place, Number(size)], own)
+        place = c.b.pointwise("where", [low, from_end, place], own)
+        # Beyond a dimension's end is no other row's entry.
+        outside = c.b.pointwise("ge", [place, Number(size)], own, "bool")
+        below = c.b.pointwise("lt", [place, Number(0)], own, "bool")
+        outside = c.b.pointwise("logical_or", [outside, below], own, "bool")
+        place = c.b.pointwise("where", [outside, Number(math.nan), place], own)
+        if position is not None:
+            position = c.b.pointwise("mul", [position, Number(size)], c.b.shape(position))
+            place = c.b.pointwise("add", [position, place], _together([c.b.shape(position), own]))
+        position = place
+    assert position is not None
+    return c.b.expand(position, shape)
 
 
 def _ravel(
@@ -140,14 +281,32 @@ def _index(c: Call) -> int:
     i = c.args[0]
     at = _Indexed(c, c.args[1], c.b.shape(i))
     flat = c.b.reshape(i, at.flat)
+    if isinstance(at.index, int):
+        return c.b.reshape(_rows(c, c.b.cast(flat), at.dim, at.index, at.picked), c.shape)
     return c.b.reshape(c.b.add("index_select", [flat], at.picked, c.b.dtype(i), dim=at.dim, index=at.index), c.shape)
 
 
 @handles("index_put", "_unsafe_index_put")
 def _index_put(c: Call) -> int:
-    base = c.args[0]
+    base, indices = c.args[0], c.args[1]
+    if (
+        len(indices) == 1
+        and indices[0] is not None
+        and c.b.dtype(indices[0]) == "bool"
+        and c.b.nodes[indices[0]].op != "const"
+    ):
+        mask, value = indices[0], c.b.cast(c.args[2])
+        if all(n == 1 for n in c.b.shape(value)) and not c.arg(3, "accumulate", False):
+            behind = [1] * (len(c.shape) - len(c.b.shape(mask)))
+            mask = c.b.reshape(mask, [*c.b.shape(mask), *behind])
+            return c.b.pointwise("where", [mask, c.b.reshape(value, ()), base], c.shape)
     at = _Indexed(c, c.args[1], c.shape)
     values = c.b.reshape(c.b.expand(c.b.cast(c.args[2]), at.region), at.picked)
+    if isinstance(at.index, int):
+        if not c.arg(3, "accumulate", False):
+            raise Unsupported("assignment to an index that is computed: use scatter or torch.where")
+        added = _added(c, values, at.dim, _spread(c, at.index, at.dim, at.picked), at.flat)
+        return c.b.pointwise("add", [base, c.b.reshape(added, c.shape)], c.shape)
     added = c.b.reshape(c.b.add("index_add", [values], at.flat, dim=at.dim, index=at.index), c.shape)
     if c.arg(3, "accumulate", False):
         return c.b.pointwise("add", [base, added], c.shape)
@@ -167,6 +326,15 @@ _DIAGONAL = (("offset", 0), ("dim1", 0), ("dim2", 1))
 def _diagonal(c: Call) -> int:
     i = c.args[0]
     return c.b.reshape(_take_diagonal(c, i, c.b.shape(i), "index_select"), c.shape)
+
+
+@handles("diagonal_scatter")
+def _diagonal_scatter(c: Call) -> int:
+    """`base` with its diagonal replaced: minus what is there, plus what should be."""
+    base, source = c.b.cast(c.args[0]), c.b.cast(c.args[1])
+    hit = _take_diagonal(c, c.b.full(1.0, c.b.shape(source)), c.shape, "index_add")
+    hit = c.b.pointwise("ne", [hit, Number(0)], c.shape, "bool")
+    return c.b.pointwise("where", [hit, _take_diagonal(c, source, c.shape, "index_add"), base], c.shape)
 
 
 @handles("diagonal_backward")

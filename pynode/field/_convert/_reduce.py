@@ -63,7 +63,7 @@ def _vector_norm(c: Call) -> int:
 
 
 @handles("max", "min")
-def _extremum(c: Call) -> Any:
+def extremum(c: Call) -> Any:
     """The extremum along a dimension, and where it is first met (as a number)."""
     i, op = c.b.cast(c.args[0]), f"a{c.op}"
     if len(c.args) == 1:

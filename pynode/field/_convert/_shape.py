@@ -230,8 +230,9 @@ def _unfold_backward(c: Call) -> int:
 
 
 @handles("getitem")
-def _getitem(c: Call) -> int:
-    return int(c.args[0][c.args[1]])
+def _getitem(c: Call) -> int | None:
+    picked = c.args[0][c.args[1]]
+    return None if picked is None else int(picked)
 
 
 @handles("flip")
@@ -249,6 +250,8 @@ def _pad(c: Call) -> int:
     shape = list(c.b.shape(i))
     for k in range(len(pads) // 2):
         before, after = pads[2 * k], pads[2 * k + 1]
+        if before == after == 0:
+            continue
         d = len(shape) - 1 - k
         size = shape[d]
         if not isinstance(size, int):
