@@ -182,6 +182,7 @@ def capture(
     """
     env = ShapeEnv()
     mode = FakeTensorMode(shape_env=env, allow_non_fake_inputs=True)
+    mode.cache_enabled = False  # what is cached would stay: a hundred kilobytes for each trace
     batch: Any = None
     if any(batched):
         example = mode.from_tensor(

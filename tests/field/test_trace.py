@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable
 
@@ -264,3 +265,23 @@ def test_a_refusal_is_remembered_until_the_field_is_another(recordings: list[int
     assert len(recordings) == before
     field.smooth = True
     assert trace(field, z).nodes
+
+
+def test_traces_leave_nothing_in_torchs_cache() -> None:
+    """torch keeps what it learnt of fake tensors, a hundred kilobytes for each trace."""
+    z0, t = (torch.ones(3, 2),), torch.tensor([0.0, 1.0])
+
+    class Timed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(3, 2)
+
+        def forward(self, t: Tensor, z: Tensor) -> Tensor:
+            return torch.tanh(self.net(torch.cat([z, t.expand(z.shape[0], 1)], 1)))
+
+    sizes = []
+    for _ in range(3):
+        tracing.trace_field(Field(Timed(), z0, t), z0, t, ())
+        gc.collect()
+        sizes.append(sum(type(x).__name__ == "_DispatchCacheKey" for x in gc.get_objects()))
+    assert len(set(sizes)) == 1, sizes
