@@ -121,7 +121,6 @@ _OWN: dict[Any, Callable[..., Any]] = {
 }
 
 
-@functools.cache
 def _zeros_of_features(x: Tensor, other: Tensor, self_num_batch_dims: int = 0) -> Tensor:
     """Zeros of the shape of one tensor, behind the first dimensions of another; torch makes them on no device."""
     return other.new_zeros((*x.shape[:self_num_batch_dims], *other.shape))
@@ -136,6 +135,7 @@ _OWN[_aten._new_zeros_with_same_feature_meta.default] = _zeros_of_features
 _OWN[_aten._efficientzerotensor.default] = _zeros
 
 
+@functools.cache
 def _decompositions() -> dict[Any, Callable[..., Any]]:
     table = {**core_aten_decompositions(), **get_decompositions(_FURTHER), **_OWN}
     return {op: f for op, f in table.items() if getattr(op, "overloadpacket", op) not in _KEPT}
