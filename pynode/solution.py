@@ -41,6 +41,10 @@ class Solution:
 
     A solution can be pickled and copied: its numbers, without their graph and without the interpolant.
 
+    Tensors that carry a gradient keep the field alive. Python's garbage collector does not look into a graph that
+    several tensors share, so a module that stores such tensors of its own solution (those of a tuple, a running cost or
+    an event, or what was computed from `z`) is never freed unless `backward` is called: store `z.detach()` there.
+
     Of independent samples each has its own event: `event_t` and `event_index` are `(batch,)`, with NaN and -1 for a
     sample that meets none; and each has reached a time of its own: `t_end` is `(batch,)`.
     """
