@@ -209,8 +209,8 @@ def capture(
             products: list[Tensor | None] = [None] * len(wrt)
             places = [i for i, x in enumerate(wrt) if x.requires_grad]  # integers have no derivative
             if pairs and places:
-                outputs, vs = zip(*pairs, strict=True)
-                found = torch.autograd.grad(outputs, [wrt[i] for i in places], vs, allow_unused=True)
+                followed, vs = zip(*pairs, strict=True)
+                found = torch.autograd.grad(followed, [wrt[i] for i in places], vs, allow_unused=True)
                 for i, g in zip(places, found, strict=True):
                     products[i] = g
         return [*(o.detach() for o in outputs), *products]

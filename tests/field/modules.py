@@ -245,6 +245,22 @@ def scalar_state() -> Case:
 
 
 @case
+def constant_components() -> Case:
+    """Parts of the state that move at a rate which depends on nothing, before and behind one that does."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = linear(2, 2)
+
+        def forward(self, t: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            clock, z, still = state
+            return torch.ones_like(clock), torch.tanh(self.net(z)) * t, torch.zeros_like(still)
+
+    return Case(Net(), ((), (2,), (3,)))
+
+
+@case
 def tuple_state() -> Case:
     class Pair(nn.Module):
         def __init__(self) -> None:
