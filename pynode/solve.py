@@ -17,6 +17,7 @@ from pynode.engine.protocol import PerSample, Problem, Retcode, Stats
 from pynode.engine.recorded import record
 from pynode.errors import EngineUnavailable, InputError, SolveError
 from pynode.field import Field
+from pynode.field._kept import check_no_cache
 from pynode.field._outside import is_recording, outside_of_compile
 from pynode.field._piece import PieceField
 from pynode.field._substitution import LateRead
@@ -290,6 +291,7 @@ def _solve(
     }
     if any(wanted):
         check_real(vector_field, how)
+        check_no_cache(vector_field.facts.cached, zip(vector_field.names, vector_field.parameters, strict=True))
     problem = Problem(
         field=vector_field,
         z0=examples,

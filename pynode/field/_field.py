@@ -21,6 +21,7 @@ from pynode.errors import FieldError
 from pynode.field._bindings import Reads
 from pynode.field._fingerprint import attributes_read, contents, fingerprint
 from pynode.field._finite import check_finite
+from pynode.field._kept import cache_of
 from pynode.field._live import Live
 from pynode.field._memory import memory_of
 from pynode.field._mismatch import mismatch_explained
@@ -47,6 +48,7 @@ class _Facts:
     differentiates: bool  # whether the field calls torch.autograd.grad
     runs_on: str | None  # the only engine that can run it; `None`: any
     switches: bool  # whether it compares or rounds something that it computes from the time alone
+    cached: str | None  # what it keeps from one evaluation and differentiates through in the next
 
 
 class Field:
@@ -301,20 +303,20 @@ class Field:
         check_norms(self.reads.owners)
         before = fingerprint(self.reads)
         with untransformed():
-            names, differentiates, jumps = self._examine(z0, t0, args)
+            names, differentiates, jumps, cached = self._examine(z0, t0, args)
         after = fingerprint(self.reads)
         self.memory.volatile |= {k for k in after if isinstance(k, tuple) and after[k] != before.get(k)}
         runs_on = next(filter(None, (getattr(type(o), "runs_on", None) for o in self.reads.owners.values())), None)
         own = _own_module(self.function)
         always = self.reads.tensors.keys() | self.parametrized.keys() if own is not None else set()
-        return _Facts(names, frozenset(names) - always, differentiates, runs_on, jumps)
+        return _Facts(names, frozenset(names) - always, differentiates, runs_on, jumps, cached)
 
     def _examine(
         self, z0: tuple[Tensor, ...], t0: Tensor, args: tuple[Tensor, ...]
-    ) -> tuple[tuple[str, ...], bool, bool]:
+    ) -> tuple[tuple[str, ...], bool, bool, str | None]:
         """Evaluate, check the result, and find every tensor that the gradient has to reach, by name.
 
-        Also whether the function differentiates, and whether it has switches.
+        Also whether the function differentiates, whether it has switches, and what it keeps for later evaluations.
         """
         slots = self.reads.parametrized
         trained = {path for path in slots if requires_grad(slots, path)}
@@ -331,6 +333,13 @@ class Field:
             tape = Tape(t0, z0)
             with _LEARNING, learning as read, explained, NoRandomness(__file__), _unwarned(), tape:
                 out = live(t0, tuple(z0) if self.is_tuple else z0[0], *args)
+
+            def again() -> Any:
+                live.strict, states = False, [z.detach().clone().requires_grad_().clone() for z in z0]
+                with _LEARNING, NoRandomness(__file__), _unwarned():
+                    return live(t0.clone(), tuple(states) if self.is_tuple else states[0], *map(Tensor.clone, args))
+
+            cached = cache_of(live.frozen.function, (*tensors.values(), *own.values()), again)
             live.frozen.write_back()
         self.memory.attributes |= read
         self._check(out, z0)
@@ -340,7 +349,7 @@ class Field:
             met |= {n for n, x in self.reads.tensors.items() if x.is_leaf} | trained
         # Those that no copy can have others for come last, as in the graph's inputs.
         names = sorted((n for n in tensors if n in met), key=lambda n: id(tensors[n]) in fixed)
-        return tuple(names), live.differentiates, has_switches(tape)
+        return tuple(names), live.differentiates, has_switches(tape), cached
 
     def _check(self, out: Any, z0: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The field's result as a tuple, or a `FieldError` that names what was expected and what came."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pynode.errors import FieldError
 from pynode.field._bindings import INTERNAL, Reads, is_compiled, slots_of
+from pynode.field._kept import for_the_user
 from pynode.field._parametrized import is_computing
 from pynode.field._scripted import Scripted
 
@@ -270,26 +271,5 @@ class Frozen:
         if id(value) in self.originals:
             return self.originals[id(value)]
         if isinstance(value, Tensor) and value.requires_grad:
-            return _kept(value)
+            return for_the_user(value)
         return value
-
-
-class _Kept(torch.autograd.Function):
-    """The identity, with an error for a derivative."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
-        raise FieldError(
-            "a tensor that the field has kept in an attribute or a list while it was solved has no gradient: a loss "
-            "on what happens along the solution belongs in solve(running_cost=…), or in the state"
-        )
-
-
-def _kept(x: Tensor) -> Tensor:
-    with torch.enable_grad():
-        kept: Tensor = _Kept.apply(x.detach().requires_grad_())
-    return kept

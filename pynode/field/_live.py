@@ -33,6 +33,7 @@ class Live:
     Attributes:
         read: names of the tensors that evaluations have read, as far as that is looked at.
         differentiates: whether they have called `torch.autograd.grad`, likewise.
+        strict: whether a tensor that requires a gradient and has no place in a field is refused, likewise.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Live:
         self.frozen = Frozen(function, reads, self.by_id, given, unwraps)
         self.autocast, self.memory = autocast, memory
         self.read: set[str] = set()
-        self.differentiates = False
+        self.differentiates, self.strict = False, True
         self.held = named  # so that no id is used again
         self.late = {id(named[n]): n for n in late}
         self.looks = looks or reads.opaque or bool(self.late)
@@ -71,7 +72,7 @@ class Live:
         if not self.looks:
             return self.frozen.function(t, z, *args)
         arguments = (t, *(z if isinstance(z, tuple) else (z,)), *args)
-        mode = Substitution(self.by_id, self.names, self.late, arguments)
+        mode = Substitution(self.by_id, self.names, self.late, arguments, self.strict)
         try:
             with mode:
                 out = self.frozen.function(t, z, *args)
