@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import linecache
 import logging
 import traceback
 from collections.abc import Callable, Sequence
@@ -215,6 +216,12 @@ def capture(
                     products[i] = g
         return [*(o.detach() for o in outputs), *products]
 
+    recordings: list[fx.GraphModule] = []
+
+    def record(what: Callable[..., Any], *examples: Any) -> fx.GraphModule:
+        recordings.append(make_fx(what, decomposition_table=_decompositions())(*examples))
+        return recordings[-1]
+
     # What fails while recording is reported once, as a TraceError.
     noise = logging.getLogger("torch._subclasses.fake_tensor")
     level = noise.level
@@ -228,23 +235,34 @@ def capture(
             # It looks for the best order by the numbers that the sizes are.
             stack.enter_context(opt_einsum.flags(enabled=False))
             cotangents = [torch.empty_like(z) for z in fakes[1 : 1 + n_states]]
-            graph = make_fx(joint, decomposition_table=_decompositions())(fakes, cotangents)
+            graph = record(joint, fakes, cotangents)
             graph.graph.eliminate_dead_code()
             _refuse(graph, len(inputs))
             if any(_mutates(n) for n in graph.graph.nodes):
                 pure = functionalize(_flat(fx.Interpreter(graph)), remove="mutations")
-                graph = make_fx(pure, decomposition_table=_decompositions())(*fakes, *cotangents)
+                graph = record(pure, *fakes, *cotangents)
             if has_complex(graph):
-                on_pairs = _flat(OnPairs(graph))
-                graph = make_fx(on_pairs, decomposition_table=_decompositions())(*fakes, *cotangents)
+                graph = record(_flat(OnPairs(graph)), *fakes, *cotangents)
     except (TraceError, FieldError):
         raise
     except Exception as error:
         raise TraceError(_explain(error)) from error
     finally:
         noise.setLevel(level)
+        _forget(recordings)
     graph.graph.eliminate_dead_code()
     return Captured(graph, env, symbol)
+
+
+def _forget(recordings: Sequence[fx.GraphModule]) -> None:
+    """Let go of what torch would keep of recordings for good: their source, and what it learnt of their sizes."""
+    for recording in recordings:
+        name = type(recording).forward.__code__.co_filename
+        linecache.cache.pop(name, None)
+        fx.graph_module._loader.eval_cache.pop(name, None)
+    for method in vars(ShapeEnv).values():
+        if hasattr(method, "cache_clear"):
+            method.cache_clear()
 
 
 def _flat(interpreter: fx.Interpreter) -> Callable[..., Any]:
