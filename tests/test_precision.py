@@ -167,3 +167,20 @@ def test_a_field_that_depends_on_nothing(engine: str, sensitivity: str) -> None:
     z.sum().backward()
     torch.testing.assert_close(z, torch.ones(2, 2))
     torch.testing.assert_close(z0.grad, torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("sensitivity", ["discrete", "backsolve", "forward"])
+def test_a_gradient_that_is_asked_for_under_autocast_is_that_of_the_solve(engine: str, sensitivity: str) -> None:
+    """The first and the second, of a solve that was made without it."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2))
+    z0 = torch.randn(3, 2, requires_grad=True)
+    x = [z0, *net.parameters()]
+    found = []
+    for within in (False, True):
+        z = pynode.solve(net, z0, [0.0, 1.0], engine=engine, sensitivity=sensitivity, rtol=1e-5, atol=1e-6).z
+        with torch.autocast("cpu", torch.bfloat16, enabled=within):
+            first = torch.autograd.grad(z, x, z.detach(), create_graph=True)
+            found.append([*first, *torch.autograd.grad(first[1], x, first[1].detach())])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)

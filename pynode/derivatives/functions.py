@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from pynode.derivatives.batched import for_each
 from pynode.derivatives.mapped import map_over
 from pynode.derivatives.run import Run
-from pynode.engine.protocol import Gradients
 from pynode.errors import EngineUnavailable
 from pynode.field._transforms import is_active
 
@@ -127,7 +127,7 @@ class _Solve(_OfRun):
         if not _is_plain():
             places = _places(wanted)
             return None, *_spread(len(x), places, _gradient(run, places, v, x))
-        found = list(run.pull_back(_detached(v), x).flat)
+        found = list(for_each(lambda v: run.pull_back(_detached(v), x).flat, v))
         for i, g in enumerate(found):
             if g is None and wanted[i]:
                 found[i] = torch.zeros_like(x[i])
@@ -192,7 +192,7 @@ class _Tangent(_OfRun):
     def forward(run: Run, *tensors: Any) -> Tensors:
         n = len(tensors) // 2
         w, x = _detached(tensors[:n]), tensors[n:]
-        return run.derivatives(x).tangent(Gradients.of(run.problem, w))
+        return run.tangent(w, x)
 
     @staticmethod
     def backward(ctx: Any, *v: Tensor | None) -> Any:
@@ -231,7 +231,7 @@ class _Second(_AtPlaces):
     def forward(run: Run, places: tuple[int, ...], n: int, *tensors: Any) -> Tensors:
         m = (len(tensors) - n) // 2
         v, w, x = _detached(tensors[:n]), _detached(tensors[n : n + m]), tensors[n + m :]
-        return _picked(run.derivatives(x).second(v, Gradients.of(run.problem, w)).flat, places, x)
+        return _picked(run.second(v, w, x).flat, places, x)
 
     @staticmethod
     def backward(ctx: Any, *u: Tensor | None) -> Any:
@@ -286,20 +286,17 @@ def _aliases(tensors: Some) -> Some:
 def _gradient(run: Run, places: tuple[int, ...], v: Some, x: Sequence[Tensor]) -> Some:
     if not places or all(g is None for g in v):
         return [None] * len(places)
-    found: Tensors = _Gradient.apply(run, places, len(v), *_aliases((*v, *x)))
-    return found
+    return for_each(lambda tensors: _Gradient.apply(run, places, len(v), *_aliases(tensors)), (*v, *x))
 
 
 def _tangent(run: Run, w: Some, x: Sequence[Tensor]) -> Tensors:
-    found: Tensors = _Tangent.apply(run, *_aliases((*w, *x)))
-    return found
+    return tuple(for_each(lambda tensors: _Tangent.apply(run, *_aliases(tensors)), (*w, *x)))  # type: ignore[arg-type]
 
 
 def _second(run: Run, places: tuple[int, ...], v: Some, w: Some, x: Sequence[Tensor]) -> Some:
     if not places or all(g is None for g in v) or all(d is None for d in w):
         return [None] * len(places)
-    found: Tensors = _Second.apply(run, places, len(v), *_aliases((*v, *w, *x)))
-    return found
+    return for_each(lambda tensors: _Second.apply(run, places, len(v), *_aliases(tensors)), (*v, *w, *x))
 
 
 def _sum(a: Tensor | None, b: Tensor | None, like: Tensor) -> Tensor:

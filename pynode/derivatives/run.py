@@ -11,8 +11,10 @@ from torch import Tensor
 
 from pynode.engine.protocol import Derivatives, Engine, Gradients, Integration, Problem, Retcode, Stats
 from pynode.errors import EngineUnavailable, SolveError
+from pynode.field._arrays import Arrays
 from pynode.problem.counts import total
 from pynode.problem.inputs import check_times
+from pynode.problem.precision import as_solved
 
 __all__ = ["Failed", "Run"]
 
@@ -42,6 +44,7 @@ class Run:
         self.throw, self.given = throw, given
         self.parts: dict[Any, Any] = {}
         self._integration: Integration | None = None
+        self._arrays: Arrays | None = None
 
     def like(self, problem: Problem) -> Run:
         """A run of a part of this one's problem, or of several of it."""
@@ -70,7 +73,10 @@ class Run:
             Failed: the integration failed, and that is to raise.
         """
         problem = self.problem if self.given else with_inputs(self.problem, inputs)
+        self._arrays = None if problem.sensitivity is None else problem.field.arrays()
         found = self.engine.solve(problem) if problem.z0[0].shape[0] else _solve_empty(problem)
+        if self._arrays is not None:
+            self._arrays.settle()
         z, found.z = found.z, ()  # which would hold the graph that holds this
         self._integration = found
         if self.throw and found.retcode is not Retcode.SUCCESS:
@@ -84,6 +90,8 @@ class Run:
         assert found is not None
         if found.retcode is not Retcode.SUCCESS:
             raise SolveError(f"no gradient, since the integration failed: {found.retcode.value}", found.retcode)
+        if self._arrays is not None:
+            self._arrays.check()
         return found
 
     def pull_back(self, cotangents: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> Gradients:
@@ -94,15 +102,29 @@ class Run:
         """
         pullback = self._solved(inputs).pullback
         assert pullback is not None
-        return pullback(cotangents)
+        with as_solved(self.problem.z0):
+            return pullback(cotangents)
 
-    def derivatives(self, inputs: Sequence[Tensor]) -> Derivatives:
-        """The further derivatives.
+    def tangent(self, directions: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The derivative of the solution as the inputs move; called where no graph is made.
 
         Raises:
-            SolveError: the integration failed.
-            EngineUnavailable: there are none.
+            SolveError: the integration, or a solve of the derivative, failed.
+            EngineUnavailable: there is none.
         """
+        derivatives = self._derivatives(inputs)
+        with as_solved(self.problem.z0):
+            return derivatives.tangent(Gradients.of(self.problem, directions))
+
+    def second(
+        self, cotangents: Sequence[Tensor | None], directions: Sequence[Tensor | None], inputs: Sequence[Tensor]
+    ) -> Gradients:
+        """The gradient of the product of cotangents with `tangent`; raises as that does."""
+        derivatives = self._derivatives(inputs)
+        with as_solved(self.problem.z0):
+            return derivatives.second(cotangents, Gradients.of(self.problem, directions))
+
+    def _derivatives(self, inputs: Sequence[Tensor]) -> Derivatives:
         found = self._solved(inputs).derivatives
         if found is None:
             how = self.problem.sensitivity

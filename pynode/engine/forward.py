@@ -14,6 +14,7 @@ from pynode.engine.continuous import ContinuousDerivatives
 from pynode.engine.each import is_per_sample
 from pynode.engine.protocol import Gradients, Integration, Problem, Retcode
 from pynode.errors import EngineUnavailable, InputError
+from pynode.field._outside import unhooked
 from pynode.field._tangents import TangentField
 from pynode.sensitivity import find_sensitivity
 
@@ -151,7 +152,7 @@ def _is_separate(problem: Problem) -> bool:
     if key in known:
         return known[key]
     rows = [a for a in problem.args if is_per_sample(a, batch) and a.is_floating_point()]
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), unhooked():
         inputs = {id(x): x.detach().clone().requires_grad_() for x in (*z0, *rows)}
         dz = field(problem.t[0], [inputs[id(x)] for x in z0], [inputs.get(id(a), a) for a in problem.args])
         outputs = [x for x in dz if x.requires_grad]

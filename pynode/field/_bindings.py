@@ -51,6 +51,7 @@ class Reads:
         parts: the functions and other callables and objects, by prefix; each once.
         tensors: parameters, buffers and tensor attributes of the modules, by dotted name; each once.
         captured: tensors in closures, globals, defaults, containers and objects, by name; each once.
+        arrays: NumPy's arrays, by name; each once.
         parametrized: the owner and the attribute of each parametrized tensor, by dotted name. What it is
             computed from is in none of the above, see `_parametrized`.
         fixed: ids of the tensors in places where no copy of the callable can have another (scripted modules).
@@ -64,6 +65,7 @@ class Reads:
         self.parts: dict[str, Any] = {}
         self.tensors: dict[str, Tensor] = {}
         self.captured: dict[str, Tensor] = {}
+        self.arrays: dict[str, np.ndarray] = {}
         self.parametrized: dict[str, tuple[nn.Module, str]] = {}
         self.fixed: set[int] = set()
         self.opaque = False
@@ -229,6 +231,8 @@ class Reads:
             pass
         elif isinstance(value, np.ndarray):
             self.opaque |= value.dtype.hasobject
+            if not value.dtype.hasobject and self._enter(value):
+                self.arrays[name] = value
         elif not depth:
             self.opaque = True
         elif isinstance(value, list | tuple | dict | deque | set | frozenset | types.MappingProxyType):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pynode.errors import FieldError
+from pynode.field._arrays import Arrays
 from pynode.field._bindings import Reads
 from pynode.field._fingerprint import attributes_read, contents, fingerprint
 from pynode.field._finite import check_finite
@@ -26,6 +27,7 @@ from pynode.field._live import Live
 from pynode.field._memory import memory_of
 from pynode.field._mismatch import mismatch_explained
 from pynode.field._norms import check_norms
+from pynode.field._outside import unhooked
 from pynode.field._parametrized import requires_grad, values_of
 from pynode.field._random import NoRandomness
 from pynode.field._substitution import Substitution
@@ -234,6 +236,11 @@ class Field:
         """What evaluations depend on although the copy shares it with the user, to be compared with later."""
         return contents(Reads(self._live.frozen.function), self.memory.attributes, self.memory.volatile)
 
+    def arrays(self) -> Arrays:
+        """The NumPy arrays that the function reads; none where a look at its places was enough, see `Watch`."""
+        reads = self.__dict__.get("reads")
+        return Arrays({} if reads is None else reads.arrays)
+
     def check_unchanged(self, before: Mapping[Any, Any]) -> None:
         """Refuse to go on where something that the copy shares with the user is another than it was.
 
@@ -302,7 +309,7 @@ class Field:
         import_for_fields()
         check_norms(self.reads.owners)
         before = fingerprint(self.reads)
-        with untransformed():
+        with untransformed(), unhooked():
             names, differentiates, jumps, cached = self._examine(z0, t0, args)
         after = fingerprint(self.reads)
         self.memory.volatile |= {k for k in after if isinstance(k, tuple) and after[k] != before.get(k)}

@@ -1,15 +1,16 @@
-"""Code of pynode's own that `torch.compile` and `torch.jit.trace` are not to look into, or not to speak of."""
+"""Code of pynode that PyTorch's tools are not to look into, or not to speak of: compilers, and hooks of graphs."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar, cast
 
 import torch
 
-__all__ = ["is_recording", "outside_of_compile"]
+__all__ = ["is_recording", "outside_of_compile", "unhooked"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -41,3 +42,20 @@ def outside_of_compile(function: F) -> F:
 def is_recording() -> bool:
     """Whether `torch.jit.trace` records."""
     return bool(torch.jit.is_tracing())  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def unhooked() -> Iterator[None]:
+    """The context of what is computed at the first of several solves alone, out of sight of hooks of saved tensors.
+
+    `torch.utils.checkpoint` counts what is saved, and runs its function once more, which has to save as much.
+    """
+    if torch._C._autograd._top_saved_tensors_default_hooks(True) is None:
+        yield
+        return
+    with torch.autograd.graph.saved_tensors_hooks(_same, _same):
+        yield
+
+
+def _same(x: Any) -> Any:
+    return x

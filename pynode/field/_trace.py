@@ -13,6 +13,7 @@ from pynode.errors import FieldError, InputError, TraceError
 from pynode.field._field import Field
 from pynode.field._graph import FieldGraph
 from pynode.field._interpreter import interpret
+from pynode.field._outside import unhooked
 from pynode.field._substitution import LateRead
 from pynode.field._time import first_time
 from pynode.interrupts import deferred, import_for_traces
@@ -119,7 +120,7 @@ def trace_field(field: Field, z0: Sequence[Tensor], t: Tensor, args: Sequence[Te
         raise TraceError(*known[key, batch].args)
     if (key, batch) in known:
         return known[key, batch]
-    with torch.inference_mode(False):  # whose tensors autograd could not differentiate by
+    with torch.inference_mode(False), unhooked():  # autograd could not differentiate by tensors of inference mode
         return _first_trace(field, z0, first_time(t).to(dtype), args, key, follows)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["autocast_dtype", "in_full_precision", "without_autocast"]
+__all__ = ["as_solved", "autocast_dtype", "in_full_precision", "without_autocast"]
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -30,6 +30,11 @@ def without_autocast(state: Any) -> Iterator[None]:
     first = state[0] if isinstance(state, tuple) else state
     with torch.autocast(first.device.type, enabled=False):
         yield
+
+
+def as_solved(state: Any) -> contextlib.AbstractContextManager[None]:
+    """The context in which a solver works on, whatever the one is in which its derivatives are asked for."""
+    return contextlib.nullcontext() if autocast_dtype(state) is None else without_autocast(state)
 
 
 def in_full_precision(x: Any) -> Any:

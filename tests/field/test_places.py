@@ -452,11 +452,13 @@ class Changing(nn.Module):
         self.options = {"shift": 0.2}
         self.tensors = [torch.tensor(0.7, dtype=torch.float64)]
         self.inner = nn.ModuleList([nn.Linear(2, 2, bias=False, dtype=torch.float64)])
+        self.array = np.array([1.0, 0.5])
         self.flip = False
         nn.init.constant_(self.inner[0].weight, 0.2)  # type: ignore[arg-type]
 
     def forward(self, t: Tensor, z: Tensor) -> Tensor:
         out = self.a * z * self.rate + self.b * z.sin() + self.options["shift"] * self.tensors[0] + self.inner[0](z)
+        out = out * torch.as_tensor(self.array)
         return -out if self.flip else out
 
 
@@ -473,6 +475,8 @@ CHANGES: dict[str, Callable[[Changing], Any]] = {
     "float": lambda f: setattr(f, "rate", 2.0),
     "buffer replaced": lambda f: setattr(f, "b", torch.tensor(1.0, dtype=torch.float64)),
     "buffer in place": _scale_buffer,
+    "array": lambda f: setattr(f, "array", 2 * f.array),
+    "array in place": lambda f: np.multiply(f.array, 2.0, out=f.array),
     "dict": lambda f: f.options.update(shift=-1.0),
     "list": lambda f: f.tensors.__setitem__(0, torch.tensor(-1.0, dtype=torch.float64)),
     "parameter replaced": lambda f: setattr(f, "a", nn.Parameter(torch.tensor(2.0, dtype=torch.float64))),
@@ -537,6 +541,23 @@ def test_a_change_that_a_copy_shares_is_named() -> None:
     field = Changing()
     with pytest.raises(FieldError, match=r"changed between the solve and its gradient.*options"):
         gradient(field, "backsolve", "torch", lambda: CHANGES["dict"](field))
+
+
+@pytest.mark.parametrize("sensitivity", ["discrete", "backsolve", "forward"])
+def test_arrays_that_change_after_the_solve(engine: str, sensitivity: str) -> None:
+    """Autograd does not see it where a tensor shares their memory; what the field itself writes to may change."""
+    field = Changing()
+    with pytest.raises(FieldError, match="array, NumPy's"):
+        gradient(field, sensitivity, engine, lambda: CHANGES["array in place"](field))
+    counts = np.zeros(1)
+
+    def counted(t: Tensor, z: Tensor) -> Tensor:
+        counts[0] += 1
+        return field.a * z
+
+    z = pynode.solve(counted, Z0, [0.0, 1.0], engine="torch", sensitivity=sensitivity).z[-1]
+    pynode.solve(counted, Z0, [0.0, 1.0], engine="torch")
+    assert torch.autograd.grad(z.sum(), field.a)[0] != 0
 
 
 # ---- hooks, threads, and what is left behind ----------------------------------------------------------

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from pynode import data
 from pynode.errors import InputError
@@ -281,3 +282,17 @@ def test_a_kept_output_can_be_differentiated_after_the_next_call():
     node.zero_grad()
     node(x).sum().backward()
     torch.testing.assert_close(late, node.field.layer.weight.grad)
+
+
+@pytest.mark.parametrize("sensitivity", ["discrete", "backsolve", "forward"])
+def test_checkpoints_of_a_model(engine, sensitivity):
+    """A model's first call looks at more than the later ones, of which a checkpoint is not to learn."""
+    torch.manual_seed(0)
+    model = NODE(nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 2)), engine=engine, sensitivity=sensitivity)
+    x = torch.randn(3, 2, requires_grad=True)
+    inputs = [x, *model.parameters()]
+    y = checkpoint(model, checkpoint(model, x, use_reentrant=False), use_reentrant=False)
+    found = torch.autograd.grad(y.square().sum(), inputs)
+    expected = torch.autograd.grad(model(model(x)).square().sum(), inputs)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)

@@ -17,6 +17,7 @@ from pynode.engine.julia.evaluator import Evaluator, Graph
 from pynode.engine.julia.session import Session
 from pynode.engine.protocol import Problem
 from pynode.errors import EngineUnavailable, FieldError
+from pynode.field._outside import unhooked
 
 __all__ = ["PythonField"]
 
@@ -132,7 +133,8 @@ class PythonField:
         for flat, z in zip(evaluator.z, problem.z0, strict=True):
             flat.detach().copy_(z)
         evaluator.time.copy_(problem.t[0])
-        out = evaluator.followed(self, self.wants_time)
+        with unhooked():
+            out = evaluator.followed(self, self.wants_time)
         own = {x.untyped_storage().data_ptr() for x in (*self.args, *self.parameters, *self.read)}
         sizes = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in _saved(out)}
         return sum(size for place, size in sizes.items() if place not in own) + sum(z.nbytes for z in problem.z0)
