@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pynode.errors import InputError
+from pynode.field._transforms import is_mapped
 
 __all__ = ["check_finite"]
 
@@ -19,6 +20,8 @@ def check_finite(name: str, x: Tensor) -> None:
         InputError: says how many entries are not.
     """
     # One reduction and one synchronisation where all is well. The sum of finite numbers may overflow.
+    if is_mapped(x):  # whose values are looked at where PyTorch has unwrapped it
+        return
     if cmath.isfinite(x.sum().item()):
         return
     finite = torch.isfinite(x)

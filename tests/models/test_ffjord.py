@@ -188,3 +188,12 @@ def test_wrong_event_shape():
     with pytest.raises(InputError, match=r"x must have shape \(batch, 1, 4, 4\), .* got \(2, 16\)"):
         flow((1, 4, 4)).log_prob(points(2, 16))
     assert math.isfinite(flow((1, 4, 4)).loss(points(1, 1, 4, 4)).item())
+
+
+def test_scores_of_each_sample_by_vmap():
+    model = flow(2, trace="exact", engine="torch", solver="rk4", dt=0.25).eval()
+    x = points(3, 2)
+    found = torch.vmap(torch.func.grad(lambda v: model.log_prob(v[None])[0]))(x)
+    x.requires_grad_()
+    (expected,) = torch.autograd.grad(model.log_prob(x).sum(), x)
+    torch.testing.assert_close(found, expected)
