@@ -27,6 +27,7 @@ from pynode.field._live import Live
 from pynode.field._memory import memory_of
 from pynode.field._mismatch import mismatch_explained
 from pynode.field._norms import check_norms
+from pynode.field._outputs import check_outputs
 from pynode.field._outside import unhooked
 from pynode.field._parametrized import requires_grad, values_of
 from pynode.field._random import NoRandomness
@@ -292,7 +293,7 @@ class Field:
         out = self._live(t, tuple(z) if self.is_tuple else z[0], *args)
         outputs = tuple(out) if self.is_tuple else (out,)
         if len(outputs) != len(z) or any(o.shape != x.shape for o, x in zip(outputs, z, strict=True)):
-            self._check(out, tuple(z))  # right for one batch size or time, wrong for another
+            check_outputs(out, z, self.is_tuple, self.autocast)  # right for one batch size or time, wrong for another
         if self.autocast is not None:
             outputs = tuple(o.to(x.dtype) for o, x in zip(outputs, z, strict=True))
         return outputs
@@ -349,7 +350,7 @@ class Field:
             cached = cache_of(live.frozen.function, (*tensors.values(), *own.values()), again)
             live.frozen.write_back()
         self.memory.attributes |= read
-        self._check(out, z0)
+        check_outputs(out, z0, self.is_tuple, self.autocast)
         met = live.read | self.memory.late
         module = _own_module(self.function)
         if module is not None:  # all of a module's parameters have a gradient, as autograd's do, if only zero
@@ -358,41 +359,9 @@ class Field:
         names = sorted((n for n in tensors if n in met), key=lambda n: id(tensors[n]) in fixed)
         return tuple(names), live.differentiates, has_switches(tape), cached
 
-    def _check(self, out: Any, z0: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The field's result as a tuple, or a `FieldError` that names what was expected and what came."""
-        if self.is_tuple:
-            if not isinstance(out, tuple | list) or len(out) != len(z0):
-                came = f"{len(out)} of them" if isinstance(out, tuple | list) else type(out).__name__
-                raise FieldError(f"the field must return a tuple of {len(z0)} tensors, as its state is, got {came}")
-            outputs = tuple(out)
-        else:
-            outputs = (out,)
-        for i, (o, z) in enumerate(zip(outputs, z0, strict=True)):
-            which = f"component {i} of dz/dt" if self.is_tuple else "dz/dt"
-            if not isinstance(o, Tensor):
-                raise FieldError(f"the field must return a tensor for {which}, got {type(o).__name__}")
-            for what in ("shape", "dtype", "device"):
-                expected, got = getattr(z, what), getattr(o, what)
-                if what == "dtype" and got == self.autocast:
-                    continue
-                if expected != got:
-                    if what == "shape":
-                        expected, got = tuple(expected), tuple(got)
-                    raise FieldError(
-                        f"the field must return {which} with the {what} of the state: expected {expected}, "
-                        f"got {got}. {_REMEDY[what]}"
-                    )
-        return outputs
-
 
 # `attributes_read` looks at all modules, whichever thread they are in.
 _LEARNING = threading.RLock()
-
-_REMEDY = {
-    "shape": "Check the last layer's width, and that the field keeps the batch dimension first",
-    "dtype": "Convert the field with field.to(z0.dtype), or z0 to the field's dtype",
-    "device": "Move the field and z0 to the same device",
-}
 
 
 @contextlib.contextmanager
