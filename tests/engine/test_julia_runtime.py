@@ -155,6 +155,25 @@ def test_refused_in_a_forked_child() -> None:
     assert run("import torch", FORKED) == ["julia 0.367879", "this process was forked from one"]
 
 
+PIPES = """
+import os, torch, pynode
+pynode.solve(lambda t, z: -z, torch.ones(1, 1), [0.0, 1.0], engine="julia")
+print("started", flush=True)
+print(input(), [os.get_blocking(stream) for stream in range(3)])
+"""
+
+
+@pytest.mark.julia
+def test_pipes_wait_as_before() -> None:
+    """What is written to the input later is read, and output that is not read soon is not lost."""
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", PIPES], text=True, **pipes) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "started\n"
+        out, error = process.communicate("late\n", timeout=100)
+    assert out == "late [True, True, True]\n", error
+
+
 @pytest.mark.julia
 def test_kernels_are_shared_and_batch_sizes_free() -> None:
     """Two modules of one architecture, and a new batch size, need no new kernel."""

@@ -9,6 +9,7 @@ environment that `install` has made with juliapkg. Nothing is ever installed wit
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import functools
 import importlib.metadata
@@ -19,7 +20,7 @@ import shutil
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -270,7 +271,7 @@ def _import_juliacall() -> Any:
     global _failure
     try:
         # juliacall warns of torch being imported first; both orders are tested.
-        with signals.kept(started="juliacall" in sys.modules), warnings.catch_warnings():
+        with signals.kept(started="juliacall" in sys.modules), _blocking_kept(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch was imported before juliacall")
             import juliacall
     except BaseException as error:
@@ -282,6 +283,24 @@ def _import_juliacall() -> Any:
             raise EngineUnavailable(_failure or why) from error
         raise
     return juliacall
+
+
+@contextlib.contextmanager
+def _blocking_kept() -> Iterator[None]:
+    """Python's standard streams wait for a pipe as before: Julia's input and output make them return at once.
+
+    Of such a pipe `input()` finds nothing, and `print` fails where the reader is slow.
+    """
+    before: dict[int, bool] = {}
+    if hasattr(os, "set_blocking"):
+        for stream in range(3):
+            with contextlib.suppress(OSError):  # it is closed
+                before[stream] = os.get_blocking(stream)
+    try:
+        yield
+    finally:
+        for stream, blocking in before.items():
+            os.set_blocking(stream, blocking)
 
 
 def _let_other_threads_collect(main: Any) -> None:
