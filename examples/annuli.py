@@ -23,9 +23,9 @@ from torch import nn
 from tqdm import trange
 
 from pynode import data, plot
-from pynode.cli.text import table
 from pynode.models import ANODE, NODE
 from pynode.nn import TimeSequential
+from pynode.text import table
 
 SLICES = ((0.2, 1.0), (1.8, 2.6), (3.4, 4.2), (5.0, 5.8))  # radians
 SNAPSHOTS = (0.1, 0.3, 1.0)  # parts of the training after which the features are drawn

@@ -32,9 +32,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
 from pynode import data, plot
-from pynode.cli.text import table
 from pynode.models import ANODE, NODE
 from pynode.nn import TimeSequential
+from pynode.text import table
 
 
 def load(dataset, root, images, seed):

@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from pynode import data
-from pynode.cli.text import table
 from pynode.models import NODE, ODENet, ResNet, RKNet
+from pynode.text import table
 
 BLOCKS = 6
 DEPTHS = (1, 2, 4, 8, 16, 32)

@@ -38,7 +38,15 @@ class FieldError(PyNODEError, ValueError):
 
 
 class TraceError(PyNODEError, NotImplementedError):
-    """The vector field cannot be turned into a graph: names the operation and the source line."""
+    """The vector field cannot be turned into a graph: names the operation and the source line.
+
+    Attributes:
+        reason: the message without its remedy; empty where it has not been told apart.
+    """
+
+    def __init__(self, message: str = "", reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class EngineUnavailable(PyNODEError, RuntimeError):

@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
 from pynode import __version__, data, plot
-from pynode.cli.text import table
 from pynode.models import NODE, ResNet
 from pynode.nn import TimeConcat, TimeSequential
+from pynode.text import table
 
 __all__ = ["Run", "run"]
 

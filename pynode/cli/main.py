@@ -1,4 +1,4 @@
-"""The `pynode` command: demo, doctor, solvers, julia install."""
+"""The `pynode` command: demo, doctor, solvers, trace, julia install."""
 
 from __future__ import annotations
 
@@ -64,6 +64,19 @@ def _parser() -> argparse.ArgumentParser:
     solvers = commands.add_parser("solvers", help="list the solvers and the engines that have them")
     solvers.set_defaults(run=_solvers)
 
+    trace = commands.add_parser(
+        "trace", help="a field's operations, what is fused, what it costs, any batch size or one"
+    )
+    trace.add_argument("field", metavar="FILE.py:NAME", help="a class without arguments, an instance, or a function")
+    shape = "features, e.g. 2 or 3,8,8"
+    trace.add_argument(
+        "--state", type=_shape, action="append", required=True, help=f"{shape}; again for each of a tuple"
+    )
+    trace.add_argument("--args", type=_shape, nargs="+", default=[], help=f"of conditioning tensors: {shape}")
+    trace.add_argument("--batch", type=_positive, default=32, help="the batch size of the costs (default: 32)")
+    trace.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="(default: float32)")
+    trace.set_defaults(run=_trace)
+
     julia = commands.add_parser("julia", help="manage the Julia side")
     actions = julia.add_subparsers(title="actions", metavar="ACTION", required=True)
     install = actions.add_parser("install", help="install Julia and the packages of the julia engine")
@@ -80,6 +93,13 @@ def _positive(text: str) -> int:
     return value
 
 
+def _shape(text: str) -> tuple[int, ...]:
+    sizes = text.split(",")
+    if not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        raise argparse.ArgumentTypeError(f"must be sizes with commas between them, such as 2 or 3,8,8, got {text!r}")
+    return tuple(map(int, sizes))
+
+
 def _demo(arguments: argparse.Namespace) -> int:
     from pynode.cli.demo import run
 
@@ -94,8 +114,8 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _solvers(arguments: argparse.Namespace) -> int:
-    from pynode.cli.text import table
     from pynode.engine.solvers import solvers
+    from pynode.text import table
 
     header = ("name", "order", "step", "stiff", "engines", "OrdinaryDiffEq", "torchdiffeq")
     rows = [
@@ -111,6 +131,13 @@ def _solvers(arguments: argparse.Namespace) -> int:
         for s in solvers()
     ]
     print(table(header, rows))
+    return 0
+
+
+def _trace(arguments: argparse.Namespace) -> int:
+    from pynode.cli.trace import report
+
+    print(report(arguments.field, arguments.state, arguments.args, arguments.batch, arguments.dtype))
     return 0
 
 

@@ -10,7 +10,7 @@ import functools
 import linecache
 import logging
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from pynode.errors import FieldError, TraceError
+from pynode.field._bound import Assumptions, BoundToBatch, Validity
 from pynode.field._complex import OnPairs, has_complex
 from pynode.field._lines import calling_line, is_users, place
 from pynode.field._random import draws_random_numbers, randomness_refused
@@ -147,12 +148,13 @@ class Captured:
 
     Attributes:
         graph: the fx graph; its outputs are `dz/dt`, then a product for each input asked for, or `None`.
-        env: the symbolic sizes that the recording used and what it assumed of them.
+        env: the symbolic sizes that the recording used.
         batch: the symbol of the batch size, `None` where the batch is static.
+        validity: for which batch sizes it holds.
     """
 
-    def __init__(self, graph: fx.GraphModule, env: ShapeEnv, batch: Any) -> None:
-        self.graph, self.env, self.batch = graph, env, batch
+    def __init__(self, graph: fx.GraphModule, env: ShapeEnv, batch: Any, validity: Validity) -> None:
+        self.graph, self.env, self.batch, self.validity = graph, env, batch, validity
 
     @property
     def assumes_batch(self) -> bool:
@@ -167,6 +169,7 @@ def capture(
     wanted: Sequence[bool],
     n_states: int,
     captured: Sequence[Tensor] = (),
+    outside: str = __file__,
 ) -> Captured:
     """Record a function and the product of a cotangent with its Jacobians.
 
@@ -177,9 +180,11 @@ def capture(
         wanted: for each input whether the product with its Jacobian is wanted.
         n_states: how many tensors the state has.
         captured: leaves that the function reads otherwise and whose products are wanted too.
+        outside: the file that calls this and that `function` is of: further out there is no code of the field.
 
     Raises:
         TraceError: the function does something that a graph cannot hold.
+        BoundToBatch: it makes a number of the batch size.
     """
     env = ShapeEnv()
     mode = FakeTensorMode(shape_env=env, allow_non_fake_inputs=True)
@@ -192,6 +197,7 @@ def capture(
         )
         batch = example.shape[0]
     symbol = batch.node.expr if batch is not None else None
+    assumptions = env.guards = Assumptions(symbol, outside)
 
     def fake(x: Tensor, is_batched: bool) -> Tensor:
         shape = (batch, *x.shape[1:]) if is_batched else x.shape
@@ -222,12 +228,9 @@ def capture(
         recordings.append(make_fx(what, decomposition_table=_decompositions())(*examples))
         return recordings[-1]
 
-    # What fails while recording is reported once, as a TraceError.
-    noise = logging.getLogger("torch._subclasses.fake_tensor")
-    level = noise.level
-    noise.setLevel(logging.CRITICAL + 1)
     try:
         with contextlib.ExitStack() as stack:
+            stack.enter_context(_silent())
             stack.enter_context(mode)
             stack.enter_context(enable_python_dispatcher())
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
@@ -243,15 +246,30 @@ def capture(
                 graph = record(pure, *fakes, *cotangents)
             if has_complex(graph):
                 graph = record(_flat(OnPairs(graph)), *fakes, *cotangents)
-    except (TraceError, FieldError):
+    except (TraceError, FieldError, BoundToBatch):
         raise
     except Exception as error:
-        raise TraceError(_explain(error)) from error
+        raise assumptions.bound or _failed(error) from error
     finally:
-        noise.setLevel(level)
         _forget(recordings)
+    if assumptions.bound is not None:  # something has caught it
+        raise assumptions.bound
     graph.graph.eliminate_dead_code()
-    return Captured(graph, env, symbol)
+    return Captured(graph, env, symbol, Validity(symbol, assumptions, assumptions.where))
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """A context within which torch does not log what fails while recording: it is reported once, as an exception."""
+    noise = [logging.getLogger(f"torch.{n}") for n in ("_subclasses.fake_tensor", "fx.experimental.symbolic_shapes")]
+    levels = [logger.level for logger in noise]
+    for logger in noise:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for logger, level in zip(noise, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _forget(recordings: Sequence[fx.GraphModule]) -> None:
@@ -327,17 +345,18 @@ def data_dependent(where: str) -> str:
     )
 
 
-def _explain(error: Exception) -> str:
-    """A remedy for a recording that failed, with the user's line."""
+def _failed(error: Exception) -> TraceError:
+    """The refusal of a recording that failed, with the user's line and a remedy."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if is_users(f.filename)]
     where = place(frames[-1].filename, frames[-1].lineno or 0) if frames else ""
     name = type(error).__name__
     if "DataDependent" in name or "item()" in str(error) or "GuardOnDataDependent" in name:
-        return data_dependent(where)
+        return TraceError(data_dependent(where))
     if "in-place" in str(error):
-        return f"the field writes to one of its inputs{where}: compute a new tensor instead"
+        return TraceError(f"the field writes to one of its inputs{where}: compute a new tensor instead")
     first = str(error).strip().splitlines()
-    return (
-        f"the field cannot be traced{where}: {name}: {first[0] if first else ''}. Use differentiable torch operations "
-        'on t and z only, or engine="torch"'
+    what = f"{where}: {name}: {first[0] if first else ''}"
+    return TraceError(
+        f'the field cannot be traced{what}. Use differentiable torch operations on t and z only, or engine="torch"',
+        f"an operation fails{what}",
     )

@@ -195,15 +195,15 @@ class Conversion:
             self.values[node] = handler(Call(self.b, name, args, kwargs, self._shape(first.shape), kind))
         except _DataDependent:
             raise TraceError(data_dependent(user_line(node))) from None
-        except Unsupported as error:
+        except (Unsupported, NotImplementedError) as error:
             remedy = "pynode.field.supported_ops() lists what the julia engine can run; write the field with those"
             if name not in HANDLERS and not self._varies(node):
                 remedy = (
                     "It depends on parameters alone: make it a parametrization (torch.nn.utils.parametrize), which "
                     "pynode computes once for each solve"
                 )
-            text = f'the field uses {error}{user_line(node)}. {hint(name)}{remedy}, or use engine="torch"'
-            raise TraceError(text) from None
+            reason = f"the field uses {error}{user_line(node)}"
+            raise TraceError(f'{reason}. {hint(name)}{remedy}, or use engine="torch"', reason) from None
 
     def _varies(self, node: fx.Node) -> bool:
         """Whether a node depends on the time, the state, conditioning tensors or cotangents."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pynode.errors import FieldError, InputError, TraceError
+from pynode.field._bound import BoundToBatch, Validity
 from pynode.field._field import Field
 from pynode.field._graph import FieldGraph
 from pynode.field._interpreter import interpret
@@ -17,11 +19,9 @@ from pynode.field._outside import unhooked
 from pynode.field._substitution import LateRead
 from pynode.field._time import first_time
 from pynode.interrupts import deferred, import_for_traces
+from pynode.nn._signature import with_time
 
-if TYPE_CHECKING:
-    from pynode.field._capture import Captured
-
-__all__ = ["Trace", "as_numbers", "trace", "trace_field"]
+__all__ = ["Trace", "as_numbers", "batch_size", "trace", "trace_at", "trace_field"]
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,14 @@ class Trace:
         buffers: names of the tensors that the field reads without a gradient, in input order.
         constants: tensors that the field reads and that cannot be found by name, in input order.
         holds: whether the graph is valid for a batch size.
+        bound_by: what keeps the graph from holding for any; empty where nothing does.
     """
 
     graph: FieldGraph
     buffers: tuple[str, ...]
     constants: tuple[Tensor, ...]
-    holds: Callable[[int], bool]
+    holds: Validity
+    bound_by: str = ""
 
     def bound(self, field: Field) -> list[Tensor]:
         """The tensors of the inputs after `t`, the state and `args`: parameters, buffers, constants."""
@@ -66,7 +68,7 @@ def trace(field: Any, z0: Tensor | Sequence[Tensor], args: Sequence[Tensor] = ()
     """The graph of a vector field: its value and its vector-Jacobian product.
 
     Args:
-        field: `nn.Module` or callable `f(t, z, *args) -> dz/dt`.
+        field: `nn.Module` or callable `f(t, z, *args) -> dz/dt`, or `f(z)`.
         z0: a state, `(batch, *features)`, or a tuple of such; only shape and dtype matter.
         args: conditioning tensors.
 
@@ -77,10 +79,16 @@ def trace(field: Any, z0: Tensor | Sequence[Tensor], args: Sequence[Tensor] = ()
         TraceError: names the operation and the source line that a graph cannot hold, and the remedy.
         FieldError: the field returns another shape, dtype or device than its state's.
     """
+    return trace_at(field, z0, args).graph
+
+
+def trace_at(function: Any, z0: Tensor | Sequence[Tensor], args: Sequence[Tensor]) -> Trace:
+    """The trace of what `trace` takes."""
     is_tuple = not isinstance(z0, Tensor)
     states = tuple(z0) if is_tuple else (z0,)
     t0 = torch.zeros((), dtype=states[0].dtype, device=states[0].device)
-    return trace_field(Field(field, states, t0, args, is_tuple), states, t0, args).graph
+    field = Field(with_time(function, len(args)), states, t0, args, is_tuple)
+    return trace_field(field, states, t0, args)
 
 
 def trace_field(field: Field, z0: Sequence[Tensor], t: Tensor, args: Sequence[Tensor]) -> Trace:
@@ -108,7 +116,7 @@ def trace_field(field: Field, z0: Sequence[Tensor], t: Tensor, args: Sequence[Te
                 f"args[{i}] is of dtype {x.dtype} beside a state of dtype {dtype}, and a graph holds numbers of one "
                 'type: convert it, or use engine="torch"'
             )
-    batch = _batch_size(z0)
+    batch = batch_size(z0)
     follows = tuple([x.dim() > 0 and x.shape[0] == batch for x in (*z0, *args)])
     statics = tuple([x.shape[:1] for x, f in zip((*z0, *args), follows, strict=True) if not f])
     key = (field.key, follows, statics, tuple([x.dtype for x in args]))
@@ -145,38 +153,56 @@ def _first_trace(
     field: Field, z0: Sequence[Tensor], t0: Tensor, args: Sequence[Tensor], key: Any, follows: Sequence[bool]
 ) -> Trace:
     """The trace of a field that has none for this `key`, or none for this batch size; `follows`: what has the batch."""
-    known, batch = field.memory.traces, _batch_size(z0)
+    known, batch = field.memory.traces, batch_size(z0)
     field = field.as_written()
     of_args = follows[len(z0) :]
     # A conditioning tensor may have as many rows as the batch by accident: then its rows are not samples.
     choices = [(follows[: len(z0)], of_args)] if all(follows[: len(z0)]) else []
     if choices and any(of_args):
         choices.append((follows[: len(z0)], (False,) * len(args)))
+    bound_by: list[str] = []
+    if not choices:
+        firsts = " and ".join("none" if not x.dim() else str(x.shape[0]) for x in z0)
+        bound_by.append(f"the first dimension of the state's tensors is no batch: {firsts}")
+    elif key in known:
+        bound_by.append(_looked_at(known[key].holds, batch))
     for states, rows in choices if key not in known else ():
-        found = _trace(field, z0, t0, args, (*states, *rows))
-        if found is not None and found.holds(batch) and _agrees(found, field, z0, t0, args):
+        try:
+            found = _trace(field, z0, t0, args, (*states, *rows))
+        except BoundToBatch as bound:
+            bound_by.append(str(bound))
+            continue
+        if found.holds(batch) and _agrees(found, field, z0, t0, args):
             known[key] = found
             return found
+        differs = f"a graph for any batch size gives other numbers than the field at batch size {batch}"
+        bound_by.append(differs if found.holds(batch) else _looked_at(found.holds, batch))
     try:
         found = _trace(field, z0, t0, args, (False,) * len(follows))
     except TraceError as error:
         known[key, batch] = TraceError(*error.args)  # without its traceback, which holds what it has met
         raise
-    assert found is not None  # a static recording assumes nothing
     if not _agrees(found, field, z0, t0, args):
         raise TraceError(
             "the field's graph and the field itself give different values for the same t and z: the field "
             "depends on something that changes between calls (a counter, a random number, a cache). Make "
             'it a function of t, z and args, or use engine="torch"'
         )
-    known[key, batch] = found
+    # The first choice is the one that a field is meant for.
+    found = known[key, batch] = replace(found, bound_by=bound_by[0])
     return found
 
 
-def _trace(
-    field: Field, z0: Sequence[Tensor], t0: Tensor, args: Sequence[Tensor], batched: tuple[bool, ...]
-) -> Trace | None:
-    """The trace with these inputs batched; `None` if the field does not keep the batch symbolic."""
+def _looked_at(holds: Validity, batch: int) -> str:
+    return f"what is computed depends on the batch size{holds.broken(batch)[0]}"
+
+
+def _trace(field: Field, z0: Sequence[Tensor], t0: Tensor, args: Sequence[Tensor], batched: tuple[bool, ...]) -> Trace:
+    """The trace with these inputs batched.
+
+    Raises:
+        BoundToBatch: the field does not keep the batch symbolic.
+    """
     import_for_traces()
     # Here, since recording needs SymPy, which takes longer to import than all the rest.
     from pynode.field._capture import capture
@@ -211,36 +237,29 @@ def _trace(
                 [s.kind != "buffer" for s in sources],
                 n_z,
                 list(leaves.values()),
+                __file__,
             )
         if got.assumes_batch:
-            return None
+            raise BoundToBatch("the recording takes the batch size for a number")
         done = Conversion(got, sources, leaves, fixed, n_z)
-        return Trace(done.graph, done.buffers, tuple(done.constants), _validity(got))
+        return Trace(done.graph, done.buffers, tuple(done.constants), got.validity)
     except LateRead:
         raise
-    except (TraceError, NotImplementedError, FieldError):
-        if any(batched):
-            return None  # the static recording that follows decides, and words the error
+    except (TraceError, FieldError) as error:
+        if any(batched):  # the static recording that follows decides, and words the error
+            raise BoundToBatch(_readable(getattr(error, "reason", "") or str(error))) from None
         raise
 
 
-def _validity(got: Captured) -> Callable[[int], bool]:
-    """For which batch sizes the recording's assumptions hold."""
-    symbol = got.batch
-    if symbol is None:
-        return lambda batch: True
-    conditions = [g.expr for g in got.env.guards if symbol in g.expr.free_symbols]
-    answers: dict[int, bool] = {}
-
-    def holds(batch: int) -> bool:
-        if batch not in answers:
-            answers[batch] = all(bool(c.subs(symbol, batch)) for c in conditions)
-        return answers[batch]
-
-    return holds
+def _readable(text: str) -> str:
+    """A text with torch's symbol of the batch size replaced by a word, but for quoted code."""
+    parts = text.split("`")
+    parts[::2] = [re.sub(r"\bs\d+\b", "batch", part) for part in parts[::2]]
+    return "`".join(parts)
 
 
-def _batch_size(z0: Sequence[Tensor]) -> int:
+def batch_size(z0: Sequence[Tensor]) -> int:
+    """The first dimension of a state; 1 where it has none."""
     return z0[0].shape[0] if z0[0].dim() else 1
 
 

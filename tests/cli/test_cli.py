@@ -7,10 +7,10 @@ import torch
 import pynode
 from pynode import cli, plot
 from pynode.cli import demo, doctor, threads
-from pynode.cli.text import table
 from pynode.engine import Availability
 from pynode.engine.julia import runtime as julia_runtime
 from pynode.errors import EngineUnavailable, InputError
+from pynode.text import table
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
