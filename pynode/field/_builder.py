@@ -106,9 +106,10 @@ class Builder:
     def positions(self, shape: Sequence[Dim], d: int) -> int:
         """0, 1, 2, … along dimension `d` of a shape, with size 1 in all others."""
         size = shape[d]
-        if not isinstance(size, int):
-            raise NotImplementedError("positions along the batch dimension")
         ones = [size if k == d else 1 for k in range(len(shape))]
+        if not isinstance(size, int):
+            counts = self.add("cumsum", [self.full(1.0, ones)], ones, dim=d)
+            return self.pointwise("sub", [counts, Number(1.0)], ones)
         return self.const([float(k) for k in range(size)], ones, "float")
 
     def slice(self, i: int, dim: int, start: Dim, stop: Dim, step: int, shape: Sequence[Dim]) -> int:

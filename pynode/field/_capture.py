@@ -41,6 +41,7 @@ _aten = torch.ops.aten
 _KEPT: tuple[Any, ...] = (_aten.select_backward, _aten.slice_backward, _aten.slice_scatter, _aten.select_scatter)
 _KEPT += (_aten.diagonal_backward, _aten.max_pool2d_with_indices_backward)
 _KEPT += (_aten.unfold_backward, _aten.reflection_pad1d_backward, _aten.reflection_pad2d_backward)
+_KEPT += (_aten.reflection_pad3d_backward,)
 _FURTHER = [
     _aten.native_layer_norm,
     _aten.native_layer_norm_backward,

@@ -157,6 +157,8 @@ class Conversion:
         batch = self.got.batch
         if expr.free_symbols != {batch}:
             raise _DataDependent
+        if not expr.is_polynomial(batch):  # a remainder by it, say, which has no value at 0
+            raise Unsupported("a size that is not linear in the batch size")
         slope = expr.coeff(batch, 1)
         offset = expr.subs(batch, 0)
         if not (slope.is_Integer and offset.is_Integer and sympy.expand(slope * batch + offset - expr) == 0):

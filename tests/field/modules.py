@@ -1011,8 +1011,18 @@ CONVOLUTIONS: dict[str, Callable[[], nn.Module]] = {
     "upsampling, bilinear": lambda: Resized(nn.Upsample(scale_factor=2, mode="bilinear")),
     "upsampling, bilinear, aligned": lambda: Resized(nn.Upsample(size=(9, 7), mode="bilinear", align_corners=True)),
     "upsampling, nearest-exact": lambda: Resized(nn.Upsample(size=(9, 7), mode="nearest-exact")),
+    "adaptive max pooling": lambda: Resized(nn.AdaptiveMaxPool2d((4, 3))),
+    "global max pooling": lambda: Resized(nn.AdaptiveMaxPool2d(1)),
+    "upsampling, antialiased": lambda: Resized(Antialiased()),
+    "padding with a number": lambda: Resized(nn.ConstantPad2d((1, 0, 2, -1), 0.5)),
+    "local response norm": lambda: nn.LocalResponseNorm(2),
     "pixel shuffle": lambda: nn.Sequential(nn.PixelUnshuffle(1), conv(3, 12, 1), nn.PixelShuffle(2), nn.MaxPool2d(2)),
 }
+
+
+class Antialiased(nn.Module):
+    def forward(self, z: Tensor) -> Tensor:
+        return F.interpolate(z, (4, 7), mode="bilinear", antialias=True)
 
 
 class Resized(nn.Module):
@@ -1053,6 +1063,58 @@ def conv3d() -> Case:
 class Crop(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         return z[..., :3]
+
+
+def volume(name: str) -> Case:
+    return Case(Of(VOLUMES[name](), Flat(), nn.Tanh()), (2, 4, 3, 5))
+
+
+class Flat(nn.Module):
+    """Voxels of any number brought back to those of the state by a fixed map."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        flat = z.flatten(2)
+        weights = torch.arange(60 * flat.shape[-1]).to(z).reshape(-1, 60).mul(0.7).cos()
+        return (flat @ weights).unflatten(2, (4, 3, 5))
+
+
+def conv3(**keywords: Any) -> nn.Conv3d:
+    return nn.Conv3d(2, 2, (3, 2, 1), padding=(1, 1, 0), dtype=torch.float64, **keywords)
+
+
+VOLUMES: dict[str, Callable[[], nn.Module]] = {
+    "conv of volumes, circular": lambda: conv3(padding_mode="circular"),
+    "conv of volumes, reflect": lambda: conv3(padding_mode="reflect"),
+    "conv of volumes, replicate": lambda: conv3(padding_mode="replicate"),
+    "conv of volumes, transposed": lambda: nn.ConvTranspose3d(2, 2, 2, (2, 1, 1), (1, 0, 1), dtype=torch.float64),
+    "max pooling of volumes": lambda: nn.MaxPool3d((3, 2, 2), (2, 1, 2), (1, 0, 1)),
+    "average pooling of volumes": lambda: nn.AvgPool3d((3, 2, 2), (2, 1, 2), (1, 0, 1), count_include_pad=False),
+    "adaptive pooling of volumes": lambda: nn.AdaptiveAvgPool3d((3, 2, 4)),
+    "adaptive max pooling of volumes": lambda: nn.AdaptiveMaxPool3d((3, 2, 4)),
+    "upsampling of volumes": lambda: nn.Upsample(scale_factor=2),
+    "upsampling of volumes, nearest-exact": lambda: nn.Upsample((5, 4, 7), mode="nearest-exact"),
+    "upsampling of volumes, trilinear": lambda: nn.Upsample((5, 4, 7), mode="trilinear"),
+}
+for _name in VOLUMES:
+    CASES[_name] = functools.partial(volume, _name)
+
+
+@case
+def windows_of_the_last_dimension() -> Case:
+    return Case(lambda t, z: torch.tanh(z.unfold(-1, 3, 1)).sum(-1) * z[:, 1:-1] @ torch.ones(3, 5).to(z), (5,))
+
+
+@case
+def places_in_the_batch() -> Case:
+    """What counts the samples holds for any number of them, though they are not independent."""
+
+    def f(t: Tensor, z: Tensor) -> Tensor:
+        n = z.shape[0]
+        greatest = z[:, 0].argmax(0)
+        upper = torch.triu(torch.ones(n, n, dtype=z.dtype)) + torch.eye(n, dtype=z.dtype)
+        return torch.sin(upper @ z) + torch.arange(0, n)[:, None] * z + greatest
+
+    return Case(f, (2,))
 
 
 @case

@@ -11,6 +11,7 @@ import pytest
 import torch
 from kinds import CASES
 from reference import sample
+from test_julia import parameters
 from torch import Tensor, nn
 
 import pynode
@@ -289,7 +290,7 @@ def plans() -> Any:
 
 
 @pytest.mark.julia
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", parameters())
 def test_steps_are_those_of_julia(name: str, plans: Any) -> None:
     """What is fused, which products start from a bias, and how many tensors there are in memory, copies included."""
     case = CASES[name]()

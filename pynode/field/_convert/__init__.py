@@ -6,6 +6,7 @@ from pynode.field._convert import (  # noqa: F401 (they fill the table)
     _julia,
     _linear,
     _matrix,
+    _maximum,
     _order,
     _pointwise,
     _reduce,

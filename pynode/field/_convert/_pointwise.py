@@ -123,6 +123,14 @@ def _zeros(c: Call) -> int:
     return c.b.full(0, c.shape, c.dtype)
 
 
+@handles("arange")
+def _arange(c: Call) -> int:
+    """Numbers as many as the batch is large: others are constants."""
+    start, step = (c.args[0] if len(c.args) > 1 else 0), (c.args[2] if len(c.args) > 2 else 1)
+    scaled = c.b.pointwise("mul", [c.b.positions(c.shape, 0), Number(step)], c.shape)
+    return c.b.pointwise("add", [scaled, Number(start)], c.shape)
+
+
 @handles("ones", "ones_like", "new_ones")
 def _ones(c: Call) -> int:
     return c.b.full(1, c.shape, c.dtype)

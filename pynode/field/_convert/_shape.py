@@ -127,7 +127,16 @@ def _slice_backward(c: Call) -> int:
 
 
 def _scatter(c: Call, base: int, source: int, d: int, start: Dim, stop: Dim, step: int) -> int:
-    """`base` with `source` in `start:stop:step`: base masked out, plus the embedded source."""
+    """`base` with `source` in `start:stop:step`: put together, or base masked out, plus the embedded source."""
+    size = c.shape[d]
+    if step == 1 and isinstance(size, int) and isinstance(start, int) and isinstance(stop, int):
+        before, after = [*c.shape], [*c.shape]
+        before[d], after[d] = start, size - stop
+        parts = [c.b.slice(base, d, 0, start, 1, before)] if start > 0 else []
+        parts += [source] if stop > start else []
+        parts += [c.b.slice(base, d, stop, size, 1, after)] if stop < size else []
+        parts = [c.b.cast(i) for i in parts]
+        return parts[0] if len(parts) == 1 else c.b.add("cat", parts, c.shape, dim=d)
     ones = c.b.full(1.0, c.b.shape(source))
     mask = c.b.embed(ones, d, start, stop, step, c.shape)
     placed = c.b.embed(c.b.cast(source), d, start, stop, step, c.shape)
@@ -200,6 +209,7 @@ def _split(c: Call) -> list[int]:
 def _strides(c: Call, at: int) -> tuple[int, list[tuple[int, int, int]]]:
     """The dimension that `unfold` goes along, and the bounds of the entries at each place of its windows."""
     d, size, step = c.args[at : at + 3]
+    d %= len(c.shape) - (2 - at)  # the windows come on top
     windows = c.shape[d] if at == 1 else c.b.shape(c.args[0])[d]
     if not isinstance(windows, int):
         raise Unsupported("windows along the batch dimension")
@@ -244,9 +254,7 @@ def _flip(c: Call) -> int:
 @handles("constant_pad_nd")
 def _pad(c: Call) -> int:
     i, pads = c.b.cast(c.args[0]), c.args[1]
-    value = c.arg(2, "value")
-    if value:
-        raise Unsupported("padding with another value than zero")
+    value = float(c.arg(2, "value") or 0)
     shape = list(c.b.shape(i))
     for k in range(len(pads) // 2):
         before, after = pads[2 * k], pads[2 * k + 1]
@@ -262,5 +270,10 @@ def _pad(c: Call) -> int:
             size = shape[d]
         before, after = max(before, 0), max(after, 0)
         shape[d] = size + before + after
-        i = c.b.embed(i, d, before, before + size, 1, shape)
+        if value:
+            around = [[*shape[:d], n, *shape[d + 1 :]] for n in (before, after)]
+            parts = [c.b.full(value, around[0]), i, c.b.full(value, around[1])]
+            i = c.b.add("cat", [p for p in parts if c.b.shape(p)[d]], shape, dim=d)
+        else:
+            i = c.b.embed(i, d, before, before + size, 1, shape)
     return i
