@@ -170,7 +170,7 @@ class _Program:
         self.steps: list[Step] = []
         self.inlined = set(plan.inlined)
         self.with_sum = {product for product, _ in plan.sums.values()}
-        self.contiguous = dict.fromkeys(plan.given, True)
+        self.contiguous = {i: True for i in plan.given if not self._is_time(i)}  # t is a number, not a tensor
         self.placed: set[int] = set()
         for i in plan.order:
             if i not in self.contiguous and i not in self.inlined and i not in self.with_sum and not self._is_time(i):

@@ -85,7 +85,7 @@ def test_functions(file: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "costs at batch size 32, float32" in text
     assert f"tanh       1  {32 * 192:,}  {2 * 4 * 32 * 192:,}" in text
     rows = printed(capsys, f"{file}:driven", "--state", "2", "--args", "2").splitlines()
-    assert rows[5].split() == ["mul", "1", "64", "768"]
+    assert rows[6].split() == ["mul", "1", "64", "768"]
     assert "neg" in printed(capsys, f"{file}:pair", "--state", "2", "--state", "2")
 
 
