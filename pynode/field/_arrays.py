@@ -27,9 +27,8 @@ class Arrays:
 
     def settle(self) -> None:
         """Leave out those that have changed until now, which the field itself writes to."""
-        if self.arrays:
-            now = self._now()
-            self.numbers = {name: value for name, value in self.numbers.items() if now[name] == value}
+        now = self._now()
+        self.numbers = {name: value for name, value in self.numbers.items() if now[name] == value}
 
     def check(self) -> None:
         """Refuse to go on where one has changed.
@@ -37,8 +36,6 @@ class Arrays:
         Raises:
             FieldError: names it.
         """
-        if not self.arrays:
-            return
         now = self._now()
         changed = [name for name, value in self.numbers.items() if now[name] != value]
         if changed:

@@ -237,10 +237,10 @@ class Field:
         """What evaluations depend on although the copy shares it with the user, to be compared with later."""
         return contents(Reads(self._live.frozen.function), self.memory.attributes, self.memory.volatile)
 
-    def arrays(self) -> Arrays:
-        """The NumPy arrays that the function reads; none where a look at its places was enough, see `Watch`."""
-        reads = self.__dict__.get("reads")
-        return Arrays({} if reads is None else reads.arrays)
+    def arrays(self) -> Arrays | None:
+        """The NumPy arrays that the function reads; `None` without any, and where a look at its places was enough."""
+        reads = self.__dict__.get("reads")  # see `Watch`
+        return None if reads is None or not reads.arrays else Arrays(reads.arrays)
 
     def check_unchanged(self, before: Mapping[Any, Any]) -> None:
         """Refuse to go on where something that the copy shares with the user is another than it was.

@@ -98,9 +98,13 @@ def _of_function(function: types.FunctionType, skip: int) -> _Positional | None:
     """Of a function, but for its first parameters."""
     if function.__dict__:  # what decorators have left there may be another signature
         return _of_signature(function, skip)
-    code = function.__code__
+    return _of_code(function.__code__, len(function.__defaults__ or ()), skip)
+
+
+@functools.lru_cache(maxsize=256)
+def _of_code(code: types.CodeType, defaults: int, skip: int) -> _Positional:
     n = max(code.co_argcount - skip, 0)
-    required = max(n - len(function.__defaults__ or ()), 0)
+    required = max(n - defaults, 0)
     most = math.inf if code.co_flags & inspect.CO_VARARGS else n
     return _Positional(required, most, code.co_varnames[skip] if n else "")
 

@@ -35,7 +35,6 @@ class Traced:
         self.problem, self.device = problem, device
         self.called: object = None
         trace = trace_field(problem.field, problem.z0, problem.t, problem.args)
-        session.start()
         self.kernel = session.kernel(trace, problem.z0[0].dtype)
         if problem.solver.matrix_free:
             link_tangent(session, problem, trace, self.kernel)

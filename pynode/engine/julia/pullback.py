@@ -68,6 +68,8 @@ def _room(x: Tensor, wanted: bool, dtype: torch.dtype) -> Tensor | None:
     """Memory for a cotangent in Julia's numbers, which are real and all of one type."""
     if not wanted:
         return None
+    if x.dtype == dtype and x.is_contiguous():
+        return torch.empty_like(x)
     return torch.empty((*x.shape, 2) if x.is_complex() else x.shape, dtype=dtype, device=x.device)
 
 
@@ -75,7 +77,7 @@ def _taken(x: Tensor, room: Tensor | None) -> Tensor | None:
     """The cotangent in the type of its tensor."""
     if room is None:
         return None
-    return (torch.view_as_complex(room) if x.is_complex() else room).to(x.dtype)
+    return room if x.dtype == room.dtype else (torch.view_as_complex(room) if x.is_complex() else room).to(x.dtype)
 
 
 def address_of(x: Tensor | None) -> int:

@@ -86,6 +86,7 @@ class Session:
         """The number of a graph's kernel, which Julia lowers where it is new."""
         key = (trace.graph.key, dtype)
         if key not in self._kernels:
+            self.start()
             text = json.dumps(trace.graph.to_dict())
             self._kernels[key] = self.module.register(trace.graph.key, str(dtype).removeprefix("torch."), text)
         return self._kernels[key]
