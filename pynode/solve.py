@@ -36,7 +36,6 @@ from pynode.problem.inputs import (
     check_count,
     check_lowering,
     check_number,
-    check_real,
     check_state,
     check_times,
 )
@@ -290,7 +289,6 @@ def _solve(
         "parameters": wanted[n + 1 + m :],
     }
     if any(wanted):
-        check_real(vector_field, how)
         check_no_cache(vector_field.facts.cached, zip(vector_field.names, vector_field.parameters, strict=True))
     problem = Problem(
         field=vector_field,

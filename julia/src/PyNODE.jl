@@ -9,7 +9,7 @@ module PyNODE
 using ChainRulesCore: ChainRulesCore, NoTangent, unthunk
 using FunctionWrappers: FunctionWrapper
 using JSON: JSON
-using LinearAlgebra: BLAS, Symmetric, dot, eigen!, mul!, transpose
+using LinearAlgebra: BLAS, Symmetric, dot, eigen!, mul!, svd!, transpose
 using LuxCore: LuxCore
 using NNlib: batched_mul!, batched_transpose, sigmoid, tanh_fast
 using OrdinaryDiffEqCore: IController
@@ -22,7 +22,7 @@ using Random: AbstractRNG, Xoshiro
 using RuntimeGeneratedFunctions: RuntimeGeneratedFunctions, @RuntimeGeneratedFunction
 using SciMLBase: AbstractODEFunction, AbstractODEProblem, FullSpecialize, NullParameters, ODEFunction, ODEProblem,
     ReturnCode, init, isinplace, reinit!, set_proposed_dt!, solve!, step!, successful_retcode, unwrapped_f
-using SpecialFunctions: digamma, erf, erfc, erfinv, logabsgamma
+using SpecialFunctions: digamma, polygamma, erf, erfc, erfinv, logabsgamma
 
 RuntimeGeneratedFunctions.init(@__MODULE__)
 
@@ -37,6 +37,7 @@ include("lower/assign.jl")
 include("lower/operations.jl")
 include("lower/indexing.jl")
 include("lower/matrices.jl")
+include("lower/orthogonal.jl")
 include("lower/columns.jl")
 include("lower/convolution.jl")
 include("lower/kernel.jl")

@@ -1,6 +1,6 @@
 # Lowering of indexing by what is computed, of sorting, tables and linear algebra; after lower.jl, whose helpers it takes.
 
-using LinearAlgebra: Diagonal, I, Symmetric, cholesky, diag, eigen, lu, tril, triu
+using LinearAlgebra: Diagonal, I, Symmetric, cholesky, diag, eigen, lu, qr, svdvals, tril, triu
 
 @testset "indexing by what is computed" begin
     x = draw(4, 3, 5)                       # PyTorch's (5, 3, 4)
@@ -104,4 +104,36 @@ each(f, xs...) = stack(f((x[:, :, s] for x in xs)...) for s in axes(first(xs), 3
     @test !any(isfinite, evaluate(graph(["z", "z"], [lus..., node("lu_solve", [3, 5, 1], [B, n, 2]; adjoint = false)]), [singular, b[:, :, 1:1]]))
     @test any(isnan, evaluate(graph(["z"], [square..., node("cholesky", [0], [B, n, n])]), [-positive]))
     @test all(isnan, evaluate(graph(["z"], [square..., node("matrix_exp", [0], [B, n, n])]), [fill(NaN, n, n, 1)]))
+end
+
+@testset "orthogonal factors, $m × $n" for (m, n) in ((1, 1), (3, 3), (5, 3), (9, 8))
+    B = [1, 0]
+    a = draw(n, m, 5)                       # PyTorch's (5, m, n)
+    a[:, 2:end, 2] .= 0                     # nothing below the diagonal: no reflection
+    A = turned(a)
+    one(op, rows) = graph(["z"], [input(0, [B, m, n]), node(op, [0], [B, rows, n])])
+    # LAPACK's signs, which are PyTorch's.
+    expected = each(x -> (f = qr(x); [Matrix(f.Q); f.R]), A)
+    found = turned(evaluate(one("qr", m + n), [a]))
+    @test found ≈ expected
+    @test Array(turned(Array(evaluate(one("qr", m + n), [a], JLArray(Float64[]))))) ≈ expected
+    found = turned(evaluate(one("svd", m + 1 + n), [a]))
+    again = each(f -> f[1:m, :] * Diagonal(f[m + 1, :]) * f[(m + 2):end, :]', found)
+    @test again ≈ A
+    @test found[m + 1, :, :] ≈ stack(svdvals(A[:, :, s]) for s in 1:5)
+    @test all(isnan, evaluate(one("svd", m + 1 + n), [fill(NaN, n, m, 1)]))
+end
+
+@testset "running extrema and sums" begin
+    x, B = draw(4, 6, 5), [1, 0]
+    logsum(a, b) = log(exp(a) + exp(b))
+    for (op, f) in (("cummax", max), ("cummin", min), ("logcumsumexp", logsum)), d in (1, 2)
+        expected = accumulate(f, x; dims = 3 - d)
+        got = evaluate(graph(["z"], [input(0, [B, 6, 4]), node(op, [0], [B, 6, 4]; dim = d)]), [x])
+        @test got ≈ expected
+    end
+    @test PyNODE.logaddexp.([-Inf, Inf, 1.0, -Inf], [-Inf, Inf, -Inf, 2.0]) == [-Inf, Inf, 1.0, 2.0]
+    g = graph(["z"], [input(0, [B, 4]), node("arange", [], [B, 1]), node("mul", [0, 1], [B, 4])])
+    z = draw(4, 5)
+    @test evaluate(g, [z]) == z .* (0:4)'
 end

@@ -85,4 +85,11 @@ class Validity:
 
     def broken(self, batch: int) -> list[str]:
         """Where a batch size is asked for with another outcome than the recording's."""
-        return [at for condition, at in self.conditions if not condition.subs(self.symbol, batch)]
+        return [at for condition, at in self.conditions if not _met(condition, self.symbol, batch)]
+
+
+def _met(condition: Any, symbol: Any, batch: int) -> bool:
+    try:
+        return bool(condition.subs(symbol, batch))
+    except ZeroDivisionError:  # a condition on a remainder by what is zero
+        return False

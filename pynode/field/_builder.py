@@ -93,7 +93,9 @@ class Builder:
         if dtype == "float":
             return self.add("full", [Number(float(value))], shape)
         if not all(isinstance(d, int) for d in shape):
-            raise NotImplementedError("a bool or int tensor whose size depends on the batch")
+            if dtype != "bool":
+                raise NotImplementedError("an int tensor whose size depends on the batch")
+            return self.pointwise("ne", [self.full(float(value), shape), Number(0)], shape, "bool")
         count = math.prod(d for d in shape if isinstance(d, int))
         return self.const([value] * count, shape, dtype)
 
@@ -108,8 +110,7 @@ class Builder:
         size = shape[d]
         ones = [size if k == d else 1 for k in range(len(shape))]
         if not isinstance(size, int):
-            counts = self.add("cumsum", [self.full(1.0, ones)], ones, dim=d)
-            return self.pointwise("sub", [counts, Number(1.0)], ones)
+            return self.add("arange", [], ones)
         return self.const([float(k) for k in range(size)], ones, "float")
 
     def slice(self, i: int, dim: int, start: Dim, stop: Dim, step: int, shape: Sequence[Dim]) -> int:

@@ -111,6 +111,21 @@ def _weight_norm_backward(grad: Tensor, v: Tensor, g: Tensor, norms: Tensor, dim
     return g / norms * (grad - v * along / norms**2), along / norms
 
 
+def _pinv(x: Tensor, *, atol: Any = None, rtol: Any = None, hermitian: bool = False) -> Tensor:
+    """By the singular values; those below the tolerance, torch's, count as zero."""
+    u, s, vh = torch.linalg.svd(x, full_matrices=False)
+    top = s.amax(-1, keepdim=True)
+    eps = torch.finfo(x.dtype).eps * max(int(x.shape[-2]), int(x.shape[-1]))
+    of_top = (0.0 if atol is not None else eps) if rtol is None else _column(rtol)
+    least = torch.maximum(top * of_top, torch.zeros_like(top) if atol is None else top * 0 + _column(atol))
+    inverse = torch.where(s > least, 1 / torch.where(s > least, s, torch.ones_like(s)), torch.zeros_like(s))
+    return (vh.mT * inverse.unsqueeze(-2)) @ u.mT
+
+
+def _column(tolerance: Any) -> Any:
+    return tolerance.unsqueeze(-1) if isinstance(tolerance, Tensor) and tolerance.dim() else tolerance
+
+
 # torch has no rule for these that works with a symbolic batch size.
 _OWN: dict[Any, Callable[..., Any]] = {
     _aten.hardshrink_backward.default: _hardshrink_backward,
@@ -121,6 +136,7 @@ _OWN: dict[Any, Callable[..., Any]] = {
     _aten.rrelu_with_noise.default: _rrelu,
     _aten._trilinear.default: _trilinear,
     _aten._weight_norm_interface_backward.default: _weight_norm_backward,
+    _aten.linalg_pinv.atol_rtol_tensor: _pinv,
 }
 
 

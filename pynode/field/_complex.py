@@ -56,7 +56,7 @@ class OnPairs(fx.Interpreter):
     """Runs a recording with a pair of real tensors for each complex one; run while another recording is made.
 
     Raises:
-        TraceError: an operation has no counterpart on pairs, or an input of the field is complex.
+        TraceError: an operation has no counterpart on pairs, or a product is of a complex input.
     """
 
     def __init__(self, graph: fx.GraphModule) -> None:
@@ -69,15 +69,22 @@ class OnPairs(fx.Interpreter):
                 if node.op == "get_attr":
                     value = self.fetch_attr(str(node.target))
                     if isinstance(value, Tensor) and value.is_complex():
-                        _refuse_trained(value.requires_grad)
                         parts = torch.view_as_real(value.resolve_conj().detach())
                         self.attributes[str(node.target)] = _Pair(parts[..., 0], parts[..., 1])
 
     def run_node(self, n: fx.Node) -> Any:
-        """Run one node; an input has to be real."""
+        """Run one node."""
         self.node = n
-        _refuse_trained(n.op == "placeholder" and _is_complex(n.meta.get("val")))
         return super().run_node(n)
+
+    def output(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """The results; products with Jacobians have to be those of real inputs."""
+        if _is_complex(args):
+            raise TraceError(
+                "a parameter of a module of torch.jit is complex, and a graph's inputs are real: keep the parameter as "
+                'real numbers (…, 2) and let the module make torch.view_as_complex of it, or use engine="torch"'
+            )
+        return super().output(target, args, kwargs)
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         """A tensor that the recording holds."""
@@ -101,14 +108,6 @@ class OnPairs(fx.Interpreter):
         raise TraceError(
             f"the field uses the operation {target} of complex numbers{self.node.stack_trace or ''}, which pynode has "
             'no counterpart for: write it with real and imaginary parts, or use engine="torch"'
-        )
-
-
-def _refuse_trained(is_complex: bool) -> None:
-    if is_complex:
-        raise TraceError(
-            "a parameter of the field is complex, and a graph's inputs are real: keep the parameter as real numbers "
-            '(…, 2) and let the field make torch.view_as_complex of it, or use engine="torch"'
         )
 
 
@@ -394,8 +393,14 @@ _RULES: dict[str, Callable[..., Any]] = {
     "_fft_c2r": lambda x, *how: _fourier.to_real(_pair(x).full(), *how),
     "slice_scatter": _both(torch.slice_scatter),
     "select_scatter": _both(torch.select_scatter),
-    "zeros": lambda size, dtype: _Pair(torch.zeros(size, dtype=dtype.to_real()), None),
-    "new_zeros": lambda x, size, dtype=None: _Pair(_pair(x).some.new_zeros(size), None),
+    **dict.fromkeys(
+        ("zeros", "empty", "empty_strided"),
+        lambda size, *_, dtype: _Pair(torch.zeros(size, dtype=dtype.to_real()), None),
+    ),
+    **dict.fromkeys(
+        ("new_zeros", "new_empty", "new_empty_strided"),
+        lambda x, size, *_, dtype=None: _Pair(_pair(x).some.new_zeros(size), None),
+    ),
     "_to_copy": _to_copy,
     "scalar_tensor": _filled(torch.scalar_tensor),
     "full": _filled(torch.full),

@@ -155,6 +155,8 @@ class Conversion:
         if expr.is_number:
             return int(expr)
         batch = self.got.batch
+        if expr == batch:
+            return (1, 0)
         if expr.free_symbols != {batch}:
             raise _DataDependent
         if not expr.is_polynomial(batch):  # a remainder by it, say, which has no value at 0

@@ -4,7 +4,8 @@ Counted are the floating-point operations of the leading terms: `2 m n k` for a 
 that meets a pixel in a convolution, one for each entry of a pointwise operation (a `tanh` or an `exp` as one, a
 comparison too) and for each entry that a reduction reads. Views, copies, conversions and picking by an index are free.
 Linear algebra is as in Golub and Van Loan, "Matrix Computations": n³/3 for a Cholesky factorisation, 2n³/3 for LU, n²
-for each column behind a triangle, 9n³ for eigenvalues with eigenvectors; the exponential of a matrix, of Higham 2005,
+for each column behind a triangle, 9n³ for eigenvalues with eigenvectors, 4mn² - 4n³/3 for Q and R, 14mn² + 8n³ for
+singular values with their vectors; the exponential of a matrix, of Higham 2005,
 is six products and a solve without its squarings, whose number depends on the norm.
 """
 
@@ -70,12 +71,16 @@ def _flops(graph: FieldGraph, i: int, batch: int) -> int:
         pixels = out if node.op == "conv" else sizes[0] if node.op == "conv_input" else sizes[1]
         weight = [dim_size(d, batch) for d in node.shape] if node.op == "conv_weight" else shapes[1]
         return 2 * pixels * math.prod(weight[1:])
-    if node.op in ("sum", "amax", "amin", "prod", "cumsum", "cumprod", "scatter_add", "index_add"):
+    if node.op in ("sum", "amax", "amin", "prod", "scatter_add", "index_add", *_RUNNING):
         return sizes[0]
     if node.op == "argsort":
         return out * _halvings(shapes[0][node.attr("dim")])
     if node.op == "searchsorted":
         return out * _halvings(shapes[0][-1] + 1)
+    if node.op in ("qr", "svd"):
+        m, n = max(shapes[0][-2:]), min(shapes[0][-2:])
+        each = 4 * m * n**2 - 4 * n**3 / 3 if node.op == "qr" else 14 * m * n**2 + 8 * n**3
+        return round(each * sizes[0] / (m * n)) if m * n else 0
     if node.op in _OF_MATRICES:
         n = shapes[0][-1]
         cubed, squared = _OF_MATRICES[node.op]
@@ -85,6 +90,8 @@ def _flops(graph: FieldGraph, i: int, batch: int) -> int:
         return round(cubed * n**3 * matrices) + squared * n**2 * columns
     return 0
 
+
+_RUNNING = ("cumsum", "cumprod", "cummax", "cummin", "logcumsumexp")
 
 # Multiples of n³ for each matrix, and of n² for each column on the right.
 _OF_MATRICES = {

@@ -22,6 +22,7 @@ from pynode.field._arrays import Arrays
 from pynode.field._bindings import Reads
 from pynode.field._fingerprint import attributes_read, contents, fingerprint
 from pynode.field._finite import check_finite
+from pynode.field._higher_order import no_higher_order
 from pynode.field._kept import cache_of
 from pynode.field._live import Live
 from pynode.field._memory import memory_of
@@ -29,6 +30,7 @@ from pynode.field._mismatch import mismatch_explained
 from pynode.field._norms import check_norms
 from pynode.field._outputs import check_outputs
 from pynode.field._outside import unhooked
+from pynode.field._pairs import as_pairs, as_read
 from pynode.field._parametrized import requires_grad, values_of
 from pynode.field._random import NoRandomness
 from pynode.field._substitution import Substitution
@@ -72,7 +74,8 @@ class Field:
     Attributes:
         parameters: the tensors that require a gradient and that the function may read, leaves or not: those of its
             modules first, in `named_parameters` order; parametrized tensors, computed when the `Field` is made, in
-            place of the parameters that they depend on; then what it captures otherwise.
+            place of the parameters that they depend on; then what it captures otherwise. Complex ones are pairs of
+            real numbers, `(…, 2)`.
         names: of the parameters.
         optional: the names of those whose gradient is `None`, rather than zero, where the solution does not depend on
             them.
@@ -119,9 +122,11 @@ class Field:
             self.memory.facts[self._key(len(z0), shapes)] = facts
         self.facts = facts
         tensors = self.named_tensors()
-        self.parameters = tuple(tensors[n] for n in facts.names)
+        self.parameters = tuple(as_pairs(tensors[n]) for n in facts.names)
+        self._values = {n: p for n, p in zip(facts.names, self.parameters, strict=True) if tensors[n].is_complex()}
         self.check_finite((), ())
-        self.memory.latest = None if any(map(is_wrapped, self.parameters)) else _Latest.of(self, len(z0), shapes)
+        again = not self._values and not any(map(is_wrapped, self.parameters))
+        self.memory.latest = _Latest.of(self, len(z0), shapes) if again else None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -210,7 +215,7 @@ class Field:
         if self.facts.differentiates:  # which autograd does not by tensors that were made in inference mode
             with torch.inference_mode(False):
                 values = {n: x.clone() for n, x in named.items() if x.is_inference()} | values
-        return self._evaluator(values, late)
+        return self._evaluator(as_read(values, named), late)
 
     def _evaluator(self, values: Mapping[str, Tensor], late: Iterable[str] = (), looks: bool = False) -> Live:
         named, computed = self.named_tensors(), self.parametrized
@@ -339,7 +344,7 @@ class Field:
             explained = mismatch_explained(z0, self.named_tensors().values())
             learning = attributes_read(live.frozen.owners)
             tape = Tape(t0, z0)
-            with _LEARNING, learning as read, explained, NoRandomness(__file__), _unwarned(), tape:
+            with no_higher_order(), _LEARNING, learning as read, explained, NoRandomness(__file__), _unwarned(), tape:
                 out = live(t0, tuple(z0) if self.is_tuple else z0[0], *args)
 
             def again() -> Any:

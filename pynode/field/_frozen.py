@@ -272,4 +272,9 @@ class Frozen:
             return self.originals[id(value)]
         if isinstance(value, Tensor) and value.requires_grad:
             return for_the_user(value)
+        if type(value) is weakref.ref and id(value()) in self.originals:
+            return weakref.ref(self.originals[id(value())])
+        if type(value) in (list, tuple):  # as recurrent layers list their weights
+            parts = [self._back(x) if isinstance(x, Tensor | weakref.ref) else x for x in value]
+            return value if all(a is b for a, b in zip(parts, value, strict=True)) else type(value)(parts)
         return value

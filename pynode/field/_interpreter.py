@@ -13,7 +13,7 @@ from pynode.field._ops import OPS, POINTWISE
 
 __all__ = ["interpret"]
 
-_NEEDS_TYPE = {"cast", "const", "full"}
+_NEEDS_TYPE = {"arange", "cast", "const", "full"}
 
 
 def interpret(
@@ -56,7 +56,7 @@ def interpret(
         attrs["shape"] = tuple(dim_size(d, batch) for d in node.shape)
         if node.op in _NEEDS_TYPE:
             attrs["float_dtype"] = z.dtype
-        if node.op in ("const", "full"):
+        if node.op in ("arange", "const", "full"):
             attrs["device"] = z.device
         if node.op == "const":
             attrs["dtype"] = node.dtype

@@ -5,6 +5,7 @@ This is the reference that the lowered kernels are held against. Pointwise ops b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,7 @@ def _as_tensor(a: Any, like: Any) -> Tensor:
 
 
 POINTWISE["maximum"] = lambda a, b: torch.maximum(_as_tensor(a, b), _as_tensor(b, a))
+POINTWISE["polygamma"] = lambda n, x: torch.polygamma(int(n), x)
 POINTWISE["minimum"] = lambda a, b: torch.minimum(_as_tensor(a, b), _as_tensor(b, a))
 
 
@@ -80,6 +82,15 @@ def _eigh(x: Tensor, **_: Any) -> Tensor:
     return torch.cat([values.unsqueeze(-2), vectors], -2)
 
 
+def _qr(x: Tensor, **_: Any) -> Tensor:
+    return torch.cat(torch.linalg.qr(x), -2)
+
+
+def _svd(x: Tensor, **_: Any) -> Tensor:
+    u, s, vh = torch.linalg.svd(x, full_matrices=False)
+    return torch.cat([u, s.unsqueeze(-2), vh.mT], -2)
+
+
 def _conv(x: Tensor, w: Tensor, *, stride: Any, padding: Any, dilation: Any, groups: int, **_: Any) -> Tensor:
     return torch.convolution(x, w, None, stride, padding, dilation, False, (0,) * len(stride), groups)
 
@@ -99,6 +110,9 @@ OPS: dict[str, Callable[..., Tensor]] = {
     "const": lambda *, shape, data, dtype, float_dtype, device: torch.tensor(
         data, dtype={"float": float_dtype, "bool": torch.bool, "int": torch.int64}[dtype], device=device
     ).reshape(shape),
+    "arange": lambda *, shape, float_dtype, device: torch.arange(
+        math.prod(shape), dtype=float_dtype, device=device
+    ).reshape(shape),
     "full": lambda value, *, shape, float_dtype, device: torch.full(shape, value, dtype=float_dtype, device=device),
     "sum": lambda x, *, dims, keepdim, **_: x.sum(dims, keepdim) if dims else x.clone(),
     "amax": lambda x, *, dims, keepdim, **_: x.amax(dims, keepdim),
@@ -106,6 +120,9 @@ OPS: dict[str, Callable[..., Tensor]] = {
     "prod": lambda x, *, dim, keepdim, **_: x.prod(dim, keepdim),
     "cumsum": lambda x, *, dim, **_: x.cumsum(dim),
     "cumprod": lambda x, *, dim, **_: x.cumprod(dim),
+    "cummax": lambda x, *, dim, **_: x.cummax(dim)[0],
+    "cummin": lambda x, *, dim, **_: x.cummin(dim)[0],
+    "logcumsumexp": lambda x, *, dim, **_: x.logcumsumexp(dim),
     "reshape": lambda x, *, shape: x.reshape(shape),
     "permute": lambda x, *, dims, **_: x.permute(dims),
     "expand": lambda x, *, shape: x.expand(shape),
@@ -130,6 +147,8 @@ OPS: dict[str, Callable[..., Tensor]] = {
     "cholesky": _cholesky,
     "matrix_exp": lambda x, **_: torch.linalg.matrix_exp(x),
     "eigh": _eigh,
+    "qr": _qr,
+    "svd": _svd,
     "conv": _conv,
     "conv_input": lambda grad, w, *, shape, **window: _conv_grad(0, grad, grad.new_empty(shape), w, **window),
     "conv_weight": lambda x, grad, *, shape, **window: _conv_grad(1, grad, x, x.new_empty(shape), **window),

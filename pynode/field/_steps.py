@@ -38,6 +38,8 @@ CHEAP = {
 }
 _LOOPED = {*POINTWISE, "cast", "expand", "full"}
 _WITHOUT_COPY = {"sum", "amax", "amin", "prod", "cumsum", "cumprod", "index_select", "index_add", "slice", "flip"}
+_WITHOUT_COPY |= {"cummax", "cummin", "logcumsumexp"}
+_GIVEN = ("const", "full", "arange")  # without operands
 
 
 def steps(graph: FieldGraph, outputs: Sequence[int], given: Collection[int]) -> list[Step]:
@@ -58,9 +60,9 @@ def computed_once(graph: FieldGraph) -> list[int]:
         if node.op == "input":
             if graph.inputs[i].kind in ("arg", "parameter", "buffer", "constant"):
                 fixed.add(i)
-        elif node.op not in ("const", "full"):
+        elif node.op not in _GIVEN:
             operands = _operands(node)
-            known = all(j in fixed or graph.nodes[j].op in ("const", "full") for j in operands)
+            known = all(j in fixed or graph.nodes[j].op in _GIVEN for j in operands)
             if known and any(j in fixed for j in operands):
                 fixed.add(i)
     found: set[int] = set()
@@ -70,7 +72,7 @@ def computed_once(graph: FieldGraph) -> list[int]:
         if op in ("permute", "reshape", "expand", "slice"):  # views are left to where they are used
             for j in _operands(graph.nodes[i]):
                 visit(j)
-        elif op not in ("input", "const", "full"):
+        elif op not in ("input", *_GIVEN):
             found.add(i)
 
     wanted = {*graph.value, *graph.vjp}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 __all__ = ["without_numbers"]
 
@@ -51,6 +54,50 @@ def _solve(a: Tensor, b: Tensor, **keywords: Any) -> Tensor:
     return (inverse @ b.unsqueeze(-1)).squeeze(-1) if vector else inverse @ b
 
 
+def _cdist(x: Tensor, y: Tensor, p: float = 2.0, compute_mode: str | None = None) -> Tensor:
+    """By differences, which autograd differentiates more than once, and whose sizes decide nothing."""
+    return torch.linalg.vector_norm(x.unsqueeze(-2) - y.unsqueeze(-3), p, -1)
+
+
+class _Solution(NamedTuple):
+    """What `torch.linalg.lstsq` returns that has a derivative."""
+
+    solution: Tensor
+
+
+def _lstsq(a: Tensor, b: Tensor, rcond: float | None = None, *, driver: str | None = None) -> _Solution:
+    """By the pseudo-inverse, as torch's derivative is; torch's own rule asks for the rank, a number."""
+    vector = b.dim() == 1 or (a.dim() - 1 == b.dim() and b.shape == a.shape[:-1])
+    inverse = torch.linalg.pinv(a) if rcond is None else torch.linalg.pinv(a, rtol=rcond)
+    return _Solution((inverse @ b.unsqueeze(-1)).squeeze(-1) if vector else inverse @ b)
+
+
+def _matrix_norm(
+    x: Tensor, ord: Any = "fro", dim: Sequence[int] = (-2, -1), keepdim: bool = False, **keywords: Any
+) -> Tensor:
+    """Without the numbers that torch's own rule asks for; orders as torch names them."""
+    if ord == "fro" or keywords:
+        return torch.linalg.matrix_norm(x, ord, dim, keepdim, **keywords)
+    rows, columns = (d % x.dim() for d in dim)
+    if ord in (1, -1, math.inf, -math.inf):
+        along, over = (rows, columns) if abs(ord) == 1 else (columns, rows)
+        sums = x.abs().sum(along, keepdim=True)
+        norm = sums.amax(over, keepdim=True) if ord > 0 else sums.amin(over, keepdim=True)
+    else:
+        values = torch.linalg.svdvals(torch.movedim(x, (rows, columns), (-2, -1)))
+        norm = values.sum(-1) if ord == "nuc" else values[..., 0] if ord == 2 else values[..., -1]
+        for d in sorted((rows, columns)):
+            norm = norm.unsqueeze(d)
+    return norm if keepdim else norm.squeeze((rows, columns))
+
+
+def _norm(x: Tensor, ord: Any = None, dim: Any = None, keepdim: bool = False, **keywords: Any) -> Tensor:
+    pair = (dim is None and x.dim() == 2) or (isinstance(dim, tuple | list) and len(dim) == 2)
+    if ord is None or not pair:
+        return torch.linalg.norm(x, ord, dim, keepdim, **keywords)
+    return _matrix_norm(x, ord, (-2, -1) if dim is None else dim, keepdim, **keywords)
+
+
 def _sparse_mm(a: Tensor, b: Tensor, *rest: Any) -> Tensor:
     """A sparse tensor stands in a recording as a dense one."""
     dense = not rest and a.layout == torch.strided and b.layout == torch.strided
@@ -68,8 +115,15 @@ def _under_vmap(tensors: Sequence[Tensor]) -> bool:
 
 
 def _getitem(x: Tensor, index: Any) -> Tensor:
-    """Indices that are 0-d tensors of integers pick one entry each: torch would take the number out of them."""
+    """Indices that are 0-d tensors of integers pick one entry each: torch would take the number out of them.
+
+    A mask that is known picks a known number.
+    """
     parts = index if isinstance(index, tuple) else (index,)
+    if any(map(_is_known_mask, parts)):
+        with _disable_current_modes():
+            places = [p.nonzero(as_tuple=True) if _is_known_mask(p) else (p,) for p in parts]
+        return x[tuple(q for p in places for q in p)]
     if not any(map(_is_number, parts)) or any(_is_advanced(p) for p in parts):
         return x[index]
     whole = sum(p is not None and p is not Ellipsis for p in parts)
@@ -90,6 +144,16 @@ def _getitem(x: Tensor, index: Any) -> Tensor:
     return x[tuple(rest)]
 
 
+def _is_known_mask(p: Any) -> bool:
+    return (
+        isinstance(p, Tensor)
+        and p.dtype == torch.bool
+        and p.dim() > 0
+        and not isinstance(p, FakeTensor)
+        and not torch._C._functorch.is_functorch_wrapped_tensor(p)
+    )
+
+
 def _is_number(p: Any) -> bool:
     return isinstance(p, Tensor) and p.dim() == 0 and p.dtype in (torch.int64, torch.int32, torch.int16, torch.int8)
 
@@ -98,10 +162,14 @@ def _is_advanced(p: Any) -> bool:
     return isinstance(p, list) or (isinstance(p, Tensor) and not _is_number(p))
 
 
-_REPLACED: dict[Any, Callable[..., Tensor]] = {
+_REPLACED: dict[Any, Callable[..., Any]] = {
     torch.cat: _cat,
     torch.concat: _cat,
     torch.concatenate: _cat,
+    torch.cdist: _cdist,
+    torch.linalg.lstsq: _lstsq,
+    torch.linalg.matrix_norm: _matrix_norm,
+    torch.linalg.norm: _norm,
     torch.linalg.solve: _solve,
     torch.sparse.mm: _sparse_mm,
     torch.take_along_dim: _take_along_dim,

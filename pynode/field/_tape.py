@@ -53,7 +53,7 @@ class Tape(TorchDispatchMode):
 
     Attributes:
         steps: the operations, in order.
-        floating: for each slot whether it holds floating-point numbers.
+        floating: for each slot whether it holds floating-point numbers, real or complex.
         branches: whether a number was taken out of a tensor that depends on the time, to decide on what is computed.
     """
 
@@ -120,7 +120,7 @@ class Tape(TorchDispatchMode):
             return None
         self._held.append(x)
         self._slots[id(x)] = len(self.floating)
-        self.floating.append(x.is_floating_point())
+        self.floating.append(x.is_floating_point() or x.is_complex())
         return len(self.floating) - 1
 
     def play(self, t: Tensor, look: Callable[[int, Sequence[Any], dict[str, Any]], None], end: int) -> None:

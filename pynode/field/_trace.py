@@ -16,6 +16,7 @@ from pynode.field._field import Field
 from pynode.field._graph import FieldGraph
 from pynode.field._interpreter import interpret
 from pynode.field._outside import unhooked
+from pynode.field._pairs import as_pairs
 from pynode.field._substitution import LateRead
 from pynode.field._time import first_time
 from pynode.interrupts import deferred, import_for_traces
@@ -218,7 +219,7 @@ def _trace(field: Field, z0: Sequence[Tensor], t0: Tensor, args: Sequence[Tensor
         Source("t", "0", t0),
         *(Source("z", str(i), x) for i, x in enumerate(z0)),
         *(Source("arg", str(i), x) for i, x in enumerate(args)),
-        *(Source("parameter", n, named[n]) for n in owned),
+        *(Source("parameter", n, as_pairs(named[n])) for n in owned),
         *(Source("buffer", n, named[n]) for n in buffers),
     ]
     n_z, n_args = len(z0), len(args)

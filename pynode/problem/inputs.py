@@ -16,12 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pynode.errors import FieldError, InputError, unknown_name
-from pynode.field import Field
+from pynode.errors import InputError, unknown_name
 from pynode.field._outside import outside_of_compile
 from pynode.field._transforms import example
 from pynode.problem.state import State
-from pynode.sensitivity import Sensitivity
 
 __all__ = [
     "as_times",
@@ -29,7 +27,6 @@ __all__ = [
     "check_count",
     "check_lowering",
     "check_number",
-    "check_real",
     "check_state",
     "check_times",
 ]
@@ -178,24 +175,6 @@ def check_args(args: Any) -> tuple[Tensor, ...]:
             "torch.as_tensor, and constants of another kind as attributes of the field"
         )
     return tuple(map(tracked, args))
-
-
-def check_real(field: Field, how: Sensitivity) -> None:
-    """Refuse complex parameters for a sensitivity that differentiates by real numbers.
-
-    Raises:
-        FieldError: names the parameter.
-    """
-    if how.name == "discrete":
-        return
-    for i, p in enumerate(field.parameters):
-        if p.is_complex():
-            name = field.names[i] if i < len(field.names) else f"{i}, which it captures without a name,"
-            raise FieldError(
-                f"the field's parameter {name} is complex, and sensitivity={how.name!r} differentiates by real "
-                "numbers: keep it as pairs of them, (…, 2), and let the field make torch.view_as_complex of it, or "
-                "use sensitivity='discrete'"
-            )
 
 
 def check_lowering(lowering: Any) -> None:

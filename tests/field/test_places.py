@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 import pynode
 from pynode import FieldError
+from pynode.field import Field
 from pynode.field._bindings import Reads
 from pynode.field._fingerprint import fingerprint
 from pynode.models import NODE
@@ -691,3 +692,12 @@ def test_what_leads_everywhere_is_no_part_of_a_field() -> None:
     before = fingerprint(Reads(among_stations))
     stations[3].rate = 2.0
     assert fingerprint(Reads(among_stations)) != before
+
+
+def test_recurrent_layers_keep_their_own_weights() -> None:
+    """They list their weights a second time, which an evaluation by a copy writes anew."""
+    layer = nn.GRU(2, 2, batch_first=True, dtype=torch.float64)
+    field = Field(lambda t, z: layer(z)[0], (torch.zeros(3, 4, 2, dtype=torch.float64),), torch.tensor(0.0).double())
+    assert len(field.parameters) == 4
+    assert all(a is b for a, b in zip(layer._flat_weights, layer.parameters(), strict=True))
+    assert all(ref() is p for ref, p in zip(layer._flat_weight_refs, layer.parameters(), strict=True))

@@ -133,6 +133,13 @@ def test_the_times_as_functions_of_thresholds() -> None:
     assert torch.autograd.grad(times[0], p)[0].item() == 1
 
 
+def test_complex_numbers_do_not_jump() -> None:
+    """What they come to may."""
+    assert search(lambda t, z: z * torch.exp(1j * t).real, 0, 7) == []
+    found = search(lambda t, z: z * (torch.exp(1j * t).real > 0.5), 0, 7)
+    assert [x.t for x in found] == pytest.approx([math.pi / 3, 5 * math.pi / 3])
+
+
 def test_refusals_of_thresholds() -> None:
     p, q = (torch.tensor(x, dtype=DOUBLE, requires_grad=True) for x in (5.0, 5.0))
     like = torch.zeros((), dtype=DOUBLE)

@@ -24,19 +24,22 @@ const FIXED = (:buffer, :constant)
 
 theta_inputs(g::Graph) = [inputs_of(g, :arg); inputs_of(g, :parameter); inputs_of(g, :buffer); inputs_of(g, :constant)]
 
+"Operations without operands."
+const GIVEN = (:const, :full, :arange)
+
 "Nodes that do not depend on `t`, the state or a cotangent and that the rest reads."
 function frontier(g::Graph)
     static = falses(length(g.nodes))
     for (i, n) in enumerate(g.nodes)
         static[i] = n.op === :input ? g.inputs[n.attrs["index"] + 1].kind in (THETA..., FIXED...) :
-            n.op !== :const && n.op !== :full && all(j -> static[j] || g.nodes[j].op in (:const, :full), operands(n)) &&
+            !(n.op in GIVEN) && all(j -> static[j] || g.nodes[j].op in GIVEN, operands(n)) &&
             any(j -> static[j], operands(n))
     end
     found = Int[]
     # A view of a parameter is left to where it is used, which may need it only transposed.
     function visit(i)
         n = g.nodes[i]
-        (i in found || n.op === :input || n.op in (:const, :full)) && return
+        (i in found || n.op === :input || n.op in GIVEN) && return
         n.op in (:permute, :reshape, :expand, :slice) ? foreach(visit, operands(n)) : push!(found, i)
     end
     needed = live(g, [g.value; filter(!iszero, g.vjp)], Dict{Int,Int}())
@@ -60,7 +63,7 @@ function residuals(g::Graph, given)
         n = g.nodes[i]
         behind[i] = n.op === :input ? g.inputs[n.attrs["index"] + 1].kind === :cotangent : any(j -> behind[j], operands(n))
     end
-    isfree(i) = haskey(given, i) || g.nodes[i].op in (:const, :full) || istime(g, g.nodes[i])
+    isfree(i) = haskey(given, i) || g.nodes[i].op in GIVEN || istime(g, g.nodes[i])
     found = Int[]
     function visit(i)
         (isfree(i) || i in found) && return

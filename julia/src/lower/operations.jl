@@ -54,6 +54,16 @@ function lower_op!(l::Lowering, ::Val{:const}, i, n, into)
     l.buffer[i] = newbuffer!(l, (like, batch, _) -> copyto!(similar(like, E, sizes(shape, batch)), data); alias = false)
 end
 
+"The numbers 0, 1, … in order."
+function lower_op!(l::Lowering, ::Val{:arange}, i, n, into)
+    shape, T = n.shape, l.T
+    function make(like, batch, _)
+        x = similar(like, T, sizes(shape, batch))
+        return copyto!(x, T.(0:(length(x) - 1)))
+    end
+    l.buffer[i] = newbuffer!(l, make; alias = false)
+end
+
 # ---- views and copies -----------------------------------------------------------------------------------------
 
 function lower_op!(l::Lowering, ::Val{:reshape}, i, n, into)
@@ -129,14 +139,16 @@ function lower_op!(l::Lowering, ::Union{Val{:sum},Val{:amax},Val{:amin},Val{:pro
     l.buffer[i] = b
 end
 
-function lower_op!(l::Lowering, ::Union{Val{:cumsum},Val{:cumprod}}, i, n, into)
+const RUNNING = Dict(:cumsum => :+, :cumprod => :*, :cummax => :max, :cummin => :min, :logcumsumexp => :logaddexp)
+
+function lower_op!(l::Lowering, ::Union{(Val{op} for op in keys(RUNNING))...}, i, n, into)
     source = bufsym(materialise!(l, n.inputs[1]))
     b = destination!(l, n, into)
-    emit!(l, :(running!($(n.op === :cumsum ? :+ : :*), $(bufsym(b)), $source, Val($(juliadim(n, n.attrs["dim"]))))))
+    emit!(l, :(running!($(RUNNING[n.op]), $(bufsym(b)), $source, Val($(juliadim(n, n.attrs["dim"]))))))
     l.buffer[i] = b
 end
 
-"Running sums or products along a dimension, slice by slice."
+"Running sums, products or extrema along a dimension, slice by slice."
 function running!(f::F, y, x, ::Val{d}) where {F,d}
     before, after = ntuple(_ -> Colon(), Val(d - 1)), ntuple(_ -> Colon(), Val(ndims(x) - d))
     view(y, before..., 1:1, after...) .= view(x, before..., 1:1, after...)

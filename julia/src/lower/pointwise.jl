@@ -17,9 +17,12 @@ safe_acos(x) = abs(x) > 1 ? nan(x) : acos(x)
 safe_acosh(x) = x < 1 ? nan(x) : acosh(x)
 safe_erfinv(x) = abs(x) > 1 ? nan(x) : erfinv(x)
 safe_loggamma(x) = first(logabsgamma(x))
+polygamma_of(n, x) = polygamma(Int(n), x)
 safe_atanh(x) = abs(x) > 1 ? nan(x) : atanh(x)
 safe_pow(x, y) = (x < 0 && !isinteger(y)) ? nan(x) : x^y
 square(x) = x * x
+"The logarithm of a sum of exponentials; equal infinities have no difference."
+logaddexp(x, y) = x == y ? x + log(oftype(x, 2)) : max(x, y) + log1p(exp(-abs(x - y)))
 cube(x) = x * x * x
 round_even(x) = round(x, RoundNearest)
 relu(x) = max(x, zero(x))
@@ -59,6 +62,7 @@ const POINTWISE = Dict{Symbol,Any}(
     :erfinv => :safe_erfinv,
     :lgamma => :safe_loggamma,
     :digamma => :digamma,
+    :polygamma => :polygamma_of,
     :sigmoid => :sigmoid,
     :relu => :relu,
     :sign => :sign,

@@ -135,8 +135,8 @@ class PythonField:
         evaluator.time.copy_(problem.t[0])
         with unhooked():
             out = evaluator.followed(self, self.wants_time)
-        own = {x.untyped_storage().data_ptr() for x in (*self.args, *self.parameters, *self.read)}
-        sizes = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in _saved(out)}
+        own = {_memory(x)[0] for x in (*self.args, *self.parameters, *self.read)}
+        sizes = dict(map(_memory, _saved(out)))
         return sum(size for place, size in sizes.items() if place not in own) + sum(z.nbytes for z in problem.z0)
 
     def _differentiates_by(self, evaluator: Evaluator) -> None:
@@ -195,6 +195,16 @@ class PythonField:
                     f"args[{i}] was changed in place between the solve and its gradient, which evaluates the field "
                     "again: change it after backward(), or use sensitivity='discrete'"
                 )
+
+
+def _memory(x: Tensor) -> tuple[int, int]:
+    """What tells a tensor's memory from others', and its bytes; a sparse one, the field's own, does not count."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    if x.layout != torch.strided or x._is_zerotensor():  # the latter, of autograd's own, has none
+        return id(x), 0
+    storage = x.untyped_storage()
+    return storage.data_ptr(), storage.nbytes()
 
 
 def _saved(out: Sequence[Tensor]) -> list[Tensor]:

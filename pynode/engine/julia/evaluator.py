@@ -16,7 +16,7 @@ from torch import Tensor
 from pynode.field import Field
 from pynode.field._tangents import products
 
-__all__ = ["Evaluated", "Evaluator", "Graph", "numbers"]
+__all__ = ["Evaluated", "Evaluator", "Graph"]
 
 # An evaluation that autograd has followed: results that depend on what is differentiated by, and their cotangents.
 Graph = tuple[list[Tensor], list[Tensor]]
@@ -42,11 +42,6 @@ class Evaluated(Protocol):
         """Refuse an evaluation after the solve where the field is another."""
 
 
-def numbers(x: Tensor) -> int:
-    """How many real numbers a tensor holds."""
-    return x.numel() * (2 if x.is_complex() else 1)
-
-
 class Evaluator:
     """The field of one solve at a time, evaluated and differentiated where Julia says.
 
@@ -62,7 +57,7 @@ class Evaluator:
     def __init__(self, z0: Sequence[Tensor], theta: Sequence[Tensor]) -> None:
         self.field: Evaluated | None = None
         self.call = array("q", [0, 0])
-        dtype, n, m = z0[0].dtype, sum(z.numel() for z in z0), sum(map(numbers, theta))
+        dtype, n, m = z0[0].dtype, sum(z.numel() for z in z0), sum(x.numel() for x in theta)
         with torch.inference_mode(False):
             self.time = torch.zeros((), dtype=torch.float64)
             self.flat = [torch.zeros(size, dtype=dtype) for size in (n, n, n, n, m, 1)]
@@ -129,7 +124,7 @@ class Evaluator:
             if g is None:
                 place.zero_()
             else:
-                place.copy_(torch.view_as_real(g.resolve_conj()) if g.is_complex() else g)
+                place.copy_(g)
 
     def product(self) -> None:
         """All products at `u`."""
@@ -197,6 +192,6 @@ def _products(
 
 
 def _parts(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """A vector as tensors of the shapes of others, one after the other; numbers are real."""
-    parts = flat.split([numbers(x) for x in like])
-    return [p.reshape((*x.shape, 2) if x.is_complex() else x.shape) for p, x in zip(parts, like, strict=True)]
+    """A vector as tensors of the shapes of others, one after the other."""
+    parts = flat.split([x.numel() for x in like])
+    return [p.reshape(x.shape) for p, x in zip(parts, like, strict=True)]

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from pynode.engine.julia import runtime as julia_runtime
 from pynode.engine.julia.call import Floats, integers
-from pynode.engine.julia.evaluator import numbers
 from pynode.engine.julia.session import Kept
 from pynode.engine.protocol import Gradients, Problem, Stats
 
@@ -49,7 +48,7 @@ class Pullback:
             values += (x.numel(), address_of(g), address_of(room))
         values.append(len(args) + len(parameters))
         for x, room in zip((*problem.args, *problem.parameters), (*args, *parameters), strict=True):
-            values += (numbers(x), address_of(room))
+            values += (x.numel(), address_of(room))
         data, address, length = integers(values)
         floats = Floats(float(options.get("rtol", 0.0)), float(options.get("atol", 0.0)))  # type: ignore[arg-type]
         with self.kept.lowered:
@@ -65,19 +64,19 @@ class Pullback:
 
 
 def _room(x: Tensor, wanted: bool, dtype: torch.dtype) -> Tensor | None:
-    """Memory for a cotangent in Julia's numbers, which are real and all of one type."""
+    """Memory for a cotangent in Julia's numbers, which are all of one type."""
     if not wanted:
         return None
     if x.dtype == dtype and x.is_contiguous():
         return torch.empty_like(x)
-    return torch.empty((*x.shape, 2) if x.is_complex() else x.shape, dtype=dtype, device=x.device)
+    return torch.empty(x.shape, dtype=dtype, device=x.device)
 
 
 def _taken(x: Tensor, room: Tensor | None) -> Tensor | None:
     """The cotangent in the type of its tensor."""
     if room is None:
         return None
-    return room if x.dtype == room.dtype else (torch.view_as_complex(room) if x.is_complex() else room).to(x.dtype)
+    return room if x.dtype == room.dtype else room.to(x.dtype)
 
 
 def address_of(x: Tensor | None) -> int:

@@ -5,15 +5,8 @@ from __future__ import annotations
 __all__ = ["hint"]
 
 _HINTS = {
-    "linalg_qr": "an orthonormal basis of the columns of A: L = torch.linalg.cholesky(A.mT @ A); Q = A @ "
-    "torch.linalg.inv(L).mT",
-    "_linalg_svd": "the singular values of A: torch.linalg.eigvalsh(A.mT @ A).flip(-1).sqrt()",
-    "linalg_pinv": "for A of full column rank: torch.linalg.solve(A.mT @ A, A.mT)",
-    "linalg_lstsq": "for A of full column rank: torch.linalg.solve(A.mT @ A, A.mT @ b)",
     "linalg_eig": "for a symmetric A: torch.linalg.eigh(A)",
     "lu_unpack": "torch.linalg.solve, torch.linalg.det or torch.linalg.cholesky in place of the factors",
-    "cummax": "the running maximum: torch.stack([x[..., : k + 1].amax(-1) for k in range(x.shape[-1])], -1)",
-    "cummin": "the running minimum: torch.stack([x[..., : k + 1].amin(-1) for k in range(x.shape[-1])], -1)",
     "nonzero": "torch.where(mask, x, 0.0) in place of x[mask], which has a size that depends on values",
     "masked_select": "torch.where(mask, x, 0.0) in place of x[mask], which has a size that depends on values",
     "bincount": "counts as a sum: torch.nn.functional.one_hot(index, n).sum(-2)",

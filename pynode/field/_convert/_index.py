@@ -12,7 +12,7 @@ from typing import Any
 
 from pynode.field._convert._call import Call, Unsupported, handles
 from pynode.field._convert._shape import product
-from pynode.field._graph import Dim, Number
+from pynode.field._graph import Dim, Number, Operand
 
 _COMPUTED = "a mask that is computed: use torch.where, whose result has a known size"
 _OF_BATCH = "indexing along the batch dimension: fields act on the features of each sample"
@@ -95,7 +95,6 @@ def _gather(c: Call) -> int:
     row = _row(c, index, d)
     if row is not None and all(c.shape[k] == shape[k] for k in range(len(shape)) if k != d):
         return c.b.add("index_select", [i], c.shape, dim=d, index=row)
-    _sizes(shape[d : d + 1])
     return _picked(c, i, d, index)
 
 
@@ -105,7 +104,6 @@ def _scatter_add(c: Call) -> int:
     row = _row(c, index, d)
     if row is not None and c.b.shape(index) == c.b.shape(source) and _padded(c, source, d, c.shape) == source:
         return c.b.pointwise("add", [base, c.b.add("index_add", [source], c.shape, dim=d, index=row)], c.shape)
-    _sizes(c.shape[d : d + 1])
     return c.b.pointwise("add", [base, _added(c, source, d, index, c.shape)], c.shape)
 
 
@@ -122,27 +120,30 @@ def _scatter(c: Call) -> int:
     base, d, index = c.b.cast(c.args[0]), c.dim(1, "dim", c.args[0]), c.b.cast(c.args[2])
     if c.kwargs.get("reduce") is not None:
         raise Unsupported("scatter with a reduction: use scatter_add")
-    _sizes(c.shape[d : d + 1])
-    shape = c.b.shape(index)
-    hit = c.b.pointwise("ne", [_added(c, c.b.full(1.0, shape), d, index, c.shape), Number(0)], c.shape, "bool")
     source = c.operand(c.args[3])
+    return _replaced(c, base, c.b.cast(source) if isinstance(source, int) else source, d, index, c.shape)
+
+
+def _replaced(c: Call, base: int, source: Operand, d: int, index: int, shape: Sequence[Dim]) -> int:
+    """A tensor of a shape with entries of the source, or a number, in the places that an index points to along `d`."""
+    picked = c.b.shape(index)
+    hit = c.b.pointwise("ne", [_added(c, c.b.full(1.0, picked), d, index, shape), Number(0)], shape, "bool")
     if not isinstance(source, int) or not c.b.shape(source):
-        return c.b.pointwise("where", [hit, source, base], c.shape)
-    source = c.b.cast(source)
-    for k, n in enumerate(shape):
+        return c.b.pointwise("where", [hit, source, base], shape)
+    for k, n in enumerate(picked):
         if n != c.b.shape(source)[k]:
             source = c.b.slice(source, k, 0, n, 1, [*c.b.shape(source)[:k], n, *c.b.shape(source)[k + 1 :]])
-    inner = [n if k != d else c.shape[d] for k, n in enumerate(shape)]
-    placed = _padded(c, c.b.add("scatter", [source, index], inner, dim=d), d, c.shape)
-    return c.b.pointwise("where", [hit, placed, base], c.shape)
+    inner = [n if k != d else shape[d] for k, n in enumerate(picked)]
+    placed = _padded(c, c.b.add("scatter", [source, index], inner, dim=d), d, shape)
+    return c.b.pointwise("where", [hit, placed, base], shape)
 
 
 @handles("index_select")
 def _index_select(c: Call) -> int:
     i, d = c.args[0], c.dim(1, "dim", c.args[0])
-    (size,) = _sizes(c.b.shape(i)[d : d + 1])
     if not _is_known(c, c.args[2]):
         return _rows(c, c.b.cast(i), d, c.args[2], c.shape)
+    (size,) = _sizes(c.b.shape(i)[d : d + 1])
     index = tuple(k % size for k in _constant_index(c, c.args[2])[0])
     return c.b.add("index_select", [i], c.shape, c.b.dtype(i), dim=d, index=index)
 
@@ -199,7 +200,7 @@ class _Indexed:
     Attributes:
         dim: the first of them.
         flat: the shape of `x` with those dimensions made one.
-        index: positions along that one; a node where an index is computed.
+        index: positions along that one; where an index is computed, a node of the shape `picked`.
         picked: the shape of the result with one dimension for the index.
         region: the shape of the result.
     """
@@ -211,25 +212,41 @@ class _Indexed:
         self.dim, stop = where[0], where[-1] + 1
         if where != list(range(self.dim, stop)):
             raise Unsupported("indexing of dimensions that are not adjacent: index one after the other")
-        sizes = _sizes(shape[self.dim : stop])
+        computed = not all(_is_known(c, indices[d]) for d in where)
+        common = _together([c.b.shape(indices[d]) for d in where]) if computed else ()
+        rows: tuple[Dim, ...] = ()  # of x[arange(n), i]: each sample has indices of its own
+        if self.dim == 0 and len(where) > 1 and _counts(c, indices[0], shape[0], common):
+            self.dim, where, rows, common = 1, where[1:], (shape[0],), common[1:]
+        sizes = [*shape[:1]] if computed and where == [0] else _sizes(shape[self.dim : stop])
         before, after = tuple(shape[: self.dim]), tuple(shape[stop:])
-        self.flat: tuple[Dim, ...] = (*before, math.prod(sizes), *after)
-        if not all(_is_known(c, indices[d]) for d in where):
-            common = _together([c.b.shape(indices[d]) for d in where])
+        self.flat: tuple[Dim, ...] = (*before, product(sizes), *after)
+        if computed:
             count = product(common)
-            self.index = c.b.reshape(_position(c, [indices[d] for d in where], sizes, common), [count])
             self.picked: tuple[Dim, ...] = (*before, count, *after)
             self.region: tuple[Dim, ...] = (*before, *common, *after)
+            position = _position(c, [indices[d] for d in where], sizes, (*rows, *common))
+            ones = [1] * (len(before) - len(rows)), [1] * len(after)
+            self.index = c.b.expand(c.b.reshape(position, [*rows, *ones[0], count, *ones[1]]), self.picked)
             return
+        fixed = _sizes(sizes)
         known = [_constant_index(c, indices[d]) for d in where]
         rank = max(len(s) for _, s in known)
         shapes = [(*(1,) * (rank - len(s)), *_sizes(s)) for _, s in known]
         whole = [max(ns) if min(ns) else 0 for ns in zip(*shapes, strict=True)]
         self.index = tuple(
-            _ravel(at, [data for data, _ in known], shapes, sizes) for at in itertools.product(*map(range, whole))
+            _ravel(at, [data for data, _ in known], shapes, fixed) for at in itertools.product(*map(range, whole))
         )
         self.picked = (*before, len(self.index), *after)
         self.region = (*before, *whole, *after)
+
+
+def _counts(c: Call, index: int, size: Dim, common: Sequence[Dim]) -> bool:
+    """Whether an index counts the samples, along the first dimension of what indices are broadcast to."""
+    node = c.b.nodes[index]
+    own = (*(1,) * (len(common) - len(node.shape)), *node.shape)
+    if node.op == "reshape":
+        node = c.b.nodes[node.inputs[0]]  # type: ignore[index]
+    return node.op == "arange" and not isinstance(size, int) and own == (size, *(1,) * (len(common) - 1))
 
 
 def _together(shapes: Sequence[tuple[Dim, ...]]) -> tuple[Dim, ...]:
@@ -239,9 +256,9 @@ def _together(shapes: Sequence[tuple[Dim, ...]]) -> tuple[Dim, ...]:
     return tuple(next((n for n in ns if n != 1), 1) for ns in zip(*padded, strict=True))
 
 
-def _position(c: Call, indices: Sequence[int], sizes: Sequence[int], shape: tuple[Dim, ...]) -> int:
+def _position(c: Call, indices: Sequence[int], sizes: Sequence[Dim], shape: tuple[Dim, ...]) -> int:
     """Where in the indexed dimensions, counted as one, computed indices point to; they may count from the end."""
-    if math.prod(sizes) > 2**24:
+    if math.prod(n for n in sizes if isinstance(n, int)) > 2**24:
         raise Unsupported("a computed index into more than 2**24 entries, which a float32 cannot count")
     position: int | None = None
     for index, size in zip(indices, sizes, strict=True):
@@ -282,7 +299,7 @@ def _index(c: Call) -> int:
     at = _Indexed(c, c.args[1], c.b.shape(i))
     flat = c.b.reshape(i, at.flat)
     if isinstance(at.index, int):
-        return c.b.reshape(_rows(c, c.b.cast(flat), at.dim, at.index, at.picked), c.shape)
+        return c.b.reshape(_picked(c, c.b.cast(flat), at.dim, at.index), c.shape)
     return c.b.reshape(c.b.add("index_select", [flat], at.picked, c.b.dtype(i), dim=at.dim, index=at.index), c.shape)
 
 
@@ -304,8 +321,9 @@ def _index_put(c: Call) -> int:
     values = c.b.reshape(c.b.expand(c.b.cast(c.args[2]), at.region), at.picked)
     if isinstance(at.index, int):
         if not c.arg(3, "accumulate", False):
-            raise Unsupported("assignment to an index that is computed: use scatter or torch.where")
-        added = _added(c, values, at.dim, _spread(c, at.index, at.dim, at.picked), at.flat)
+            flat = c.b.reshape(c.b.cast(base), at.flat)
+            return c.b.reshape(_replaced(c, flat, values, at.dim, at.index, at.flat), c.shape)
+        added = _added(c, values, at.dim, at.index, at.flat)
         return c.b.pointwise("add", [base, c.b.reshape(added, c.shape)], c.shape)
     added = c.b.reshape(c.b.add("index_add", [values], at.flat, dim=at.dim, index=at.index), c.shape)
     if c.arg(3, "accumulate", False):

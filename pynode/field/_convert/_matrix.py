@@ -1,4 +1,4 @@
-"""Linear algebra: systems, factorisations, determinants, exponentials, eigenvalues.
+"""Linear algebra: systems, factorisations, determinants, exponentials, eigenvalues, singular values.
 
 A matrix that is singular, or has no Cholesky factor, gives NaN or infinity, which no solver goes on with.
 """
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pynode.field._convert._call import Call, Unsupported, handles
+from pynode.field._convert._shape import product
 from pynode.field._graph import Dim, Number
 
 
@@ -190,3 +191,53 @@ def _eigh(c: Call) -> list[int]:
     # One node has both: the eigenvalues are its first row.
     both = c.b.add("eigh", [a], [*shape[:-2], n + 1, n])
     return [c.b.reshape(_rows(c, both, 0, 1), shape[:-1]), _rows(c, both, 1, n + 1)]
+
+
+# ---- QR, singular values ----------------------------------------------------------------------------
+
+
+@handles("linalg_qr")
+def _qr(c: Call) -> list[int]:
+    """Q and R; of a wide matrix, those of its first columns, and the others turned by Q."""
+    a, mode = c.b.cast(c.args[0]), str(c.arg(1, "mode", "reduced"))
+    *batch, m, n = c.b.shape(a)
+    if not isinstance(m, int) or not isinstance(n, int):
+        raise Unsupported("a matrix as large as the batch: fields act on the features of each sample")
+    if mode == "complete" and m > n:
+        raise Unsupported('linalg.qr with mode="complete": use mode="reduced"')
+    k = min(m, n)
+    d = len(batch) + 1
+    first = c.b.slice(a, d, 0, k, 1, [*batch, m, k])
+    # One node has both: R is its last rows.
+    both = c.b.add("qr", [first], [*batch, m + k, k])
+    q, r = _rows(c, both, 0, m), _rows(c, both, m, m + k)
+    if n > k:
+        rest = c.b.slice(a, d, k, n, 1, [*batch, m, n - k])
+        r = c.b.add("cat", [r, _product(c, _transposed(c, q), rest)], [*batch, k, n], dim=d)
+    return [c.b.full(0.0, [0]) if mode == "r" else q, r]
+
+
+def _product(c: Call, a: int, b: int) -> int:
+    """The product of matrices, as many of each."""
+    *batch, m, k = c.b.shape(a)
+    n = c.b.shape(b)[-1]
+    if not batch:
+        return c.b.add("mm", [a, b], [m, n])
+    count = product(batch)
+    flat = c.b.add("bmm", [c.b.reshape(a, [count, m, k]), c.b.reshape(b, [count, k, n])], [count, m, n])
+    return c.b.reshape(flat, [*batch, m, n])
+
+
+@handles("_linalg_svd")
+def _svd(c: Call) -> list[int]:
+    a, full = c.b.cast(c.args[0]), bool(c.arg(1, "full_matrices", False))
+    *batch, m, n = c.b.shape(a)
+    if not isinstance(m, int) or not isinstance(n, int):
+        raise Unsupported("a matrix as large as the batch: fields act on the features of each sample")
+    if full and m != n:
+        raise Unsupported("linalg.svd with full_matrices=True: use full_matrices=False")
+    k = min(m, n)
+    # One node has all three: U, a row of the singular values, and V.
+    parts = c.b.add("svd", [a], [*batch, m + 1 + n, k])
+    values = c.b.reshape(_rows(c, parts, m, m + 1), [*batch, k])
+    return [_rows(c, parts, 0, m), values, _transposed(c, _rows(c, parts, m + 1, m + 1 + n))]

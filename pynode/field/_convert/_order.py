@@ -6,6 +6,7 @@ from typing import Any
 
 from pynode.field._convert._call import Call, Unsupported, handles
 from pynode.field._convert._reduce import extremum
+from pynode.field._convert._shape import product
 from pynode.field._graph import Number
 
 
@@ -14,8 +15,6 @@ def _sorted(c: Call, i: int, d: int, descending: bool) -> tuple[int, int]:
     shape = c.b.shape(i)
     if not shape:
         return i, c.b.full(0.0, ())
-    if not isinstance(shape[d], int):
-        raise Unsupported("sorting along the batch dimension: fields act on the features of each sample")
     order = c.b.add("argsort", [i], shape, dim=d, descending=descending)
     return c.b.add("gather", [i, order], shape, dim=d), order
 
@@ -45,7 +44,8 @@ def _kth(c: Call) -> Any:
     i = c.b.cast(c.args[0])
     shape = c.b.shape(i)
     if c.op == "median" and len(c.args) == 1:
-        raise Unsupported("the median of all entries: give the dimension")
+        flat = c.b.reshape(i, [product(shape)])
+        return int(_kth(Call(c.b, c.op, [flat, 0], {}, c.shape, "float"))[0])
     d = c.dim(1 if c.op == "median" else 2, "dim", i, -1)
     size = shape[d] if shape else 1
     if not isinstance(size, int):
@@ -62,11 +62,11 @@ def _kth(c: Call) -> Any:
 def _argmax(c: Call) -> int:
     i = c.b.cast(c.args[0])
     d = c.arg(1, "dim")
-    if d is None:
-        raise Unsupported(f"{c.op} over all dimensions: give the dimension")
-    values = Call(c.b, c.op[3:], [c.args[0], d, bool(c.arg(2, "keepdim", False))], {}, c.shape, "float")
     if not c.b.shape(i):
         return c.b.full(0.0, ())
+    if d is None:
+        i, d = c.b.reshape(i, [product(c.b.shape(i))]), 0
+    values = Call(c.b, c.op[3:], [i, d, bool(c.arg(2, "keepdim", False))], {}, c.shape, "float")
     return int(extremum(values)[1])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from pynode.field._convert._call import Call, Unsupported, handles
+from pynode.field._convert._call import Call, handles
 from pynode.field._convert._shape import product
 from pynode.field._graph import Number, Operand
 
@@ -53,7 +53,8 @@ def _vector_norm(c: Call) -> int:
     if order == math.inf or order == -math.inf:
         return c.b.reduce("amax" if order > 0 else "amin", size, dims, bool(c.arg(3, "keepdim", False)), c.shape)
     if order == 0:
-        raise Unsupported("the number of non-zeros: it has no gradient")
+        hit = c.b.cast(c.b.pointwise("ne", [i, Number(0)], shape, "bool"))
+        return c.b.reduce("sum", hit, dims, bool(c.arg(3, "keepdim", False)), c.shape)
     power: list[Operand] = [i, i] if order == 2 else [size, Number(order)]
     terms = size if order == 1 else c.b.pointwise("mul" if order == 2 else "pow", power, shape)
     total = c.b.reduce("sum", terms, dims, bool(c.arg(3, "keepdim", False)), c.shape)
@@ -86,7 +87,20 @@ def _any(c: Call) -> int:
     return c.b.pointwise("ne", [out, Number(0)], c.shape, "bool")
 
 
-@handles("prod", "cumsum", "cumprod")
+@handles("cummax", "cummin")
+def _running_extremum(c: Call) -> list[int]:
+    """The extremum so far along a dimension, and where it was last met (as a number)."""
+    i = c.b.cast(c.args[0])
+    shape, d = c.b.shape(i), c.dim(1, "dim", c.args[0])
+    if not shape:
+        return [i, c.b.full(0.0, ())]
+    extremum = c.b.add(c.op, [i], shape, dim=d)
+    hit = c.b.pointwise("eq", [i, extremum], shape, "bool")
+    where = c.b.pointwise("where", [hit, c.b.positions(shape, d), Number(-1.0)], shape)
+    return [extremum, c.b.add("cummax", [where], shape, dim=d)]
+
+
+@handles("prod", "cumsum", "cumprod", "logcumsumexp")
 def _along(c: Call) -> int:
     i = c.b.cast(c.args[0])
     if len(c.args) < 2:
