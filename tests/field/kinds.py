@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from modules import CASES, Case, case, linear, normal, parameter
@@ -218,7 +220,137 @@ def labels() -> Case:
     return Labelled(Net(), (3,))
 
 
+# ---- the batch as a dimension -----------------------------------------------------------------------
+
+
+@case
+def entry_of_each_sample() -> Case:
+    """Indices that each sample has of its own, read from and assigned to: samples stay independent."""
+
+    def f(t: Tensor, z: Tensor) -> Tensor:
+        samples = torch.arange(z.shape[0])
+        best = z.detach()[..., 0].argmax(-1)
+        order = z.detach()[..., 1].argsort(-1)
+        out = torch.sin(z)
+        out[samples, best] = z[samples, best, 1:2] * t
+        return out + z[samples[:, None], order] * z[samples, torch.zeros_like(best)][:, None]
+
+    return Case(f, (4, 3))
+
+
+@case
+def order_of_the_batch() -> Case:
+    """Samples that are ranked, picked and counted among each other."""
+
+    def f(t: Tensor, z: Tensor) -> Tensor:
+        ranked = torch.sort(z, 0).values + z[torch.argsort(z.detach()[:, 0])]
+        least = z[z.detach()[:, 1].argmin()] + z.max(0).values + z.gather(0, z.detach().argsort(0))
+        return ranked - least * torch.arange(z.shape[0], dtype=z.dtype)[:, None] + z * z.argmax()
+
+    return Case(f, (4,))
+
+
+@case
+def nearest_neighbour() -> Case:
+    """Each sample is drawn to the one nearest to it, as in consensus dynamics."""
+
+    def f(t: Tensor, z: Tensor) -> Tensor:
+        apart = (z[:, None] - z[None]).square().sum(-1).detach()
+        own = torch.arange(z.shape[0])
+        near = torch.where(own[:, None] == own, torch.inf, apart).argmin(1)
+        return z[near] - z
+
+    return Case(f, (3,), batches=(3, 2, 5))
+
+
+@case
+def mask_that_is_known() -> Case:
+    """As a buffer, with all that it picks at the end of the field."""
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            mask = torch.tensor([True, False, True, True, False])
+            self.register_buffer("mask", mask)
+            self.last = torch.cat([mask, ~mask])
+
+        def forward(self, t: Tensor, z: Tensor) -> Tensor:
+            out = torch.cos(z)
+            out[:, self.mask] = z[:, self.mask] ** 2
+            return torch.cat([out, z], 1)[:, self.last]
+
+    return Case(Masked(), (5,))
+
+
+# ---- running extrema, norms -------------------------------------------------------------------------
+
+
+@case
+def running() -> Case:
+    """Extrema, sums and products so far."""
+
+    def f(t: Tensor, z: Tensor) -> Tensor:
+        top, where = torch.cummax(z, -1)
+        sums = torch.logcumsumexp(z, -1) + torch.logcumsumexp(3 * z, 1).flip(1)
+        return top * t + torch.cummin(z, 1)[0] + sums + torch.cumprod(z, -1) + z.gather(1, where) * where
+
+    return Case(f, (5,))
+
+
+@case
+def norms_of_matrices() -> Case:
+    orders = (1, -1, 2, -2, math.inf, -math.inf, "fro", "nuc")
+    of_vectors = (0, 0.5, 1, 2, 3, -1, math.inf, -math.inf)
+
+    def f(t: Tensor, z: Tensor) -> Tensor:
+        of_rows = sum(torch.linalg.norm(z, ord=p, dim=2, keepdim=True) for p in of_vectors)
+        turned = torch.linalg.matrix_norm(z.transpose(0, 1), 1, dim=(0, 2))[:, None, None]
+        return z * sum(torch.linalg.matrix_norm(z, p)[:, None, None] for p in orders) + of_rows + turned * z
+
+    return Case(f, (4, 3), tolerance=1e-10, allocates=True)
+
+
 # ---- linear algebra ---------------------------------------------------------------------------------
+
+
+@case
+def orthogonal_factors() -> Case:
+    """Of tall and of wide matrices."""
+
+    def f(t: Tensor, z: Tensor) -> Tensor:
+        q, r = torch.linalg.qr(z)
+        basis, factor = torch.linalg.qr(z.mT)
+        return q @ torch.tanh(r) + (basis @ torch.sin(factor)).mT + torch.linalg.qr(z[:, :3] + 3 * EYE)[1].sum() * q
+
+    return Case(f, (4, 3), tolerance=1e-9)
+
+
+@case
+def singular_values() -> Case:
+    """Values of a matrix, and functions of it, that do not depend on the signs of the vectors."""
+
+    def f(t: Tensor, z: Tensor) -> Tensor:
+        u, s, vh = torch.linalg.svd(z, full_matrices=False)
+        whole = torch.linalg.svd(z[:, :3] + 2 * EYE)
+        return (
+            u @ torch.diag_embed(torch.tanh(s)) @ vh
+            + z @ whole[2].mT @ whole[0].mT * torch.linalg.svdvals(z).prod(-1)[:, None, None]
+        )
+
+    return Case(f, (4, 3), tolerance=1e-9, allocates=True)
+
+
+@case
+def least_squares() -> Case:
+    matrix = normal(4, 3).requires_grad_()
+
+    def f(t: Tensor, z: Tensor) -> Tensor:
+        fit = torch.linalg.lstsq(z, torch.sin(z)).solution
+        vector = torch.linalg.lstsq(matrix.expand(z.shape[0], 4, 3), z[:, :, :1]).solution
+        rank = torch.linalg.pinv(z[:, :, :1] * z[:, :1], rtol=1e-6).mT
+        return z @ fit + z * vector.mT + torch.linalg.pinv(z).mT + rank
+
+    return Case(f, (4, 3), tolerance=1e-8, allocates=True)
 
 
 @case

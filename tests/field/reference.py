@@ -10,6 +10,7 @@ from modules import Case
 from torch import Tensor
 
 from pynode.field import Field, interpret
+from pynode.field._tangents import TangentField
 from pynode.field._trace import Trace, as_numbers, trace_field
 
 
@@ -72,3 +73,27 @@ def check(case: Case, batch: int) -> Trace:
     assert error(value, s.value) <= case.tolerance
     assert error(products, s.products) <= case.tolerance
     return s.found
+
+
+def check_tangent(case: Case, batch: int, n: int = 1) -> Trace:
+    """Assert that the graph of a field's derivatives in `n` directions of the state gives those of forward-mode AD."""
+    t, z, args = case.draw(batch)
+    base = Field(case.field, z, t, args, case.is_tuple)
+    directions = [[torch.randn_like(x) for x in z] for _ in range(n)]
+    field = TangentField(base, len(z), n, [None] * len(args), [None] * len(base.parameters))
+    state = (*z, *(torch.stack(ds, 1) for ds in zip(*directions, strict=True)))
+    found = trace_field(field, state, t, args)
+    inputs = [as_numbers(x.detach(), t.dtype) for x in (t, *state, *args, *found.bound(field))]
+    value, _ = interpret(found.graph, inputs)
+
+    def f(*z: Tensor) -> tuple[Tensor, ...]:
+        out = case.field(t, z if case.is_tuple else z[0], *args)
+        return tuple(out) if case.is_tuple else (out,)
+
+    try:
+        moved = [torch.func.jvp(f, z, tuple(d))[1] for d in directions]
+    except (NotImplementedError, RuntimeError):  # of an operation, or a field, that has no such derivative
+        moved = [torch.autograd.functional.jvp(f, z, tuple(d))[1] for d in directions]
+    tangents = [torch.stack(ds, 1) for ds in zip(*moved, strict=True)]
+    assert error(value, [x.detach() for x in (*f(*z), *tangents)]) <= 100 * case.tolerance
+    return found

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kinds import CASES
-from modules import ACTIVATIONS, CONVOLUTIONS
+from modules import Case
 from reference import error, sample
 from torch import Tensor
+from zoo import CASES, EVERY, UNTRACED
+from zoo import QUICK as COMMON
 
 import pynode
+from pynode.field import Field
 
 pytestmark = pytest.mark.julia
 
@@ -31,6 +33,8 @@ QUICK = {
         "special_functions",
         "windows",
     ),
+    *("entry_of_each_sample", "orthogonal_factors", "running", "singular_values", "state_space"),
+    *("gat_over_edges", "neural_cde", "kuramoto", "double_pendulum", "gray_scott"),
 }
 
 KERNEL = """
@@ -73,7 +77,7 @@ def flat(tensors: Sequence[Tensor]) -> Any:
 
 
 def parameters() -> list[Any]:
-    assert set(CASES) >= QUICK | set(ACTIVATIONS) | set(CONVOLUTIONS)
+    assert set(CASES) >= QUICK
     return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CASES]
 
 
@@ -108,16 +112,33 @@ def test_kernel(name: str, evaluate: Callable[..., Any]) -> None:
 def test_solve(name: str) -> None:
     """A solve and its gradient on both engines, by the same steps."""
     case = CASES[name]()
+    found, expected = (solved(case, [0.0, 0.25, 0.5], 0.1, engine=engine) for engine in ("julia", "torch"))
+    assert error(found, [x.detach() for x in expected]) <= 1e-11
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in COMMON | set(UNTRACED) else pytest.mark.slow) for n in EVERY]
+)
+def test_callback(name: str) -> None:
+    """Any kind is solved, with its gradients, by calling it: as the torch engine does, by the same steps."""
+    case = EVERY[name]()
+    times = [0.3, 0.302, 0.305]  # close together, so that no state leaves its domain
+    found = solved(case, times, 0.002, engine="julia", lowering="callback")
+    expected = [x.detach() for x in solved(case, times, 0.002, engine="torch")]
+    assert error(found, expected) <= max(case.tolerance, 1e-10)
+
+
+def solved(case: Case, times: list[float], dt: float, **options: Any) -> list[Tensor]:
+    """The states of a solve by given steps, and the gradients in the state, conditioning tensors and parameters."""
     _, z0, args = case.draw(2)
     inputs = [x.requires_grad_(x.is_floating_point()) for x in (*z0, *args)]
-    wrt = [*(x for x in inputs if x.requires_grad), *(p for p in case.field.parameters() if p.requires_grad)]
-
-    def run(engine: str) -> list[Tensor]:
-        state = tuple(inputs[: len(z0)]) if case.is_tuple else inputs[0]
-        options: dict[str, Any] = {"solver": "midpoint", "dt": 0.1, "sensitivity": "discrete", "engine": engine}
-        sol = pynode.solve(case.field, state, [0.0, 0.25, 0.5], args=tuple(inputs[len(z0) :]), **options)
-        z = sol.z if case.is_tuple else (sol.z,)
-        total = sum((x * torch.linspace(0.5, 1.5, x.numel(), dtype=x.dtype).reshape(x.shape)).sum() for x in z)
-        return [*z, *torch.autograd.grad(total, wrt, allow_unused=True, materialize_grads=True)]
-
-    assert error(run("julia"), [x.detach() for x in run("torch")]) <= 1e-11
+    state = tuple(inputs[: len(z0)]) if case.is_tuple else inputs[0]
+    options |= {"solver": "midpoint", "dt": dt, "sensitivity": "discrete"}
+    sol = pynode.solve(case.field, state, times, args=tuple(inputs[len(z0) :]), **options)
+    z = sol.z if case.is_tuple else (sol.z,)
+    total = sum((x * torch.linspace(0.5, 1.5, x.numel(), dtype=x.dtype).reshape(x.shape)).sum() for x in z)
+    reads = Field(case.field, z0, torch.zeros((), dtype=z0[0].dtype), args, case.is_tuple).reads
+    own = {id(p): p for p in reads.leaves() if p.requires_grad}.values()
+    wrt = [*(x for x in inputs if x.requires_grad), *own]
+    found = torch.autograd.grad(total, wrt, allow_unused=True, materialize_grads=True)
+    return [torch.view_as_real(x) if x.is_complex() else x for x in (*z, *found)]

@@ -1,4 +1,4 @@
-"""Random modules: the graph's value and products equal the module's and autograd's."""
+"""Random modules: the graph's value, products and tangents equal the module's and autograd's."""
 
 from __future__ import annotations
 
@@ -6,17 +6,80 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from modules import ACTIVATIONS, Case, linear, parameter
-from reference import check
+from reference import check, check_tangent
 from torch import Tensor, nn
 
 Layer = Callable[[Tensor, Tensor], Tensor]
 
 # Hardsigmoid: see `activation`; the others take other shapes or have parameters of single precision.
 ACTIVATION_NAMES = sorted(set(ACTIVATIONS) - {"Hardsigmoid", "GLU", "Softmax2d", "PReLU"})
+
+
+def distinct(x: Tensor) -> Tensor:
+    """Entries without ties, for which the order would be a matter of choice."""
+    return x + 0.37 * torch.arange(x.shape[1], dtype=x.dtype)
+
+
+def matrices(x: Tensor) -> Tensor:
+    """A well-conditioned matrix of each sample, with eigenvalues that are apart."""
+    n = x.shape[1]
+    turned = torch.tanh(x)[:, :, None] * torch.sin(x + 1)[:, None]
+    return torch.diag(1 + torch.arange(n, dtype=x.dtype)) + 0.2 * turned / n
+
+
+def positive(x: Tensor) -> Tensor:
+    m = matrices(x)
+    return m @ m.mT
+
+
+def applied(m: Tensor, x: Tensor) -> Tensor:
+    return (m @ torch.tanh(x)[:, :, None])[:, :, 0]
+
+
+def by_singular_values(x: Tensor) -> Tensor:
+    u, s, vh = torch.linalg.svd(matrices(x), full_matrices=False)
+    return applied(u @ torch.diag_embed(torch.log1p(s)) @ vh, x)
+
+
+def damped(x: Tensor) -> Tensor:
+    """Its Fourier series, of which high frequencies are damped and shifted."""
+    k = torch.fft.rfftfreq(x.shape[1], dtype=x.dtype)
+    return torch.fft.irfft(torch.fft.rfft(x) * torch.exp((0.3j - 1) * k), n=x.shape[1])
+
+
+# What the operations beyond layers do: order, computed places, linear algebra, transforms, running extrema.
+FURTHER: dict[str, Callable[[Tensor], Tensor]] = {
+    "best of each sample": lambda x: x * x[torch.arange(x.shape[0]), distinct(x).detach().argmax(1)][:, None] / 4,
+    "cholesky": lambda x: applied(torch.linalg.cholesky(positive(x)), x),
+    "complex": lambda x: torch.fft.ifft(torch.fft.fft(x) * torch.exp(0.2j * x)).real,
+    "cummax": lambda x: torch.cummax(distinct(x), 1).values,
+    "cummin": lambda x: torch.cummin(distinct(x), 1)[0],
+    "cumprod": lambda x: torch.cumprod(1 + 0.3 * torch.tanh(x), 1),
+    "det": lambda x: torch.tanh(x) * torch.linalg.det(0.7 * matrices(x))[:, None] / math.factorial(x.shape[1]),
+    "eigh": lambda x: torch.linalg.eigvalsh(positive(x)).log(),
+    "fft": damped,
+    "gather": lambda x: x.gather(1, distinct(x).detach().argsort(1)),
+    "inv": lambda x: applied(torch.linalg.inv(matrices(x)), x),
+    "logcumsumexp": lambda x: torch.logcumsumexp(x, 1),
+    "matrix_exp": lambda x: applied(torch.linalg.matrix_exp(0.2 * matrices(x)), x) / x.shape[1],
+    "pinv": lambda x: torch.linalg.pinv(matrices(x)[:, :, :1]).sum(1) + x,
+    "qr": lambda x: applied(torch.linalg.qr(matrices(x))[0], x),
+    "scatter": lambda x: torch.zeros_like(x).scatter_add(1, (7 * x.detach().abs()).long() % x.shape[1], torch.sin(x)),
+    "slogdet": lambda x: x + torch.linalg.slogdet(matrices(x))[1][:, None],
+    "solve": lambda x: torch.linalg.solve(matrices(x), torch.cos(x)),
+    "sort": lambda x: torch.sort(distinct(x), 1).values,
+    "sort down": lambda x: torch.sort(distinct(x), 1, descending=True)[0],
+    "svd": by_singular_values,
+    "topk": lambda x: x - torch.topk(distinct(x), min(2, x.shape[1]), 1).values.mean(1, keepdim=True),
+    "triangle": lambda x: torch.linalg.solve_triangular(matrices(x).tril(), x[:, :, None], upper=False)[:, :, 0],
+}
+
+SHOWN = {"best of each sample", "cholesky", "cummax", "fft", "pinv", "scatter", "topk"}
 
 UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "abs": torch.abs,
@@ -54,8 +117,8 @@ BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 STEPS = (
-    *("linear", "shared", "activation", "unary", "binary", "skip"),
-    *("time", "time column", "layer norm", "slice", "pad", "index", "attention"),
+    *("linear", "shared", "activation", "unary", "further", "binary", "skip"),
+    *("time", "time column", "layer norm", "slice", "pad", "index", "attention", "embedding"),
 )
 
 
@@ -85,6 +148,12 @@ class Random(nn.Module):
             elif kind == "unary":
                 name = draw(st.sampled_from(sorted(UNARY)))
                 self.steps.append(lambda t, z, f=UNARY[name]: f(z))
+            elif kind == "further":
+                name = draw(st.sampled_from(sorted(FURTHER)))
+                self.steps.append(lambda t, z, f=FURTHER[name]: f(torch.tanh(z) + 0.1 * z))
+            elif kind == "embedding":
+                table = self.module(nn.Embedding(5, size, dtype=torch.float64))
+                self.steps.append(lambda t, z, table=table: z * table((3 * z[:, 0].detach()).long() % 5))
             elif kind == "binary":
                 name = draw(st.sampled_from(sorted(BINARY)))
                 a, b = self.module(linear(size, size)), self.module(linear(size, size))
@@ -153,3 +222,32 @@ def test_random_modules(drawn: tuple[Case, int, int]) -> None:
     found = check(case, batch)
     assert found.graph.batch is None
     assert check(case, another) is found
+
+
+@settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(cases(), st.integers(1, 2))
+def test_tangents_of_random_modules(drawn: tuple[Case, int, int], n: int) -> None:
+    """The derivatives in directions of the state, against forward-mode differentiation."""
+    case, batch, _ = drawn
+    check_tangent(case, batch, n)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in SHOWN else pytest.mark.slow) for n in FURTHER])
+def test_each_further_operation(name: str) -> None:
+    """By itself: the value and products for two batch sizes, and the tangent."""
+    case = Case(Alone(FURTHER[name]), (4,), tolerance=1e-11)
+    found = check(case, 3)
+    assert found.graph.batch is None
+    assert check(case, 1) is found
+    check_tangent(case, 3)
+
+
+class Alone(nn.Module):
+    """An operation between two layers."""
+
+    def __init__(self, f: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.f, self.first, self.last = f, linear(4, 4), linear(4, 4)
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        return self.last(self.f(self.first(z)))

@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from kinds import CASES
 from modules import Case, Of, linear
-from reference import check, error, sample
+from reference import check, check_tangent, error, sample
 from torch import Tensor, nn
+from zoo import CASES, EVERY, QUICK, UNTRACED
 
 import pynode
 from pynode.field import Field, FieldGraph, interpret, supported_ops, trace
@@ -21,7 +21,14 @@ from pynode.field import _trace as tracing
 Z = torch.randn(3, 2, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("name", CASES)
+def test_the_zoo() -> None:
+    """Its size, and the share that a trace holds."""
+    assert len(EVERY) >= 90
+    assert len(CASES) >= 0.9 * len(EVERY)
+    assert set(CASES) >= QUICK
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CASES])
 def test_value_and_products(name: str, recordings: list[int]) -> None:
     """For several batch sizes, by one graph, which survives JSON."""
     case = CASES[name]()
@@ -36,6 +43,46 @@ def test_value_and_products(name: str, recordings: list[int]) -> None:
     read = FieldGraph.from_dict(json.loads(text))
     assert json.dumps(read.to_dict()) == text
     assert read.key == first.graph.key
+
+
+@pytest.mark.parametrize("name", UNTRACED)
+def test_what_no_trace_holds(name: str) -> None:
+    """It is refused with the reason; Julia solves it by calling it, see `test_julia`."""
+    make, reason = UNTRACED[name]
+    with pytest.raises(pynode.TraceError) as caught:
+        sample(make(), 3)
+    assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("entry_of_each_sample", "nearest_neighbour", "orthogonal_factors", "state_space"),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("running", "norms_of_matrices", "singular_values")),
+        pytest.param("least_squares", marks=pytest.mark.slow),
+    ],
+)
+def test_tangents(name: str) -> None:
+    """The derivative in a direction, against forward-mode differentiation."""
+    check_tangent(CASES[name](), 3)
+
+
+def test_a_mask_that_changes(recordings: list[int]) -> None:
+    """A mask is part of the graph: another one is another graph."""
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mask", torch.tensor([True, False, True, True]))
+
+        def forward(self, t: Tensor, z: Tensor) -> Tensor:
+            return torch.cat([z, z], 1)[:, self.mask][:, :2] * 2
+
+    net = Masked()
+    for new in ([True, False, True, True], [False, True, False, True], [True, True, False, False]):
+        net.mask.copy_(torch.tensor(new))
+        check(Case(net, (2,)), 3)
+    assert len(recordings) == 3
 
 
 def test_another_version_is_refused() -> None:
