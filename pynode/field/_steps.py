@@ -196,7 +196,7 @@ class _Program:
             self._add(((product, product), (i, i)), read, [i])
         elif node.op in _LOOPED:
             self._assign(i)
-        elif node.op == "const":
+        elif node.op in ("const", "arange"):
             self.contiguous[i] = True
         elif node.op == "reshape":
             self._materialise(_operands(node)[0], contiguous=True)
