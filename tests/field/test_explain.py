@@ -314,6 +314,6 @@ def test_steps_are_those_of_julia(name: str, plans: Any) -> None:
         assert sorted(plan.sums) == [i - 1 for i in sums]
         done = steps(graph, list(outputs), given)
         # Each step writes a tensor of its own but those that write the results; constants and workspaces come on top.
-        constants = sum(graph.nodes[i].op == "const" and graph.nodes[i].dtype != "int" for i in plan.order)
+        constants = sum(graph.nodes[i].op in ("const", "arange") and graph.nodes[i].dtype != "int" for i in plan.order)
         workspaces = 2 * sum(graph.nodes[i].op.startswith("conv") for s in done for i, _ in s.computed)
         assert buffers == len(done) - len(outputs) + constants + workspaces
