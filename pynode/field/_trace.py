@@ -129,7 +129,9 @@ def trace_field(field: Field, z0: Sequence[Tensor], t: Tensor, args: Sequence[Te
         raise TraceError(*known[key, batch].args)
     if (key, batch) in known:
         return known[key, batch]
-    with torch.inference_mode(False), unhooked():  # autograd could not differentiate by tensors of inference mode
+    # Autograd could not differentiate by tensors of inference mode; and anomaly mode looks for NaN in gradients, which
+    # have no values while they are recorded.
+    with torch.inference_mode(False), unhooked(), torch.autograd.set_detect_anomaly(False):
         return _first_trace(field, z0, first_time(t).to(dtype), args, key, follows)
 
 

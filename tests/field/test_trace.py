@@ -17,6 +17,7 @@ from zoo import CASES, EVERY, QUICK, UNTRACED
 import pynode
 from pynode.field import Field, FieldGraph, interpret, supported_ops, trace
 from pynode.field import _trace as tracing
+from pynode.field._tangents import TangentField
 
 Z = torch.randn(3, 2, dtype=torch.float64)
 
@@ -313,6 +314,26 @@ def test_a_refusal_is_remembered_until_the_field_is_another(recordings: list[int
     assert len(recordings) == before
     field.smooth = True
     assert trace(field, z).nodes
+
+
+def test_anomaly_mode() -> None:
+    """It looks for NaN in gradients: those of a recording have no numbers, those at the start may have none yet."""
+
+    class Root(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.eye(2, dtype=torch.float64))
+
+        def forward(self, t: Tensor, z: Tensor) -> Tensor:
+            return (z.pow(2) @ self.weight).sqrt()
+
+    z0, t0 = torch.zeros(3, 2, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    expected = trace(Root(), z0).key
+    with torch.autograd.set_detect_anomaly(True):
+        assert trace(Root(), z0).key == expected
+        tangents = TangentField(Field(Root(), (z0,), t0, (), False), 1, 4, (), (0,))
+        assert tracing.trace_field(tangents, (z0, z0.new_zeros(3, 4, 2)), t0, ()).graph.nodes
+        assert torch.is_anomaly_enabled()
 
 
 def test_traces_leave_nothing_in_torchs_caches() -> None:
