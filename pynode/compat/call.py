@@ -1,4 +1,4 @@
-"""A call in torchdiffeq's terms, made through `pynode.solve` on the julia engine."""
+"""A call in torchdiffeq's terms, made through `pynode.solve`."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Call:
         rtol, atol = (None if x is None else float(x) for x in (how.adjoint_rtol, how.adjoint_atol))
         return Backsolve(rtol=rtol, atol=atol)
 
-    def solve(self) -> Any:
+    def solve(self, engine: str = "julia") -> Any:
         """What `odeint` returns."""
         assert self.solver is not None
         field, z0, shapes = self._states()
@@ -89,7 +89,7 @@ class Call:
             sensitivity=self.sensitivity,
             tstops=self._stops(),
             max_steps=min(steps, 2**31 - 1),
-            engine="julia",
+            engine=engine,
         )
         z = as_tuple(solution.z)
         if times is not self.t:
@@ -97,7 +97,7 @@ class Call:
         z = tuple(x.reshape(len(self.t), *shape) for x, shape in zip(z, shapes, strict=True))
         return z if isinstance(self.y0, tuple) else z[0]
 
-    def solve_event(self, event_fn: Callable[..., Tensor], reverse: bool) -> Any:
+    def solve_event(self, event_fn: Callable[..., Tensor], reverse: bool, engine: str = "julia") -> Any:
         """What `odeint_event` returns; the spans that are solved grow until the event is met."""
         assert self.solver is not None
         field, z0, shapes = self._states()
@@ -117,7 +117,7 @@ class Call:
                 event=event,
                 tstops=self._stops(),
                 max_steps=int(self.options.get("max_num_steps", 1_000_000)),
-                engine="julia",
+                engine=engine,
             )
             if solution.event_t is not None:
                 break

@@ -13,8 +13,9 @@ from pynode.compat.call import STOPS, Backward, Call
 from pynode.engine.choose import announce, choose, named_engine
 from pynode.errors import EngineUnavailable, FieldError, TraceError
 from pynode.field._bindings import Reads
+from pynode.field._transforms import is_active
 
-__all__ = ["CALLBACKS", "no_counterpart", "on_julia", "only_in_event"]
+__all__ = ["CALLBACKS", "no_counterpart", "on_julia", "only_in_event", "transformed"]
 
 CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
 _DTYPES = (torch.float32, torch.float64)
@@ -52,6 +53,22 @@ def on_julia(call: Call, engine: str, make: Callable[[], Any], only_torch: Calla
     if name == "auto":
         announce("julia", "it is available, and preferred")
     return result
+
+
+def transformed(call: Call, make: Callable[[], Any], only_torch: Callable[[], Iterable[str]]) -> Any:
+    """What the call returns, made by `pynode.solve` on the torch engine; `None` where torchdiffeq is to make it.
+
+    The transforms of `torch.func` and dual numbers do not pass torchdiffeq's own functions.
+
+    Args:
+        call: the call.
+        make: makes the call.
+        only_torch: names what of the call, besides what `Call` has, only torchdiffeq can express.
+    """
+    if not is_active() or [*_only_torch(call), *only_torch()]:
+        return None
+    assert call.solver is not None
+    return make() if "torch" in call.solver.engines else None
 
 
 def no_counterpart(obstacles: Iterable[str]) -> EngineUnavailable:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -10,13 +11,15 @@ import torchdiffeq
 from torch import Tensor, nn
 
 from pynode.compat.call import Backward, Call
-from pynode.compat.choice import no_counterpart, on_julia, only_in_event
+from pynode.compat.choice import no_counterpart, on_julia, only_in_event, transformed
 from pynode.compat.dense import dense_solution
+from pynode.compat.linked import linked_event, without_second_derivatives
 from pynode.compat.methods import check_method
 from pynode.compat.pairs import needs_pairs, on_pairs, without_pairs
 from pynode.engine.choose import named_engine
 from pynode.errors import InputError
 from pynode.field._outside import outside_of_compile
+from pynode.problem.state import as_tuple
 
 __all__ = ["odeint", "odeint_adjoint", "odeint_dense", "odeint_event"]
 
@@ -44,7 +47,8 @@ def odeint(
         atol: absolute tolerance.
         method: torchdiffeq's name of the solver; default `"dopri5"`.
         options: torchdiffeq's options of the solver.
-        event_fn: ends the solve where it is zero (torch engine).
+        event_fn: ends the solve where it is zero (torch engine). The time has no gradient, and the states are those at
+            that time held fixed, as in torchdiffeq; `odeint_event` has both.
         engine: `"auto"`, `"torch"` or `"julia"`.
 
     Returns:
@@ -55,7 +59,7 @@ def odeint(
         EngineUnavailable: the engine is not available, or cannot express the call: names the option.
     """
     call = _call(func, y0, t, False, rtol=rtol, atol=atol, method=method, options=options)
-    found = on_julia(call, engine, call.solve, lambda: [] if event_fn is None else ["event_fn"])
+    found = _made(call, engine, call.solve, lambda: [] if event_fn is None else ["event_fn"])
     if found is not None:
         return found
     return torchdiffeq.odeint(func, y0, t, rtol=rtol, atol=atol, method=method, options=options, event_fn=event_fn)
@@ -82,7 +86,7 @@ def odeint_adjoint(
     """Solve dy/dt = func(t, y) with the continuous adjoint as gradient, as `torchdiffeq.odeint_adjoint` does.
 
     The state is integrated backwards along with its adjoint (Chen et al. 2018, algorithm 1): the sensitivity
-    `"backsolve"` of either engine.
+    `"backsolve"` of either engine. On torch the gradient has no derivative, and says so.
 
     Args:
         func: `func(t, y) -> dy/dt`.
@@ -92,7 +96,8 @@ def odeint_adjoint(
         atol: absolute tolerance.
         method: torchdiffeq's name of the solver; default `"dopri5"`.
         options: torchdiffeq's options of the solver.
-        event_fn: ends the solve where it is zero (torch engine).
+        event_fn: ends the solve where it is zero (torch engine). The time has no gradient, and the states are those at
+            that time held fixed, as in torchdiffeq; `odeint_event` has both.
         adjoint_rtol: relative tolerance of the backward solve; default `rtol`.
         adjoint_atol: absolute tolerance of the backward solve; default `atol`.
         adjoint_method: solver of the backward solve; default `method`.
@@ -117,16 +122,22 @@ def odeint_adjoint(
         "adjoint_params": None if adjoint_params is None else tuple(adjoint_params),
     }
     call = _call(func, y0, t, True, **forward, **backward)
-    found = on_julia(call, engine, call.solve, lambda: [] if event_fn is None else ["event_fn"])
+    found = _made(call, engine, call.solve, lambda: [] if event_fn is None else ["event_fn"])
     if found is not None:
         return found
     own = func.parameters() if isinstance(func, nn.Module) else ()
     params = tuple(own) if adjoint_params is None else backward["adjoint_params"]
+    inputs = (*as_tuple(y0), t, *params)
     if event_fn is None and needs_pairs(call, params):
         backward["adjoint_params"] = params
         field, pairs = on_pairs(func, y0)
-        return without_pairs(torchdiffeq.odeint_adjoint(field, pairs, t, **forward, **backward), y0)
-    return torchdiffeq.odeint_adjoint(func, y0, t, event_fn=event_fn, **forward, **backward)
+        solution = torchdiffeq.odeint_adjoint(field, pairs, t, **forward, **backward)
+        return without_pairs(without_second_derivatives(solution, inputs), y0)
+    solution = torchdiffeq.odeint_adjoint(func, y0, t, event_fn=event_fn, **forward, **backward)
+    if event_fn is None:
+        return without_second_derivatives(solution, inputs)
+    stop, solution = solution
+    return stop.detach(), without_second_derivatives(solution, inputs)  # torchdiffeq drops the time's gradient
 
 
 @outside_of_compile
@@ -142,6 +153,8 @@ def odeint_event(
     **kwargs: Any,
 ) -> Any:
     """Solve until `event_fn(t, y)` is zero, with the gradient of the event's time, as `torchdiffeq.odeint_event`.
+
+    What `event_fn` reads has its gradient too, which torchdiffeq leaves out; further derivatives raise.
 
     Args:
         func: `func(t, y) -> dy/dt`.
@@ -166,17 +179,27 @@ def odeint_event(
             kwargs["adjoint_params"] = tuple(kwargs["adjoint_params"])
         t = torch.stack([t0.reshape(()), t0.detach().reshape(()) + 1])
         call = _call(func, y0, t, odeint_interface is odeint_adjoint, **kwargs)
-        found = on_julia(
-            call, engine, lambda: call.solve_event(event_fn, reverse_time), lambda: only_in_event(call, event_fn)
+        found = _made(
+            call,
+            engine,
+            functools.partial(call.solve_event, event_fn, reverse_time),
+            lambda: only_in_event(call, event_fn),
         )
         if found is not None:
             return found
         kwargs["engine"] = "torch"
     elif named_engine(engine) == "julia":
         raise no_counterpart(["odeint_interface"])
-    return torchdiffeq.odeint_event(
-        func, y0, t0, event_fn=event_fn, reverse_time=reverse_time, odeint_interface=odeint_interface, **kwargs
-    )
+    interface = functools.partial(odeint_interface, **kwargs)
+    return linked_event(func, y0, t0, event_fn, reverse_time, interface)
+
+
+def _made(call: Call, engine: str, make: Callable[..., Any], only_torch: Callable[[], Iterable[str]]) -> Any:
+    """What the call returns, `None` where torchdiffeq is to make it; `make` takes the engine as keyword."""
+    found = on_julia(call, engine, make, only_torch)
+    if found is None:
+        found = transformed(call, functools.partial(make, engine="torch"), only_torch)
+    return found
 
 
 def _call(

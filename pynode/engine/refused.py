@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pynode.errors import EngineUnavailable
 
-__all__ = ["once_differentiable"]
+__all__ = ["no_derivative_of", "once_differentiable"]
 
 
 def once_differentiable(what: str, remedy: str, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -22,6 +22,19 @@ def once_differentiable(what: str, remedy: str, tensors: Sequence[Tensor]) -> tu
         tensors: floating-point tensors.
     """
     found: tuple[Tensor, ...] = _First.apply((what, remedy), *tensors)
+    return found
+
+
+def no_derivative_of(what: str, remedy: str, gradients: Sequence[Any], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Gradients that were computed without a graph, of which a derivative in any of the inputs raises.
+
+    Args:
+        what: as in `once_differentiable`.
+        remedy: as in `once_differentiable`.
+        gradients: the gradients.
+        inputs: what they depend on.
+    """
+    found: tuple[Tensor, ...] = _Last.apply((what, remedy), len(gradients), *gradients, *inputs)
     return found
 
 

@@ -22,12 +22,12 @@ from pynode.errors import InputError, SolveError
 from pynode.field._time import reads_time, time_as_asked, time_dtype
 from pynode.problem.state import State
 
-__all__ = ["Event", "event_reads_time", "event_values"]
+__all__ = ["NO_FURTHER", "Event", "event_reads_time", "event_values"]
 
 # A value counts as zero at the start if the solution leaves or meets zero within this many roundings of the time, in
 # its dtype, and of the span, in the state's.
 _ROUNDINGS = 16
-_NO_FURTHER = (
+NO_FURTHER = (
     "an event's time, and the state there,",
     "solve over fixed times for second derivatives",
 )
@@ -131,7 +131,7 @@ class Event:
         span = (self.problem.t[-1] - self.problem.t[0]).abs()
         delay = _newton(self.values(t, z, args)[index], slopes[index], 1e-2 * span)
         moved = (t + delay, *(x + rate * delay for x, rate in zip(z, rates, strict=True)))
-        return tuple(x.clone() for x in once_differentiable(*_NO_FURTHER, moved))
+        return tuple(x.clone() for x in once_differentiable(*NO_FURTHER, moved))
 
     def _slopes(self, t: Tensor, z: Sequence[Tensor], rates: Sequence[Tensor] | None) -> tuple[Tensor, Tensor]:
         """The values and their derivatives in time along the solution, without a graph."""
@@ -182,7 +182,7 @@ class Event:
         _, slopes = self._slopes(t, last, rates)
         delay = _newton(self.values(t, last, args)[index], slopes[index], 1e-2 * (t - solution.t[-2]).abs())
         last = tuple(x + rate * delay for x, rate in zip(last, rates, strict=True))
-        marked = once_differentiable(*_NO_FURTHER, (t + delay, *last))  # the rate and the slope are held
+        marked = once_differentiable(*NO_FURTHER, (t + delay, *last))  # the rate and the slope are held
         stop, *end = (x.clone() for x in marked)  # for the user to change in place
         last = tuple(end)
         return dataclasses.replace(

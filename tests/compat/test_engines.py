@@ -370,28 +370,3 @@ def test_an_interface_of_the_users(julia: Julia) -> None:
     t, _ = compat.odeint_event(Scaled(), Y0[1, :1], T[0], event_fn=event_fn, odeint_interface=interface, mine=3)
     assert t.item() == torchdiffeq.odeint_event(Scaled(), Y0[1, :1], T[0], event_fn=event_fn)[0].item()
     assert julia.calls == 0
-
-
-# ---- second derivatives --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["odeint", "odeint_adjoint"])
-@pytest.mark.parametrize("method", ["dopri5", "rk4"])
-def test_second_derivatives_on_torch_are_torchdiffeqs(name: str, method: str) -> None:
-    """torchdiffeq's adjoint has none, and says so."""
-    found: list[Any] = []
-    for module, more in ((compat, {"engine": "torch"}), (torchdiffeq, {})):
-        field, y0 = Net(), Y0.clone().requires_grad_()
-        loss = getattr(module, name)(field, y0, T, method=method, **more)[-1].square().sum()
-        inputs = [y0, *field.parameters()]
-        first = torch.autograd.grad(loss, inputs, create_graph=True)
-        try:
-            found.append(torch.autograd.grad(sum(g.square().sum() for g in first), inputs))
-        except RuntimeError as error:
-            found.append(str(error))
-    ours, theirs = found
-    if name == "odeint":
-        assert all(map(torch.equal, ours, theirs))
-    else:
-        assert ours == theirs
-        assert isinstance(ours, str)
