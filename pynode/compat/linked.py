@@ -1,8 +1,9 @@
-"""What torchdiffeq's own derivatives leave out without a word, added or refused."""
+"""What torchdiffeq's own derivatives leave out without a word: added, refused, or told of."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from pynode.engine.refused import no_derivative_of, once_differentiable
 from pynode.problem.event import NO_FURTHER
 from pynode.problem.state import as_tuple
 
-__all__ = ["linked_event", "without_second_derivatives"]
+__all__ = ["linked_event", "warn_of_no_gradient", "without_second_derivatives"]
 
 _NO_SECOND = (
     "torchdiffeq's adjoint",
@@ -98,3 +99,13 @@ def without_second_derivatives(solution: Any, inputs: Sequence[Any]) -> Any:
 
     node.register_hook(hook)
     return solution
+
+
+def warn_of_no_gradient(inputs: Iterable[Any]) -> None:
+    """Say that SciPy's solvers return states without a gradient, where one of the inputs requires it."""
+    if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
+        warnings.warn(
+            "odeint with method='scipy_solver' returns states without a gradient, as torchdiffeq does: use "
+            "odeint_adjoint, or torch.no_grad() where none is needed",
+            stacklevel=4,
+        )

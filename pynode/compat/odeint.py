@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pynode.compat.call import Backward, Call
 from pynode.compat.choice import no_counterpart, on_julia, only_in_event, transformed
 from pynode.compat.dense import dense_solution
-from pynode.compat.linked import linked_event, without_second_derivatives
+from pynode.compat.linked import linked_event, warn_of_no_gradient, without_second_derivatives
 from pynode.compat.methods import check_method
 from pynode.compat.pairs import needs_pairs, on_pairs, without_pairs
 from pynode.engine.choose import named_engine
@@ -62,6 +62,8 @@ def odeint(
     found = _made(call, engine, call.solve, lambda: [] if event_fn is None else ["event_fn"])
     if found is not None:
         return found
+    if method == "scipy_solver":
+        warn_of_no_gradient((*as_tuple(y0), t, *(func.parameters() if isinstance(func, nn.Module) else ())))
     return torchdiffeq.odeint(func, y0, t, rtol=rtol, atol=atol, method=method, options=options, event_fn=event_fn)
 
 

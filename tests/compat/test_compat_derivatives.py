@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -69,9 +70,9 @@ def test_event_of_a_complex_state_and_of_a_tuple() -> None:
 
 
 @pytest.mark.parametrize("interface", INTERFACES)
-def test_second_derivatives_of_an_event_raise(interface: Any, engine: str) -> None:
+def test_second_derivatives_of_an_event_raise(interface: Any) -> None:
     field, y0 = Square(), leaf(2.0)
-    t, y = odeint_event(field, y0, T[0], event_fn=lambda t, y: y - 0.5, odeint_interface=interface, engine=engine)
+    t, y = odeint_event(field, y0, T[0], event_fn=lambda t, y: y - 0.5, odeint_interface=interface, engine="torch")
     for of in (t, y[-1].sum()):
         (first,) = torch.autograd.grad(of, y0, create_graph=True)
         with pytest.raises(pynode.EngineUnavailable, match="no further derivative"):
@@ -115,13 +116,13 @@ def test_second_derivatives_of_odeint_are_torchdiffeqs(method: str) -> None:
 
 @pytest.mark.parametrize("interface", INTERFACES)
 @pytest.mark.parametrize("y0", [torch.tensor([2.0, 0.5]), torch.tensor([[2.0], [0.5]]), torch.tensor(2.0)])
-def test_transforms(interface: Any, y0: Tensor, engine: str) -> None:
+def test_transforms(interface: Any, y0: Tensor) -> None:
     """Those of torch.func, of which torchdiffeq's own functions take none."""
     y0, field = y0.double(), Square()
     n = y0.numel()
 
     def last(y0: Tensor) -> Tensor:
-        z: Tensor = interface(field, y0, T, rtol=1e-9, engine=engine)[-1]
+        z: Tensor = interface(field, y0, T, rtol=1e-9, engine="torch")[-1]
         return z
 
     exact = 1 / (1 + 0.7 * y0) ** 2
@@ -142,3 +143,14 @@ def test_forward_mode_of_an_event_raises() -> None:
 
     with pytest.raises(pynode.EngineUnavailable, match="no forward derivatives"):
         torch.func.jvp(time, (torch.tensor([2.0], dtype=DOUBLE),), (torch.ones(1, dtype=DOUBLE),))
+
+
+def test_scipys_solvers_say_that_they_have_no_gradient() -> None:
+    keywords = {"method": "scipy_solver", "options": {"solver": "LSODA"}, "engine": "torch"}
+    for field, y0 in ((Square(), leaf(2.0).detach()), (lambda t, y: -y, leaf(2.0))):
+        with pytest.warns(UserWarning, match="use odeint_adjoint") as caught:
+            assert not odeint(field, y0, T, **keywords).requires_grad
+        assert caught[0].filename == __file__
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            odeint(field, y0, T, **keywords)
