@@ -356,3 +356,20 @@ def test_traces_leave_nothing_in_torchs_caches() -> None:
         left = [kinds.count(name) for name in ("_DispatchCacheKey", "ShapeEnv", "SymNode", "FakeTensorMode")]
         sizes.append([*left, len(linecache.cache), len(torch.fx.graph_module._loader.eval_cache)])
     assert sizes[1] == sizes[2] == sizes[3]  # the first trace fills what torch keeps once
+
+
+def test_tanh_of_large_complex_numbers() -> None:
+    """Its hyperbolic functions would be infinite."""
+
+    def field(t: Tensor, z: Tensor) -> Tensor:
+        w = torch.tanh(torch.complex(z, z / 3))
+        return w.real + w.imag
+
+    z = torch.tensor([[-800.0, -30.0, 0.3, 20.0, 700.0]], dtype=torch.float64)
+    graph = trace(field, z)
+    values = {"t": torch.zeros((), dtype=torch.float64), "z": z, "cotangent": torch.ones_like(z)}
+    (value,), (*_, product) = interpret(graph, [values[i.kind] for i in graph.inputs], vjp=True)
+    x = z.clone().requires_grad_()
+    expected = field(values["t"], x)
+    torch.testing.assert_close(value, expected.detach(), rtol=1e-14, atol=1e-15)
+    torch.testing.assert_close(product, *torch.autograd.grad(expected.sum(), x), rtol=1e-12, atol=1e-15)
