@@ -161,38 +161,72 @@ end
 
 # ---- indexing by constants ------------------------------------------------------------------------------------
 
-"An alias of the entries of a buffer at fixed positions along Julia's dimension `d`."
-function entries!(l::Lowering, b::Int, d::Int, positions::Vector{Int})
-    function make(like, _, buffers)
-        x = buffers[b]
-        at = copyto!(similar(like, Int, length(positions)), positions)
-        return view(x, ntuple(j -> j == d ? at : Colon(), ndims(x))...)
-    end
-    return newbuffer!(l, make; contiguous = false)
-end
-
 positions(n::Node) = Int[k + 1 for k in n.attrs["index"]]
 
+"A buffer of the positions that an index which is known points to along a dimension of a buffer, as `arranged` has them."
+function positions!(l::Lowering, n::Node, b::Int, d::Int, arranged)
+    function make(like, _, buffers)
+        at = positions(n)
+        checkindex(Bool, axes(buffers[b], d), at) || throw(BoundsError(buffers[b], at))
+        return arranged(like, at)
+    end
+    return bufsym(newbuffer!(l, make; contiguous = false, alias = false))
+end
+
 function lower_op!(l::Lowering, ::Val{:index_select}, i, n, into)
-    source = materialise!(l, n.inputs[1])
+    source, d = materialise!(l, n.inputs[1]), juliadim(n, n.attrs["dim"])
     b = destination!(l, n, into)
-    emit!(l, :($(bufsym(b)) .= $(bufsym(entries!(l, source, juliadim(n, n.attrs["dim"]), positions(n))))))
+    emit!(l, :(pick_along!($(bufsym(b)), $(bufsym(source)), $(positions!(l, n, source, d, placed)), $(Val(d)))))
     l.buffer[i] = b
 end
 
 function lower_op!(l::Lowering, ::Val{:index_add}, i, n, into)
-    source = materialise!(l, n.inputs[1])
-    b, d, index = destination!(l, n, into), juliadim(n, n.attrs["dim"]), positions(n)
-    emit!(l, :(fill!($(bufsym(b)), zero($(l.T)))))
-    if allunique(index)
-        emit!(l, :($(bufsym(entries!(l, b, d, index))) .= $(bufsym(source))))
-    else
-        for picked in rounds(index)
-            to, from = entries!(l, b, d, index[picked]), entries!(l, source, d, picked)
-            emit!(l, :($(bufsym(to)) .+= $(bufsym(from))))
+    source, d = materialise!(l, n.inputs[1]), juliadim(n, n.attrs["dim"])
+    b = destination!(l, n, into)
+    emit!(l, :(add_along!($(bufsym(b)), $(bufsym(source)), $(positions!(l, n, b, d, in_rounds)), $(Val(d)))))
+    l.buffer[i] = b
+end
+
+"Numbers where an array like this one lies."
+placed(::Host, numbers::Vector{Int}) = numbers
+placed(like, numbers::Vector{Int}) = copyto!(similar(like, Int, length(numbers)), numbers)
+
+"The same for sums: on a device positions with their places, in rounds that hold each position at most once."
+in_rounds(::Host, at::Vector{Int}) = at
+in_rounds(like, at::Vector{Int}) = [(placed(like, at[places]), placed(like, places)) for places in rounds(at)]
+
+leading(x, ::Val{d}) where {d} = CartesianIndices(ntuple(k -> axes(x, k), Val(d - 1)))
+trailing(x, ::Val{d}) where {d} = CartesianIndices(ntuple(k -> axes(x, d + k), Val(ndims(x) - d)))
+
+function pick_along!(y, x, at::Vector{Int}, d::Val)
+    @inbounds for c in trailing(x, d), (j, k) in pairs(at)
+        @simd for a in leading(x, d)
+            y[a, j, c] = x[a, k, c]
         end
     end
-    l.buffer[i] = b
+    return y
+end
+
+function add_along!(y, x, at::Vector{Int}, d::Val)
+    fill!(y, zero(eltype(y)))
+    @inbounds for c in trailing(x, d), (j, k) in pairs(at)
+        @simd for a in leading(x, d)
+            y[a, k, c] += x[a, j, c]
+        end
+    end
+    return y
+end
+
+entries(x, at, ::Val{d}) where {d} = view(x, ntuple(k -> k == d ? at : Colon(), Val(ndims(x)))...)
+
+pick_along!(y, x, at, d::Val) = y .= entries(x, at, d)
+
+function add_along!(y, x, rounds, d::Val)
+    fill!(y, zero(eltype(y)))
+    for (at, places) in rounds
+        entries(y, at, d) .+= entries(x, places, d)
+    end
+    return y
 end
 
 "The places of an index in rounds, each of which holds every position at most once."
