@@ -41,7 +41,7 @@ def outside_of_compile(function: F) -> F:
 
 def is_recording() -> bool:
     """Whether `torch.jit.trace` records."""
-    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined]
+    return bool(torch._C._is_tracing())  # as torch.jit.is_tracing, outside of scripts
 
 
 @contextlib.contextmanager

@@ -42,6 +42,8 @@ class State(NamedTuple):
     @property
     def is_plain(self) -> bool:
         """Whether the state, a tensor or a tuple, and the conditioning tensors are what is solved with."""
+        if self is TENSOR:
+            return True
         return self.kind in (Tensor, tuple) and not any((*self.complex, *self.scalar, *self.complex_args))
 
     @property
