@@ -37,6 +37,7 @@ class Traced:
         trace = trace_field(problem.field, problem.z0, problem.t, problem.args)
         self.kernel = session.kernel(trace, problem.z0[0].dtype)
         if problem.solver.matrix_free:
+            session.start()  # refuses a process that was forked, to which the kernel may be known
             link_tangent(session, problem, trace, self.kernel)
         self.read: Sequence[Tensor] = trace.bound(problem.field)
         self.values: Sequence[Tensor] = device.contiguous(problem.z0[0].dtype, *problem.args, *self.read)
