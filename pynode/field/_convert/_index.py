@@ -59,10 +59,16 @@ def _row(c: Call, index: int, d: int) -> tuple[int, ...] | None:
 def _picked(c: Call, i: int, d: int, index: int) -> int:
     """The entries along dimension `d` that an index of the same rank points to."""
     index = c.b.cast(index)
-    for k, n in enumerate(c.b.shape(index)):
-        if k != d and n != c.b.shape(i)[k]:  # an index may be shorter
-            i = c.b.slice(i, k, 0, n, 1, [*c.b.shape(i)[:k], n, *c.b.shape(i)[k + 1 :]])
-    return c.b.add("gather", [i, index], c.b.shape(index), dim=d)
+    return c.b.add("gather", [_cut(c, i, c.b.shape(index), d), index], c.b.shape(index), dim=d)
+
+
+def _cut(c: Call, i: int, shape: Sequence[Dim], but: int | None = None) -> int:
+    """The first entries along each dimension, as many as a shape has (an index may be shorter), or all along `but`."""
+    for k, n in enumerate(shape):
+        own = c.b.shape(i)
+        if k != but and n != own[k]:
+            i = c.b.slice(i, k, 0, n, 1, [*own[:k], n, *own[k + 1 :]])
+    return i
 
 
 def _padded(c: Call, i: int, d: int, shape: Sequence[Dim]) -> int:
@@ -76,13 +82,8 @@ def _padded(c: Call, i: int, d: int, shape: Sequence[Dim]) -> int:
 def _added(c: Call, source: int, d: int, index: int, shape: Sequence[Dim]) -> int:
     """Zeros of a shape to which the source is added where an index of its shape points to along `d`."""
     index = c.b.cast(index)
-    for k, n in enumerate(c.b.shape(index)):
-        if k != d and n != c.b.shape(source)[k]:
-            source = c.b.slice(source, k, 0, n, 1, [*c.b.shape(source)[:k], n, *c.b.shape(source)[k + 1 :]])
+    source = _cut(c, source, c.b.shape(index))
     inner = [n if k != d else shape[d] for k, n in enumerate(c.b.shape(index))]
-    if c.b.shape(source)[d] != c.b.shape(index)[d]:
-        n = c.b.shape(index)[d]
-        source = c.b.slice(source, d, 0, n, 1, c.b.shape(index))
     return _padded(c, c.b.add("scatter_add", [source, index], inner, dim=d), d, shape)
 
 
@@ -130,9 +131,7 @@ def _replaced(c: Call, base: int, source: Operand, d: int, index: int, shape: Se
     hit = c.b.pointwise("ne", [_added(c, c.b.full(1.0, picked), d, index, shape), Number(0)], shape, "bool")
     if not isinstance(source, int) or not c.b.shape(source):
         return c.b.pointwise("where", [hit, source, base], shape)
-    for k, n in enumerate(picked):
-        if n != c.b.shape(source)[k]:
-            source = c.b.slice(source, k, 0, n, 1, [*c.b.shape(source)[:k], n, *c.b.shape(source)[k + 1 :]])
+    source = _cut(c, source, picked)
     inner = [n if k != d else shape[d] for k, n in enumerate(picked)]
     placed = _padded(c, c.b.add("scatter", [source, index], inner, dim=d), d, shape)
     return c.b.pointwise("where", [hit, placed, base], shape)
