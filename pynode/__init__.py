@@ -1,6 +1,7 @@
 """Neural differential equations for PyTorch, solved and differentiated by Julia.
 
-`pynode.compat` is imported by itself, since it loads torchdiffeq and SciPy: `from pynode.compat import odeint`.
+`pynode.compat` is imported by itself, since it loads torchdiffeq and SciPy: `from pynode.compat import odeint`. So is
+`pynode.study`, the comparison of solvers: `from pynode import study`.
 """
 
 from pynode import data as data
@@ -15,9 +16,11 @@ from pynode.engine import solvers as solvers
 from pynode.errors import EngineUnavailable as EngineUnavailable
 from pynode.errors import FieldError as FieldError
 from pynode.errors import InputError as InputError
+from pynode.errors import NotComparable as NotComparable
 from pynode.errors import PyNODEError as PyNODEError
 from pynode.errors import PyNODEWarning as PyNODEWarning
 from pynode.errors import SolveError as SolveError
+from pynode.errors import StudyError as StudyError
 from pynode.errors import TraceError as TraceError
 from pynode.julia_field import JuliaField as JuliaField
 from pynode.julia_field import trust_julia_code as trust_julia_code
@@ -43,6 +46,7 @@ __all__ = [
     "InputError",
     "Interpolating",
     "JuliaField",
+    "NotComparable",
     "PyNODEError",
     "PyNODEWarning",
     "Quadrature",
@@ -51,6 +55,7 @@ __all__ = [
     "Solution",
     "SolveError",
     "Stats",
+    "StudyError",
     "TraceError",
     "__version__",
     "data",

@@ -13,9 +13,11 @@ __all__ = [
     "EngineUnavailable",
     "FieldError",
     "InputError",
+    "NotComparable",
     "PyNODEError",
     "PyNODEWarning",
     "SolveError",
+    "StudyError",
     "TraceError",
     "unknown_name",
 ]
@@ -65,6 +67,14 @@ class SolveError(PyNODEError, ArithmeticError):
     def __init__(self, message: str, retcode: object = None, t_end: object = None, z_end: object = None) -> None:
         super().__init__(message)
         self.retcode, self.t_end, self.z_end = retcode, t_end, z_end
+
+
+class StudyError(PyNODEError, ValueError):
+    """A study cannot be made, run or read as it is asked for: says what was expected and what came."""
+
+
+class NotComparable(StudyError):
+    """A contender cannot take part in a cell of a study, which is no failure of its: says why."""
 
 
 def unknown_name(kind: str, got: object, valid: Iterable[str]) -> InputError:

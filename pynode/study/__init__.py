@@ -1,0 +1,25 @@
+"""Comparison of solvers, sensitivities, engines and packages on equal terms."""
+
+from pynode.errors import NotComparable as NotComparable
+from pynode.errors import StudyError as StudyError
+from pynode.study.adapter import Adapter as Adapter
+from pynode.study.adapter import Counts as Counts
+from pynode.study.adapter import Gradient as Gradient
+from pynode.study.adapter import Solved as Solved
+from pynode.study.contender import Contender as Contender
+from pynode.study.problem import Problem as Problem
+from pynode.study.reference import Reference as Reference
+from pynode.study.setting import Setting as Setting
+
+__all__ = [
+    "Adapter",
+    "Contender",
+    "Counts",
+    "Gradient",
+    "NotComparable",
+    "Problem",
+    "Reference",
+    "Setting",
+    "Solved",
+    "StudyError",
+]
