@@ -55,14 +55,14 @@ def test_every_import_is_declared_and_every_declaration_is_used():
     extras = PROJECT["project"]["optional-dependencies"]
     required = _names(PROJECT["project"]["dependencies"])
     # juliapkg is juliacall's own dependency, and comes with it
-    assert third_party - {"juliapkg"} <= required | _names(extras["plot"])
+    assert third_party - {"juliapkg"} <= required | _names(extras["plot"]) | _names(extras["study"])
     assert required <= third_party
 
 
 def test_dependencies_are_declared_in_one_place():
     files = {p.name for p in ROOT.iterdir()}
     assert not {name for name in files if re.fullmatch(r"(requirements.*|environment.*|setup\.(py|cfg)|Pipfile)", name)}
-    assert "pynode[plot]" in PROJECT["project"]["optional-dependencies"]["test"]
+    assert "pynode[plot,study]" in PROJECT["project"]["optional-dependencies"]["test"]
 
 
 def _used(path):

@@ -9,7 +9,10 @@ from pynode.study.adapter import Solved as Solved
 from pynode.study.contender import Contender as Contender
 from pynode.study.problem import Problem as Problem
 from pynode.study.reference import Reference as Reference
+from pynode.study.result import Result as Result
 from pynode.study.setting import Setting as Setting
+from pynode.study.store import Store as Store
+from pynode.study.study import Study as Study
 
 __all__ = [
     "Adapter",
@@ -19,7 +22,10 @@ __all__ = [
     "NotComparable",
     "Problem",
     "Reference",
+    "Result",
     "Setting",
     "Solved",
+    "Store",
+    "Study",
     "StudyError",
 ]

@@ -20,18 +20,21 @@ class Contender:
     """A package that solves, with its options.
 
     Attributes:
-        package: the name of an adapter, see `pynode.study.contenders()`, or `"module:Class"` of the user's own.
+        package: the name of an adapter, see `pynode.study.contenders()`; or an `Adapter` class of your own, which may
+            be given as `"module:Class"` or `"FILE.py:Class"` too.
         options: what its adapter takes: `engine`, `solver`, `sensitivity`, `batching`, …
         settings: the tolerances or steps at which it solves, in place of the problem's.
         label: what it is called in the report: the package with its options where it is not given.
     """
 
-    package: str
+    package: str | type
     options: Mapping[str, Option] = field(default_factory=dict)
     settings: tuple[Setting, ...] | None = None
     label: str = ""
 
     def __post_init__(self) -> None:
+        if isinstance(self.package, type):
+            object.__setattr__(self, "package", f"{self.package.__module__}:{self.package.__qualname__}")
         if not isinstance(self.package, str) or not self.package:
             raise InputError(
                 f"package must be the name of an adapter, or 'module:Class' of your own, got {self.package!r}"
@@ -57,7 +60,7 @@ class Contender:
 
     @classmethod
     def grid(
-        cls, package: str, *, settings: Sequence[Setting] | None = None, **options: Option | Sequence[Option]
+        cls, package: str | type, *, settings: Sequence[Setting] | None = None, **options: Option | Sequence[Option]
     ) -> list[Contender]:
         """A contender for each combination of the options, each of which may be a list.
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from pynode.field import Field
 from pynode.problem.inputs import check_args, check_state, check_times
 from pynode.problem.solved_field import solved_field
 from pynode.problem.state import TENSOR, state_of
+from pynode.study.content import digest
 from pynode.study.reference import Reference
 from pynode.study.setting import Setting
 
@@ -56,6 +58,8 @@ class Problem:
         FieldError: the field returns another shape or dtype than the state's.
         TraceError: the field draws random numbers.
     """
+
+    kind: ClassVar[str] = "solve"
 
     field: Callable[..., Any]
     z0: Tensor
@@ -104,6 +108,12 @@ class Problem:
     def dtype(self) -> str:
         """The dtype of its numbers, e.g. `"float64"`."""
         return str(self.z0.dtype).removeprefix("torch.")
+
+    @functools.cached_property
+    def content(self) -> str:
+        """A digest of all that its results depend on."""
+        functions = (self.field, self.exact, self.invariants, self.loss, self.jax, self.julia)
+        return digest(self.name, self.z0, self.t, self.args, self.stiff, functions, self.reference)
 
     @property
     def parameters(self) -> dict[str, Tensor]:

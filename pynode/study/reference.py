@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -30,3 +33,19 @@ class Reference:
     agreement: float
     gradient_agreement: float
     how: str
+
+    def to_bytes(self) -> bytes:
+        """All of it, for the store."""
+        facts = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("z", "gradient")}
+        gradient = {f"gradient {name}": array for name, array in self.gradient.items()}
+        data = io.BytesIO()
+        arrays: dict[str, Any] = {"z": self.z, "facts": np.array(json.dumps(facts)), **gradient}
+        np.savez_compressed(data, **arrays)
+        return data.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Reference:
+        """The inverse of `to_bytes`."""
+        with np.load(io.BytesIO(data), allow_pickle=False) as found:
+            gradient = {n.removeprefix("gradient "): found[n] for n in found.files if n.startswith("gradient ")}
+            return cls(z=found["z"], gradient=gradient, **json.loads(str(found["facts"])))

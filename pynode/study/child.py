@@ -1,0 +1,98 @@
+"""What runs in a cell's own process: `python -m pynode.study.child FOLDER PARENT`, started by `process`."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import pickle
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+__all__ = ["START_SECONDS", "main"]
+
+START_SECONDS = 120  # that a process may take until it has imported torch, which is no part of a cell's limit
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(folder: Path, parent: int) -> None:
+    """Do what the folder's `start.json` and `payload.pkl` say, and write what comes of it to `report.jsonl`."""
+    start = json.loads((folder / "start.json").read_text())
+    _end_with(parent, start["time_limit"])
+    sys.path[:] = [*start["path"], *[p for p in sys.path if p not in start["path"]]]
+    with (folder / "report.jsonl").open("a") as file:
+
+        def report(doing: str, **columns: Any) -> None:
+            file.write(json.dumps([doing, columns]) + "\n")
+            file.flush()
+
+        try:
+            _run(start, folder, report)
+        except Exception as error:
+            traceback.print_exc()
+            text = f"{type(error).__name__}: {error}"
+            report("ended", status="failed", gradient_status="failed", reason=text, gradient_reason=text)
+        except SystemExit as leaving:  # of a contender, which leaves in the middle of its work
+            print(leaving, file=sys.stderr)
+            _leave(1)
+    _leave(0)
+
+
+def _leave(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # whatever a package does at the end of a process is no part of the cell
+
+
+def _run(start: dict[str, Any], folder: Path, report: Any) -> None:
+    """The errors of a contender are reported within; what is raised is the study's own."""
+    import torch
+
+    from pynode.study.calibration import calibrate
+    from pynode.study.named import find, load
+
+    torch.set_num_threads(start["threads"])
+    for name, path in start["files"].items():
+        load(Path(path), name)
+    payload = pickle.loads((folder / "payload.pkl").read_bytes())
+    if start["task"] == "reference":
+        reference = find("pynode.study.truth:reference", "the reference")
+        (folder / "reference.npz").write_bytes(reference(payload).to_bytes())
+        return report("ended")
+    cell, make, right = payload
+    until = time.monotonic() + start["time_limit"]
+    before = calibrate()
+    report("starting", calibration=before)
+    if start["task"] == "peak":
+        from pynode.study.peak import measure_peak
+
+        measure_peak(cell, make, start["with_gradient"], report)
+    elif cell.problem.kind == "training":
+        find("pynode.study.training:measure", "trainings")(cell, report)
+    else:
+        from pynode.study.measure import measure
+
+        measure(cell, make, right, report, lambda: until - time.monotonic())
+    return report("ended", calibration=(before + calibrate()) / 2)
+
+
+def _end_with(parent: int, seconds: float) -> None:
+    """Let this process end with the one that watches it, and in any case some time after its limit."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(int(seconds) + START_SECONDS + 30)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,147 @@
+"""Where the rows of studies are kept: an SQLite file, to which each row is written once, and whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pynode.errors import StudyError
+from pynode.study.environment import identity
+from pynode.study.reference import Reference
+from pynode.study.row import COLUMNS, TRAINING_COLUMNS, Row
+
+__all__ = ["Store"]
+
+_SCHEMA = 1
+_MARK = 0x704E5354  # "pNST": says that an SQLite file is a store of ours
+_ALL = {**COLUMNS, **TRAINING_COLUMNS}
+
+
+class Store:
+    """The rows of any number of studies, their definitions, references and environments.
+
+    What is written is there whenever the process is killed. Several processes may write to one store.
+
+    Args:
+        path: the file, made where it is not there; `":memory:"` for none.
+
+    Raises:
+        StudyError: the file is no store, or one of another version of pynode.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        if self.path != ":memory:":
+            Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+        self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
+        try:
+            self._open()
+        except sqlite3.DatabaseError as error:
+            self._db.close()
+            raise StudyError(f"{self.path} is no store of studies: {error}. Name another file") from error
+        except StudyError:
+            self._db.close()
+            raise
+
+    def _open(self) -> None:
+        mark = self._db.execute("PRAGMA application_id").fetchone()[0]
+        schema = self._db.execute("PRAGMA user_version").fetchone()[0]
+        empty = not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if not empty and mark != _MARK:
+            raise StudyError(f"{self.path} is an SQLite file, and no store of studies. Name another file")
+        if not empty and schema != _SCHEMA:
+            raise StudyError(
+                f"{self.path} is a store of schema {schema}, this pynode has {_SCHEMA}. Name another file, or read it "
+                "with the pynode that made it"
+            )
+        self._db.execute("PRAGMA journal_mode = WAL")
+        columns = ", ".join(f'"{name}" {"TEXT" if kind == "JSON" else kind}' for name, kind in _ALL.items())
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            for statement in (
+                f"CREATE TABLE IF NOT EXISTS rows ({columns}, PRIMARY KEY (study, key))",
+                "CREATE TABLE IF NOT EXISTS studies (name TEXT PRIMARY KEY, definition TEXT, problems TEXT)",
+                "CREATE TABLE IF NOT EXISTS environments (id TEXT PRIMARY KEY, facts TEXT)",
+                "CREATE TABLE IF NOT EXISTS problem_references (content TEXT PRIMARY KEY, data BLOB)",
+                f"PRAGMA application_id = {_MARK}",
+                f"PRAGMA user_version = {_SCHEMA}",
+            ):
+                self._db.execute(statement)
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def add(self, row: Row, environment: dict[str, Any]) -> None:
+        """Write a row with its environment; one that is there already stays."""
+        values = [json.dumps(row.get(n)) if kind == "JSON" else row.get(n) for n, kind in _ALL.items()]
+        names = ", ".join(f'"{name}"' for name in _ALL)
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute(
+                "INSERT OR IGNORE INTO environments VALUES (?, ?)", (identity(environment), json.dumps(environment))
+            )
+            self._db.execute(f"INSERT OR IGNORE INTO rows ({names}) VALUES ({', '.join('?' * len(values))})", values)
+
+    def keys(self, study: str) -> set[str]:
+        """The keys of a study's rows."""
+        return {key for (key,) in self._db.execute("SELECT key FROM rows WHERE study = ?", (study,))}
+
+    def rows(self, study: str) -> list[Row]:
+        """A study's rows, in the order in which they ended."""
+        names = list(_ALL)
+        columns = ", ".join(f'"{name}"' for name in names)
+        found = self._db.execute(f"SELECT {columns} FROM rows WHERE study = ? ORDER BY ended, key", (study,)).fetchall()
+        return [_row(dict(zip(names, values, strict=True))) for values in found]
+
+    def forget(self, study: str, keys: Iterable[str]) -> None:
+        """Drop rows of a study, which are then measured again."""
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.executemany("DELETE FROM rows WHERE study = ? AND key = ?", [(study, key) for key in keys])
+
+    def environments(self) -> dict[str, dict[str, Any]]:
+        """What rows were measured in, by the ids in their column `environment`."""
+        return {name: json.loads(facts) for name, facts in self._db.execute("SELECT id, facts FROM environments")}
+
+    def define(self, study: str, definition: dict[str, Any], problems: dict[str, dict[str, Any]]) -> None:
+        """Keep how a study is defined, and what is known of its problems, by name."""
+        self._db.execute(
+            "INSERT OR REPLACE INTO studies VALUES (?, ?, ?)", (study, json.dumps(definition), json.dumps(problems))
+        )
+
+    def studies(self) -> dict[str, dict[str, Any]]:
+        """The definitions of all studies, by name."""
+        return {name: json.loads(text) for name, text in self._db.execute("SELECT name, definition FROM studies")}
+
+    def problems(self, study: str) -> dict[str, dict[str, Any]]:
+        """What is known of a study's problems, by name."""
+        found = self._db.execute("SELECT problems FROM studies WHERE name = ?", (study,)).fetchone()
+        return {} if found is None else dict(json.loads(found[0]))
+
+    def keep_reference(self, content: str, reference: Reference) -> None:
+        """Keep the reference of the problem with this digest."""
+        self._db.execute("INSERT OR REPLACE INTO problem_references VALUES (?, ?)", (content, reference.to_bytes()))
+
+    def reference(self, content: str) -> Reference | None:
+        """The reference of the problem with this digest, if there is one."""
+        found = self._db.execute("SELECT data FROM problem_references WHERE content = ?", (content,)).fetchone()
+        return None if found is None else Reference.from_bytes(found[0])
+
+
+def _row(values: Row) -> Row:
+    row = {n: json.loads(v) if _ALL[n] == "JSON" and v is not None else v for n, v in values.items()}
+    return row if row["kind"] == "training" else {n: v for n, v in row.items() if n in COLUMNS}
