@@ -14,6 +14,7 @@ from pynode.engine.protocol import Retcode, Stats
 from pynode.errors import InputError
 from pynode.problem.independent import at_last_times, last_times, span
 from pynode.problem.state import TENSOR, State
+from pynode.torch_state import leaves_thread_state
 
 __all__ = ["Solution", "at_given_times", "dtype_of_found_times", "in_dtype_of", "in_form"]
 
@@ -91,6 +92,7 @@ class Solution:
         state = tree_map_only(Tensor, Tensor.detach, dict(self.__dict__))
         return {**state, "_interpolant": None if self._interpolant is None else _not_saved}
 
+    @leaves_thread_state
     def __call__(self, t: Tensor | float | Sequence[float]) -> Any:
         """The state between the reported times; carries no gradient (put times into `solve(t=…)` for that).
 

@@ -47,6 +47,7 @@ from pynode.problem.state import State, state_of, with_args
 from pynode.problem.stops import Stop, check_continuous, check_stops, find_stops
 from pynode.sensitivity import Sensitivity
 from pynode.solution import Solution, at_given_times, dtype_of_found_times, in_dtype_of, in_form
+from pynode.torch_state import leaves_thread_state
 
 __all__ = ["solve"]
 
@@ -54,6 +55,7 @@ _ATTEMPTS = 100  # tensors that may be met one after the other in the course of 
 
 
 @outside_of_compile
+@leaves_thread_state
 def solve(
     field: Callable[..., Any],
     z0: Any,

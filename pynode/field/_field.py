@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import threading
 import types
 import warnings
 import weakref
@@ -40,6 +39,7 @@ from pynode.field._time import first_time, time_dtype
 from pynode.field._transforms import example, is_followed, is_wrapped, moves, untransformed
 from pynode.field._watch import Watch
 from pynode.interrupts import import_for_fields
+from pynode.torch_state import leaves_process_state
 
 __all__ = ["Field"]
 
@@ -324,6 +324,7 @@ class Field:
         always = self.reads.tensors.keys() | self.parametrized.keys() if own is not None else set()
         return _Facts(names, frozenset(names) - always, differentiates, runs_on, jumps, cached)
 
+    @leaves_process_state
     def _examine(
         self, z0: tuple[Tensor, ...], t0: Tensor, args: tuple[Tensor, ...]
     ) -> tuple[tuple[str, ...], bool, bool, str | None]:
@@ -344,12 +345,12 @@ class Field:
             explained = mismatch_explained(z0, self.named_tensors().values())
             learning = attributes_read(live.frozen.owners)
             tape = Tape(t0, z0)
-            with no_higher_order(), _LEARNING, learning as read, explained, NoRandomness(__file__), _unwarned(), tape:
+            with no_higher_order(), learning as read, explained, NoRandomness(__file__), _unwarned(), tape:
                 out = live(t0, tuple(z0) if self.is_tuple else z0[0], *args)
 
             def again() -> Any:
                 live.strict, states = False, [z.detach().clone().requires_grad_().clone() for z in z0]
-                with _LEARNING, NoRandomness(__file__), _unwarned():
+                with NoRandomness(__file__), _unwarned():
                     return live(t0.clone(), tuple(states) if self.is_tuple else states[0], *map(Tensor.clone, args))
 
             cached = cache_of(live.frozen.function, (*tensors.values(), *own.values()), again)
@@ -363,10 +364,6 @@ class Field:
         # Those that no copy can have others for come last, as in the graph's inputs.
         names = sorted((n for n in tensors if n in met), key=lambda n: id(tensors[n]) in fixed)
         return tuple(names), live.differentiates, has_switches(tape), cached
-
-
-# `attributes_read` looks at all modules, whichever thread they are in.
-_LEARNING = threading.RLock()
 
 
 @contextlib.contextmanager

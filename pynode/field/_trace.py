@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +22,7 @@ from pynode.field._substitution import LateRead
 from pynode.field._time import first_time
 from pynode.interrupts import deferred, import_for_traces
 from pynode.nn._signature import with_time
+from pynode.torch_state import leaves_thread_state
 
 __all__ = ["Trace", "as_numbers", "batch_size", "trace", "trace_at", "trace_field"]
 
@@ -83,6 +85,7 @@ def trace(field: Any, z0: Tensor | Sequence[Tensor], args: Sequence[Tensor] = ()
     return trace_at(field, z0, args).graph
 
 
+@leaves_thread_state
 def trace_at(function: Any, z0: Tensor | Sequence[Tensor], args: Sequence[Tensor]) -> Trace:
     """The trace of what `trace` takes."""
     is_tuple = not isinstance(z0, Tensor)
@@ -131,8 +134,13 @@ def trace_field(field: Field, z0: Sequence[Tensor], t: Tensor, args: Sequence[Te
         return known[key, batch]
     # Autograd could not differentiate by tensors of inference mode; and anomaly mode looks for NaN in gradients, which
     # have no values while they are recorded.
-    with torch.inference_mode(False), unhooked(), torch.autograd.set_detect_anomaly(False):
-        return _first_trace(field, z0, first_time(t).to(dtype), args, key, follows)
+    anomaly = torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
+    try:
+        torch.set_anomaly_enabled(False)
+        with torch.inference_mode(False), unhooked():
+            return _first_trace(field, z0, first_time(t).to(dtype), args, key, follows)
+    finally:
+        torch.set_anomaly_enabled(*anomaly)  # not a context manager, whose exit a signal could cut in two
 
 
 def as_numbers(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -196,6 +204,9 @@ def _first_trace(
     return found
 
 
+_RECORDING = threading.RLock()  # each puts back what it has changed of `nn.Module`, for all threads
+
+
 def _looked_at(holds: Validity, batch: int) -> str:
     return f"what is computed depends on the batch size{holds.broken(batch)[0]}"
 
@@ -232,7 +243,8 @@ def _trace(field: Field, z0: Sequence[Tensor], t0: Tensor, args: Sequence[Tensor
         return live(xs[0], xs[1 : 1 + n_z], xs[1 + n_z : 1 + n_z + n_args])
 
     try:
-        with deferred():  # torch ends the process where an exception comes as it enters or leaves its own modes
+        # Signals wait: torch ends the process where an exception comes as it enters or leaves its own modes.
+        with _RECORDING, deferred():
             got = capture(
                 function,
                 [s.tensor for s in sources],
