@@ -50,13 +50,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """What did not run, and why: a line for each reason, not for each place."""
     skipped = Counter(report.longrepr[2] for report in terminalreporter.stats.get("skipped", []))
-    slow = config.option.markexpr == "not slow"
+    slow = config.option.markexpr == "not slow and not exhaustive"
     if skipped or slow:
         terminalreporter.section("not run")
     for reason, count in skipped.most_common():
         terminalreporter.line(f"{count} skipped: {reason.removeprefix('Skipped: ')}")
     if slow:
-        terminalreporter.line('Tests marked slow are left out: `pytest -m slow` runs them, `pytest -m ""` runs all.')
+        terminalreporter.line(
+            "Tests marked slow or exhaustive are left out: `pytest -m slow` runs the former, "
+            '`pytest -m ""` all (with Julia hours).'
+        )
 
 
 @pytest.fixture(autouse=True)

@@ -15,13 +15,21 @@ from pynode.engine import SolverInfo
 DOUBLE = torch.float64
 
 
+# One of each kind: a continuous sensitivity is compiled for each solver, for ten seconds to minutes on julia.
+ONE_OF_EACH = ("dopri5", "rk4", "rodas5p", "fbdf", "kencarp4_krylov")
+
+
 def cases() -> list[Any]:
-    """Every case on every problem; without `slow`, what the solver plays no part in is left to two of the solvers."""
+    """Every case on every problem; by default, what the solver plays no part in is left to few of the solvers."""
 
     def marks(case: Any, problem: str) -> list[Any]:
-        _, info, how = case.values
-        quick = how == "discrete" or info.name in ("dopri5", "rk4") or problem == "driven"
-        return list(case.marks) if quick else [*case.marks, pytest.mark.slow]
+        engine, info, how = case.values
+        if how == "discrete" or (info.name in ONE_OF_EACH and problem == "driven"):
+            return list(case.marks)
+        if info.name in ("dopri5", "rk4") or engine != "julia":
+            quick = engine != "julia" and (problem == "driven" or info.name in ("dopri5", "rk4"))
+            return list(case.marks) if quick else [*case.marks, pytest.mark.slow]
+        return [*case.marks, pytest.mark.exhaustive]
 
     return [
         pytest.param(*case.values, problem, marks=marks(case, problem), id=f"{case.id}-{problem}")
