@@ -9,7 +9,7 @@ import torch
 
 __all__ = ["calibrate"]
 
-_REPEATS = 7
+_REPEATS = 5
 
 
 def calibrate() -> float:

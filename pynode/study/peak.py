@@ -6,6 +6,8 @@ resident memory then rises. Needs Linux, which can reset the peak of a process.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import dataclasses
 import gc
 import sys
@@ -20,6 +22,7 @@ from pynode.study.problem import Problem
 
 __all__ = ["can_measure", "measure_peak"]
 
+_M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 _RESET = Path("/proc/self/clear_refs")
 
 
@@ -33,6 +36,9 @@ def measure_peak(cell: Cell, make: Callable[[], Adapter], with_gradient: bool, r
     if not can_measure():
         report("ending", memory_reason="the peak of a process is known on Linux alone")
         return
+    # Large blocks go back to the system when they are freed, so that the peak is of what is in use.
+    with contextlib.suppress(OSError, AttributeError):  # another library's malloc
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 65536)
     assert cell.setting is not None
     small = _small(cell.problem)
     adapter = make()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -18,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from pynode.errors import StudyError
+from pynode.study import started
 from pynode.study.beside import Presence
 from pynode.study.cell import Cell, adapter_of
-from pynode.study.child import START_SECONDS
 from pynode.study.environment import environment, identity
 from pynode.study.named import files
 from pynode.study.problem import Problem
@@ -33,6 +31,7 @@ __all__ = ["Stopped", "Task", "make_reference", "run_cell"]
 
 _LOOK = 0.05  # seconds between two looks at a process
 _LOOK_BESIDE = 0.25
+_START_SECONDS = 120.0  # that a process may take until it has imported torch, which is no part of a cell's limit
 
 
 class Stopped(Exception):
@@ -164,25 +163,18 @@ def _watch(task: Task, start: dict[str, Any], presence: Presence, stop: threadin
         folder = Path(name)
         (folder / "payload.pkl").write_bytes(task.payload)
         start |= {"path": task.path, "files": dict(task.files), "threads": task.threads}
-        start["time_limit"] = task.time_limit
+        environ = _environment(task)
+        start |= {"time_limit": task.time_limit, "last": task.time_limit + 2 * _START_SECONDS, "environ": environ}
         (folder / "start.json").write_text(json.dumps(start))
-        with (folder / "log").open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "pynode.study.child", name, str(os.getpid())],
-                env=_environment(task, start["task"] == "peak"),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            try:
-                status, reason = _wait(process, task, folder / "report.jsonl", presence, stop)
-            finally:
-                _end(process)
+        process = started.start(folder, environ)
+        try:
+            code, status, reason = _wait(process, task, folder / "report.jsonl", presence, stop)
+        finally:
+            process.end()
         ended = _reported(folder)
         if ended.doing != "ended":
             if not status:
-                status, reason = "crashed", f"{_how(process.returncode)}{_last_words(folder / 'log')}"
+                status, reason = "crashed", f"{_how(code)}{_last_words(folder / 'log')}"
             ended.status, ended.reason = status, f"{reason}, while {ended.doing}"
         if (folder / "reference.npz").exists():
             ended.reference = (folder / "reference.npz").read_bytes()
@@ -190,38 +182,27 @@ def _watch(task: Task, start: dict[str, Any], presence: Presence, stop: threadin
 
 
 def _wait(
-    process: subprocess.Popen[bytes], task: Task, report: Path, presence: Presence, stop: threading.Event | None
-) -> tuple[str, str]:
-    """Wait for the end; where a limit is reached first, the status and the reason."""
-    until, look_beside, started = time.monotonic() + START_SECONDS + task.time_limit, 0.0, False
+    process: started.Started, task: Task, report: Path, presence: Presence, stop: threading.Event | None
+) -> tuple[int, str, str]:
+    """Wait for the end; the exit code or, where a limit is reached first, the status and the reason."""
+    until, look_beside, is_running = time.monotonic() + _START_SECONDS + task.time_limit, 0.0, False
     while True:
-        try:
-            process.wait(_LOOK)
-            return "", ""
-        except subprocess.TimeoutExpired:
-            now = time.monotonic()
+        code = process.wait(_LOOK)
+        if code is not None:
+            return code, "", ""
+        now = time.monotonic()
         if stop is not None and stop.is_set():
             raise Stopped
-        if not started and report.exists() and report.stat().st_size:
-            started, until = True, now + task.time_limit
+        if not is_running and report.exists() and report.stat().st_size:
+            is_running, until = True, now + task.time_limit
         if now > until:
-            return "timeout", f"stopped after {task.time_limit:g} s"
+            return 0, "timeout", f"stopped after {task.time_limit:g} s"
         used = resident_mb(process.pid)
         if used is not None and used > task.memory_limit:
-            return "memory", f"stopped at {used:.0f} MB of resident memory, of a limit of {task.memory_limit:g} MB"
+            return 0, "memory", f"stopped at {used:.0f} MB of resident memory, of a limit of {task.memory_limit:g} MB"
         if now > look_beside:
             presence.look()
             look_beside = now + _LOOK_BESIDE
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process with all that it started."""
-    if hasattr(os, "killpg"):
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # all have ended
-            os.killpg(process.pid, signal.SIGKILL)
-    else:
-        process.kill()
-    process.wait()
 
 
 def _reported(folder: Path) -> _Ended:
@@ -255,7 +236,7 @@ def _last_words(log: Path) -> str:
     return f", its last words {lines[-1][:300]!r}" if lines else ""
 
 
-def _environment(task: Task, is_peak: bool) -> dict[str, str]:
+def _environment(task: Task) -> dict[str, str]:
     """The variables of a cell's process: the same number of threads for all packages."""
     n = str(task.threads)
     libraries = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM", "JULIA", "BLIS")
@@ -265,8 +246,6 @@ def _environment(task: Task, is_peak: bool) -> dict[str, str]:
     variables["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + alone
     variables["PYTHONPATH"] = os.pathsep.join([*filter(None, task.path), *_own_path()])
     variables["PYTHONSAFEPATH"] = "1"
-    if is_peak:  # large blocks go back to the system when they are freed, so that the peak is of what is in use
-        variables["MALLOC_MMAP_THRESHOLD_"] = "65536"
     return {**os.environ, **variables}
 
 
