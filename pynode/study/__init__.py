@@ -6,7 +6,9 @@ from pynode.study.adapter import Adapter as Adapter
 from pynode.study.adapter import Counts as Counts
 from pynode.study.adapter import Gradient as Gradient
 from pynode.study.adapter import Solved as Solved
+from pynode.study.adapters import contenders as contenders
 from pynode.study.contender import Contender as Contender
+from pynode.study.defaults import default_contenders as default_contenders
 from pynode.study.problem import Problem as Problem
 from pynode.study.reference import Reference as Reference
 from pynode.study.result import Result as Result
@@ -28,4 +30,6 @@ __all__ = [
     "Store",
     "Study",
     "StudyError",
+    "contenders",
+    "default_contenders",
 ]

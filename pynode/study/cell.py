@@ -10,9 +10,9 @@ from typing import Any
 
 from pynode import __version__
 from pynode.study.adapter import Adapter
+from pynode.study.adapters import get
 from pynode.study.contender import Contender
 from pynode.study.content import digest
-from pynode.study.named import find
 from pynode.study.row import COLUMNS, TRAINING_COLUMNS, Row
 from pynode.study.setting import Setting
 
@@ -89,14 +89,10 @@ def adapter_of(contender: Contender) -> Callable[[], Adapter]:
     """The class of a contender's adapter.
 
     Raises:
-        InputError: there is no such adapter.
+        StudyError: there is no such adapter.
+        InputError: there is no such class of the user's.
     """
-    package = str(contender.package)
-    if ":" in package:
-        found: Callable[[], Adapter] = find(package, "the adapter")
-        return found
-    registered: Callable[[], Adapter] = find("pynode.study.adapters:get", "the adapters")(package)
-    return registered
+    return get(str(contender.package))
 
 
 def versions_of(contender: Contender) -> Any:

@@ -8,23 +8,35 @@ from pynode.study.problem import Problem
 
 __all__ = ["default_contenders"]
 
+# Orders 3, 5, 7 and 8 in Julia, 3, 5 and 8 without.
 _EXPLICIT = {"torch": ("dopri5", "bosh3", "dopri8"), "julia": ("tsit5", "bosh3", "vern7", "dopri8")}
 _STIFF = {"torch": ("radau", "bdf"), "julia": ("rodas5p", "trbdf2", "kencarp4", "fbdf")}
 
 
-def default_contenders(problem: Problem) -> list[Contender]:
-    """The engines that are here with a few solvers each, torchdiffeq and SciPy, as the problem is stiff or not."""
+def default_contenders(problem: Problem, quick: bool = False) -> list[Contender]:
+    """The engines that are here with some solvers each, and other packages, as the problem is stiff or not.
+
+    Args:
+        problem: what is solved.
+        quick: pynode's engines, torchdiffeq and SciPy alone, so that a study is done in two minutes.
+    """
+    here = [engine for engine, status in engines().items() if status.ok]
     solvers = _STIFF if problem.stiff else _EXPLICIT
-    found = [
-        contender
-        for engine, here in engines().items()
-        if here.ok
-        for contender in Contender.grid("pynode", engine=engine, solver=solvers[engine])
-    ]
+    found = [c for engine in here for c in Contender.grid("pynode", engine=engine, solver=list(solvers[engine]))]
     if problem.stiff:
-        return [*found, *Contender.grid("scipy", method=["Radau", "BDF", "LSODA"])]
-    return [
-        *found,
-        *Contender.grid("torchdiffeq", method=["dopri5", "bosh3", "dopri8"]),
-        *Contender.grid("scipy", method=["RK45", "DOP853"]),
-    ]
+        found += Contender.grid("torchdiffeq", solver=["LSODA"], sensitivity="odeint_adjoint")
+        found += Contender.grid("scipy", solver=["Radau", "BDF", "LSODA"])
+    else:
+        found += Contender.grid("torchdiffeq", solver=["dopri5"] if quick else ["dopri5", "bosh3", "dopri8"])
+        found += Contender.grid("scipy", solver=["RK45", "DOP853"])
+    return found if quick else [*found, *_others(problem)]
+
+
+def _others(problem: Problem) -> list[Contender]:
+    """What costs the time that JAX takes to compile, or is slow on small states."""
+    found = []
+    if not problem.stiff:
+        found += [Contender("torchode", {"solver": "tsit5"}), Contender("torchdyn", {"solver": "tsit5"})]
+    if problem.jax is not None:
+        found += Contender.grid("diffrax", solver=["Kvaerno5"] if problem.stiff else ["Tsit5", "Dopri8"])
+    return found

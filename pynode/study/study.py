@@ -11,6 +11,7 @@ from typing import Any
 
 from pynode.errors import InputError, unknown_name
 from pynode.problem.inputs import check_count, check_number
+from pynode.study.adapters import check
 from pynode.study.cell import Cell, adapter_of
 from pynode.study.contender import Contender
 from pynode.study.description import arguments, described, read
@@ -113,7 +114,9 @@ class Study:
         for contender in contenders:
             settings: Sequence[Any] = (None,)
             if problem.kind == "solve":
-                adapter_of(contender)  # to refuse an unknown one before anything runs
+                adapter_of(contender)  # to refuse an unknown one, or a wrong option, before anything runs
+                if isinstance(contender.package, str) and ":" not in contender.package:
+                    check(contender.package, contender.options)
                 settings = contender.settings or problem.settings
             cells += [
                 Cell(
