@@ -15,6 +15,7 @@ from pynode.study.result import Result as Result
 from pynode.study.setting import Setting as Setting
 from pynode.study.store import Store as Store
 from pynode.study.study import Study as Study
+from pynode.study.training import Training as Training
 
 __all__ = [
     "Adapter",
@@ -30,6 +31,7 @@ __all__ = [
     "Store",
     "Study",
     "StudyError",
+    "Training",
     "contenders",
     "default_contenders",
 ]

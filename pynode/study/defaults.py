@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pynode.engine.choose import engines
+from pynode.errors import StudyError
 from pynode.study.contender import Contender
 from pynode.study.problem import Problem
+from pynode.study.training import Training
 
 __all__ = ["default_contenders"]
 
@@ -13,13 +15,22 @@ _EXPLICIT = {"torch": ("dopri5", "bosh3", "dopri8"), "julia": ("tsit5", "bosh3",
 _STIFF = {"torch": ("radau", "bdf"), "julia": ("rodas5p", "trbdf2", "kencarp4", "fbdf")}
 
 
-def default_contenders(problem: Problem, quick: bool = False) -> list[Contender]:
+def default_contenders(problem: Problem | Training, quick: bool = False) -> list[Contender]:
     """The engines that are here with some solvers each, and other packages, as the problem is stiff or not.
 
     Args:
-        problem: what is solved.
+        problem: what is solved, or a training.
         quick: pynode's engines, torchdiffeq and SciPy alone, so that a study is done in two minutes.
+
+    Raises:
+        StudyError: it is a training that names none.
     """
+    if isinstance(problem, Training):
+        if not problem.contenders:
+            raise StudyError(
+                f"the training {problem.name!r} names no contenders: give a study some, whose options go to make_model"
+            )
+        return list(problem.contenders)
     here = [engine for engine, status in engines().items() if status.ok]
     solvers = _STIFF if problem.stiff else _EXPLICIT
     found = [c for engine in here for c in Contender.grid("pynode", engine=engine, solver=list(solvers[engine]))]

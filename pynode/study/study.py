@@ -111,6 +111,7 @@ class Study:
         contenders = self.contenders(problem) if callable(self.contenders) else self.contenders
         _check_contenders(contenders)
         cells = []
+        measures = tuple(self.measures) if problem.kind == "solve" else ("state",)
         for contender in contenders:
             settings: Sequence[Any] = (None,)
             if problem.kind == "solve":
@@ -126,7 +127,7 @@ class Study:
                     contender=contender,
                     setting=setting,
                     number=number,
-                    measures=tuple(self.measures),
+                    measures=measures,
                     repeats=self.repeats,
                     budget=self.budget,
                     time_limit=self.time_limit,

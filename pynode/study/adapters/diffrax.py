@@ -43,6 +43,8 @@ class Diffrax(Package):
         "max_steps": Option(int, 16**4),
     }
 
+    compiles_for_shapes: ClassVar[bool] = True  # so that its memory is that of the second call with the same
+
     def build(self, problem: Problem, setting: Setting, *, solver: str, sensitivity: str, max_steps: int) -> None:  # type: ignore[override]
         """Bring the problem to JAX, and make the functions that are compiled at their first call."""
         if problem.jax is None:
