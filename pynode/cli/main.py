@@ -1,4 +1,4 @@
-"""The `pynode` command: demo, doctor, solvers, trace, julia install."""
+"""The `pynode` command: demo, doctor, solvers, trace, study, julia install."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pynode import __version__
+from pynode.cli import study
 from pynode.errors import InputError, PyNODEError
 
 __all__ = ["main"]
@@ -76,6 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     trace.add_argument("--batch", type=_positive, default=32, help="the batch size of the costs (default: 32)")
     trace.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="(default: float32)")
     trace.set_defaults(run=_trace)
+
+    studies = commands.add_parser("study", help="compare solvers, sensitivities, engines and packages")
+    study.add(studies.add_subparsers(title="actions", metavar="ACTION", required=True))
 
     julia = commands.add_parser("julia", help="manage the Julia side")
     actions = julia.add_subparsers(title="actions", metavar="ACTION", required=True)

@@ -8,7 +8,7 @@ from pynode.study.contender import Contender
 from pynode.study.problem import Problem
 from pynode.study.training import Training
 
-__all__ = ["default_contenders"]
+__all__ = ["default_contenders", "quick_contenders"]
 
 # Orders 3, 5, 7 and 8 in Julia, 3, 5 and 8 without.
 _EXPLICIT = {"torch": ("dopri5", "bosh3", "dopri8"), "julia": ("tsit5", "bosh3", "vern7", "dopri8")}
@@ -41,6 +41,11 @@ def default_contenders(problem: Problem | Training, quick: bool = False) -> list
         found += Contender.grid("torchdiffeq", solver=["dopri5"] if quick else ["dopri5", "bosh3", "dopri8"])
         found += Contender.grid("scipy", solver=["RK45", "DOP853"])
     return found if quick else [*found, *_others(problem)]
+
+
+def quick_contenders(problem: Problem) -> list[Contender]:
+    """Those of a study that is done in two minutes."""
+    return default_contenders(problem, quick=True)
 
 
 def _others(problem: Problem) -> list[Contender]:

@@ -19,7 +19,8 @@ dt = [0.1, 0.01]                      # steps, or rtol, in place of the problem'
 ```
 
 A problem is a name of the library's, with options of it, or `FILE.py:NAME` or `module:NAME`, which is a `Problem` or
-a function that returns one. Without contenders, those of `pynode.study.defaults` take part.
+a function that returns one. `contenders = "default"`, or no contenders, takes those of `pynode.study.defaults`, and
+`"quick"` a few of them.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 from pynode.errors import InputError, unknown_name
 from pynode.study.contender import Contender
-from pynode.study.defaults import default_contenders
+from pynode.study.defaults import default_contenders, quick_contenders
 from pynode.study.named import find
 from pynode.study.setting import Setting
 
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 __all__ = ["arguments", "described", "read"]
 
 _PLAIN = ("name", "measures", "repeats", "budget", "passes", "time_limit", "memory_limit", "threads", "seed")
+_CHOSEN = {"default": default_contenders, "quick": quick_contenders}
 _SETTINGS = ("rtol", "atol", "dt")
 
 
@@ -91,8 +93,12 @@ def arguments(description: Mapping[str, Any]) -> dict[str, Any]:
         if key not in description:
             raise InputError(f"a study needs {key}, got {', '.join(description) or 'nothing'}")
     problems = [_problem(each) for each in _listed("problems", description["problems"])]
-    contenders: Any = default_contenders
-    if "contenders" in description:
+    contenders: Any = description.get("contenders", "default")
+    if isinstance(contenders, str):
+        if contenders not in _CHOSEN:
+            raise unknown_name("choice of contenders", contenders, _CHOSEN)
+        contenders = _CHOSEN[contenders]
+    else:
         contenders = [c for each in _listed("contenders", description["contenders"]) for c in _contenders(each)]
     return {
         **{name: description[name] for name in _PLAIN if name in description},
@@ -106,10 +112,11 @@ def described(study: Study) -> dict[str, Any]:
     plain = {name: getattr(study, name) for name in _PLAIN} | {"measures": list(study.measures)}
     problems = [each if isinstance(each, str) else _of_problem(each) for each in study.problems]
     found = {**plain, "problems": problems}
-    if study.contenders is default_contenders:
-        return found
+    for name, chosen in _CHOSEN.items():
+        if study.contenders is chosen:
+            return {**found, "contenders": name}
     if callable(study.contenders):
-        return {**found, "contenders": getattr(study.contenders, "__qualname__", repr(study.contenders))}
+        return {**found, "contenders": getattr(study.contenders, "__qualname__", type(study.contenders).__name__)}
     return {**found, "contenders": [_of_contender(c) for c in study.contenders]}
 
 

@@ -171,4 +171,5 @@ def _note(row: Row, kind: str) -> str:
     status = row[f"{kind}status"]
     if status == "not_comparable":
         return f"{row['contender']}: {what}not comparable: {reason}"
-    return f"{row['contender']}, {_setting(row)}: {what}{status.replace('_', ' ')}: {reason}"
+    said = reason if status == "ok" else f"{status.replace('_', ' ')}: {reason}"
+    return f"{row['contender']}, {_setting(row)}: {what}{said}"

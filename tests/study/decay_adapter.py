@@ -86,7 +86,7 @@ class Exact:
         elif what == "segfault":
             ctypes.string_at(0)
         elif what == "eat":
-            self.eaten = [np.ones(2**21) for _ in range(500)]  # 16 MB each
+            self.eaten = [bytearray(2**24) for _ in range(500)]
         elif what == "out of memory":
             raise MemoryError
         elif what == "refuse":

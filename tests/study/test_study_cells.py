@@ -30,7 +30,7 @@ def test_each_failure_is_a_row_with_its_reason():
         "exit": ("crashed", "the process ended by itself with exit code 3, while solving"),
         "leave": ("crashed", "the process ended by itself with exit code 1, its last words 'farewell', while solving"),
         "segfault": ("crashed", "the process died of SIGSEGV, while solving"),
-        "eat": ("memory", "of resident memory, of a limit of 1500 MB, while solving"),
+        "eat": ("memory", "of resident memory, of a limit of 700 MB, while solving"),
     }
     of_gradient = {
         "gradient nan": ("not_finite", "the gradient of rate is not finite"),
@@ -39,7 +39,7 @@ def test_each_failure_is_a_row_with_its_reason():
         "gradient refuse": ("not_comparable", "it is not its kind of problem"),
         "ok": ("ok", ""),
     }
-    result = study([*expected, *of_gradient], memory_limit=1500).run(workers=2, progress=False)
+    result = study([*expected, *of_gradient], memory_limit=700).run(workers=2, progress=False)
     rows = by_behaviour(result)
     assert len(rows) == len(result) == len(expected) + len(of_gradient)
     for behave, (status, reason) in expected.items():

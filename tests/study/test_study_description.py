@@ -3,6 +3,7 @@ from decay_adapter import Exact, problem
 
 from pynode.errors import InputError
 from pynode.study import Contender, Setting, Study
+from pynode.study.defaults import default_contenders, quick_contenders
 
 TOML = """
 name = "growth and decay"
@@ -94,6 +95,17 @@ def test_what_is_wrong_in_a_file_is_said(file, change, says):
     file.write_text(text.replace(*change))
     with pytest.raises(InputError, match=says):
         Study.from_toml(file).cells()
+
+
+def test_contenders_by_choice():
+    for name, chosen in (("default", default_contenders), ("quick", quick_contenders)):
+        study = Study.from_dict({"name": "s", "problems": ["lorenz"], "contenders": name})
+        assert study.contenders is chosen
+        assert study.to_dict()["contenders"] == name
+        assert len(chosen(problem())) > 3
+    assert len(quick_contenders(problem())) < len(default_contenders(problem()))
+    with pytest.raises(InputError, match="expected one of 'quick'"):
+        Study.from_dict({"name": "s", "problems": ["lorenz"], "contenders": "quik"})
 
 
 def test_no_file():
