@@ -7,10 +7,13 @@ from pynode.study.adapter import Counts as Counts
 from pynode.study.adapter import Gradient as Gradient
 from pynode.study.adapter import Solved as Solved
 from pynode.study.adapters import contenders as contenders
+from pynode.study.comparison import Comparison as Comparison
+from pynode.study.comparison import compare as compare
 from pynode.study.contender import Contender as Contender
 from pynode.study.defaults import default_contenders as default_contenders
 from pynode.study.problem import Problem as Problem
 from pynode.study.reference import Reference as Reference
+from pynode.study.reporting import report as report
 from pynode.study.result import Result as Result
 from pynode.study.setting import Setting as Setting
 from pynode.study.store import Store as Store
@@ -19,6 +22,7 @@ from pynode.study.training import Training as Training
 
 __all__ = [
     "Adapter",
+    "Comparison",
     "Contender",
     "Counts",
     "Gradient",
@@ -32,6 +36,8 @@ __all__ = [
     "Study",
     "StudyError",
     "Training",
+    "compare",
     "contenders",
     "default_contenders",
+    "report",
 ]
