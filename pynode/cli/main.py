@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pynode import __version__
-from pynode.cli import study
+from pynode.cli import study, study_report
 from pynode.errors import InputError, PyNODEError
 
 __all__ = ["main"]
@@ -79,7 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     trace.set_defaults(run=_trace)
 
     studies = commands.add_parser("study", help="compare solvers, sensitivities, engines and packages")
-    study.add(studies.add_subparsers(title="actions", metavar="ACTION", required=True))
+    of_studies = studies.add_subparsers(title="actions", metavar="ACTION", required=True)
+    study.add(of_studies)
+    study_report.add(of_studies)
 
     julia = commands.add_parser("julia", help="manage the Julia side")
     actions = julia.add_subparsers(title="actions", metavar="ACTION", required=True)
