@@ -116,6 +116,17 @@ class Problem:
         return digest(self.name, self.z0, self.t, self.args, self.stiff, functions, self.reference)
 
     @property
+    def equations(self) -> str:
+        """A digest of what its states and its gradient depend on."""
+        return digest(self.field, self.z0, self.t, self.args, self.loss)
+
+    @property
+    def own_reference(self) -> Reference | None:
+        """The reference that it was given, unless it was made of other equations: they may have changed since."""
+        given = self.reference
+        return given if given is not None and given.of in ("", self.equations) else None
+
+    @property
     def parameters(self) -> dict[str, Tensor]:
         """The field's parameters that are differentiated, by name."""
         if not isinstance(self.field, nn.Module):

@@ -25,6 +25,8 @@ class Reference:
             difference.
         gradient_agreement: the same of the gradient, all of it as one vector.
         how: how it was made, for the report.
+        of: the digest of what it was made of, `Problem.equations`, so that a problem which has changed since is told
+            apart; empty for one that is yours.
     """
 
     z: np.ndarray
@@ -33,6 +35,7 @@ class Reference:
     agreement: float
     gradient_agreement: float
     how: str
+    of: str = ""
 
     def to_bytes(self) -> bytes:
         """All of it, for the store."""

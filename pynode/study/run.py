@@ -68,7 +68,7 @@ def _references(cells: Sequence[Cell], store: Store, bar: _Bar) -> dict[str, Ref
         if cell.problem.kind != "solve":
             found[cell.content] = None
             continue
-        reference = cell.problem.reference or store.reference(cell.content)
+        reference = cell.problem.own_reference or store.reference(cell.content)
         if reference is None:
             bar.say(f"reference of {cell.problem.name}")
             limit = max(_REFERENCE_SECONDS, cell.time_limit)
@@ -85,7 +85,7 @@ def _known(cell: Cell, store: Store) -> dict[str, Any]:
     if problem.kind == "solve":
         shapes = {"shape": list(problem.z0.shape), "times": len(problem.t), "stiff": problem.stiff}
         known |= {**shapes, "parameters": sum(p.numel() for p in problem.parameters.values())}
-        reference = problem.reference or store.reference(cell.content)
+        reference = problem.own_reference or store.reference(cell.content)
         if reference is not None:
             known |= {name: getattr(reference, name) for name in ("how", "agreement", "gradient_agreement")}
     return known
