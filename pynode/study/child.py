@@ -14,6 +14,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from pynode.errors import StudyError
+
 __all__ = ["main"]
 
 _PR_SET_PDEATHSIG = 1
@@ -36,8 +38,8 @@ def main(folder: Path, parent: int) -> None:
             _run(start, folder, report)
         except Exception as error:
             traceback.print_exc()
-            text = f"{type(error).__name__}: {error}"
-            report("ended", status="failed", gradient_status="failed", reason=text, gradient_reason=text)
+            own = isinstance(error, StudyError)
+            report("ended", broken=str(error) if own else f"{type(error).__name__}: {error}")
         except SystemExit as leaving:  # of a contender, which leaves in the middle of its work
             print(leaving, file=sys.stderr)
             _leave(1)
@@ -51,21 +53,27 @@ def _leave(code: int) -> None:
 
 
 def _run(start: dict[str, Any], folder: Path, report: Any) -> None:
-    """The errors of a contender are reported within; what is raised is the study's own."""
+    """The errors of a contender are reported within; what is raised is the study's own.
+
+    Raises:
+        StudyError: the problem is not the one that was sent.
+    """
     import torch
 
     from pynode.study.calibration import calibrate
-    from pynode.study.named import find, load
+    from pynode.study.named import load
 
     torch.set_num_threads(start["threads"])
     for name, path in start["files"].items():
         load(Path(path), name)
     payload = pickle.loads((folder / "payload.pkl").read_bytes())
     if start["task"] == "reference":
-        reference = find("pynode.study.truth:reference", "the reference")
-        (folder / "reference.npz").write_bytes(reference(payload).to_bytes())
+        from pynode.study.truth import reference
+
+        (folder / "reference.npz").write_bytes(reference(payload, gradient=start["with_gradient"]).to_bytes())
         return report("ended")
     cell, make, right = payload
+    _check_unchanged(cell)
     report("starting")
     if start["task"] == "peak":
         from pynode.study.peak import measure_peak
@@ -76,12 +84,25 @@ def _run(start: dict[str, Any], folder: Path, report: Any) -> None:
     before = calibrate()
     report("starting", calibration=before)
     if cell.problem.kind == "training":
-        find("pynode.study.training:measure", "trainings")(cell, report)
+        from pynode.study.training import measure as train
+
+        train(cell, report)
     else:
         from pynode.study.measure import measure
 
         measure(cell, make, right, report, lambda: until - time.monotonic())
     return report("ended", calibration=(before + calibrate()) / 2)
+
+
+def _check_unchanged(cell: Any) -> None:
+    """Code travels by its name, and what is in the file may have changed since the study was started."""
+    if cell.problem.kind == "solve":
+        vars(cell.problem).pop("content", None)  # that was computed there
+        if cell.problem.content != cell.content:
+            raise StudyError(
+                f"the code or the numbers of the problem {cell.problem.name!r} are others here than where the study "
+                "was started: was its file edited? Start the study again, for rows of the problem as it is now"
+            )
 
 
 def _end_with(parent: int, seconds: float) -> None:

@@ -88,6 +88,7 @@ def run_cell(task: Task, stop: threading.Event | None = None) -> tuple[Row, dict
 
     Raises:
         Stopped: it was ended so.
+        StudyError: it cannot be run, for a reason that is none of the contender's.
     """
     row = dict(task.row)
     found = environment()
@@ -97,7 +98,7 @@ def run_cell(task: Task, stop: threading.Event | None = None) -> tuple[Row, dict
         row |= {name: value for name, value in ended.columns.items() if name in row}
         if ended.status:
             _note_end(row, task, ended)
-        if "memory" in task.measures and row["status"] == "ok":
+        if "memory" in task.measures and row["status"] == "ok" and row["kind"] == "solve":
             with_gradient = row["gradient_status"] == "ok"
             peak = _watch(task, {"task": "peak", "with_gradient": with_gradient}, presence, stop)
             names = ("peak_mb", "gradient_peak_mb", "memory_reason")
@@ -111,9 +112,9 @@ def run_cell(task: Task, stop: threading.Event | None = None) -> tuple[Row, dict
 
 
 def make_reference(
-    problem: Problem, time_limit: float, memory_limit: float, stop: threading.Event | None = None
+    problem: Problem, gradient: bool, time_limit: float, memory_limit: float, stop: threading.Event | None = None
 ) -> Reference:
-    """The reference of a problem, made in a process of its own.
+    """The reference of a problem, with its gradient or without, made in a process of its own.
 
     Raises:
         StudyError: there is none.
@@ -122,10 +123,9 @@ def make_reference(
     payload = packed(problem, f"the problem {problem.name!r}")
     task = Task({}, payload, tuple(sys.path), tuple(files().items()), (), time_limit, memory_limit, os.cpu_count() or 1)
     with Presence() as presence:
-        ended = _watch(task, {"task": "reference"}, presence, stop)
-    reason = ended.reason or ended.columns.get("reason")
-    if reason:
-        raise StudyError(f"the problem {problem.name!r} has no reference to compare with: {reason}")
+        ended = _watch(task, {"task": "reference", "with_gradient": gradient}, presence, stop)
+    if ended.reason:
+        raise StudyError(f"there is no reference for {problem.name}: {ended.reason}")
     return Reference.from_bytes(ended.reference)
 
 
@@ -172,6 +172,8 @@ def _watch(task: Task, start: dict[str, Any], presence: Presence, stop: threadin
         finally:
             process.end()
         ended = _reported(folder)
+        if "broken" in ended.columns:
+            raise StudyError(ended.columns["broken"])
         if ended.doing != "ended":
             if not status:
                 status, reason = "crashed", f"{_how(code)}{_last_words(folder / 'log')}"

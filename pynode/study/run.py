@@ -12,7 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExec
 from types import TracebackType
 from typing import Any
 
-from pynode.errors import PyNODEWarning
+from pynode.errors import PyNODEWarning, StudyError
 from pynode.problem.inputs import check_count
 from pynode.study.cell import Cell
 from pynode.study.environment import environment, identity
@@ -68,11 +68,12 @@ def _references(cells: Sequence[Cell], store: Store, bar: _Bar) -> dict[str, Ref
         if cell.problem.kind != "solve":
             found[cell.content] = None
             continue
+        gradient = "gradient" in cell.measures
         reference = cell.problem.own_reference or store.reference(cell.content)
-        if reference is None:
+        if reference is None or (gradient and not reference.gradient):
             bar.say(f"reference of {cell.problem.name}")
             limit = max(_REFERENCE_SECONDS, cell.time_limit)
-            reference = _made(cell.problem, limit, cell.memory_limit)
+            reference = _made(cell.problem, gradient, limit, cell.memory_limit)
             store.keep_reference(cell.content, reference)
         found[cell.content] = reference
     return found
@@ -91,12 +92,12 @@ def _known(cell: Cell, store: Store) -> dict[str, Any]:
     return known
 
 
-def _made(problem: Problem, time_limit: float, memory_limit: float) -> Reference:
+def _made(problem: Problem, gradient: bool, time_limit: float, memory_limit: float) -> Reference:
     """In a thread, as cells are, so that an interrupt comes at once."""
     stop = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         try:
-            return pool.submit(make_reference, problem, time_limit, memory_limit, stop).result()
+            return pool.submit(make_reference, problem, gradient, time_limit, memory_limit, stop).result()
         finally:
             stop.set()
 
@@ -144,7 +145,7 @@ def _by(
             for future in concurrent.futures.wait(running, return_when=FIRST_COMPLETED).done:
                 cell = running.pop(future)
                 error = future.exception()
-                if isinstance(error, concurrent.futures.BrokenExecutor):
+                if isinstance(error, concurrent.futures.BrokenExecutor | StudyError):
                     raise error
                 if error is not None:
                     attempts[cell.key] = attempts.get(cell.key, 0) + 1

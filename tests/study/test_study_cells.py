@@ -6,7 +6,7 @@ import pytest
 from decay_adapter import Exact, exact, problem
 
 from pynode.errors import StudyError
-from pynode.study import Contender, Setting, Study, process, started
+from pynode.study import Contender, Setting, Store, Study, process, started
 from pynode.study.travel import packed
 
 ONE = (Setting(1e-3),)
@@ -157,6 +157,13 @@ def test_a_field_of_a_file_travels(tmp_path):
         "contenders": [{"package": "decay_adapter:Exact"}],
         "measures": ["state"],
     }
-    (row,) = Study.from_dict(data).run(progress=False)
+    study = Study.from_dict(data)
+    (row,) = study.run(tmp_path / "s.db", progress=False)
     assert (row["problem"], row["status"]) == ("of a file", "ok")
     assert row["error_end"] == pytest.approx(1e-2)
+    file = tmp_path / "model.py"
+    file.write_text(file.read_text().replace("    pass", "    factor = 2"))  # while the study is under way
+    study.passes = 2
+    with pytest.raises(StudyError, match="was its file edited"):
+        study.run(tmp_path / "s.db", progress=False)
+    assert len(Store(tmp_path / "s.db").keys("file")) == 1
