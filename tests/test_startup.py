@@ -5,7 +5,10 @@ import sys
 
 import pytest
 
-HEAVY = ("matplotlib", "sklearn", "scipy", "juliacall", "juliapkg", "torchdiffeq", "sympy", "jax")
+HEAVY = (
+    *("matplotlib", "sklearn", "scipy", "juliacall", "juliapkg", "torchdiffeq", "sympy", "jax"),
+    *("pandas", "plotly", "jinja2", "pyarrow", "diffrax", "torchode", "torchdyn", "diffeqpy", "distributed"),
+)
 
 
 def python(code):
@@ -14,7 +17,10 @@ def python(code):
     return done.stdout
 
 
-@pytest.mark.parametrize("statement", ["import pynode", "import pynode.cli, pynode.models, pynode.data, pynode.plot"])
+@pytest.mark.parametrize(
+    "statement",
+    ["import pynode", "import pynode.cli, pynode.models, pynode.data, pynode.plot", "from pynode import study"],
+)
 def test_import_is_light(statement):
     loaded = python(f"{statement}; import sys; print([m for m in {HEAVY!r} if m in sys.modules])")
     assert loaded.strip() == "[]"

@@ -108,8 +108,11 @@ def _check_unchanged(cell: Any) -> None:
 def _end_with(parent: int, seconds: float) -> None:
     """Let this process end with the one that watches it, and in any case after so many seconds."""
     if sys.platform == "linux":
+        import resource
+
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a contender that crashes leaves no file behind
     if hasattr(signal, "alarm"):
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(int(seconds))

@@ -81,6 +81,11 @@ class Exact:
             time.sleep(1000)
         elif what == "slow":
             time.sleep(0.5)
+        elif what == "allocate":
+            np.ones((2 if where == "solve" else 6) * 2**20)  # 16 MB, and 48
+        elif what == "tell":
+            variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "JULIA_NUM_THREADS", "PYTHON_JULIACALL_THREADS", "NPROC")
+            raise RuntimeError(" ".join([str(torch.get_num_threads()), *map(os.environ.get, variables)]))
         elif what == "raise":
             raise RuntimeError("no good")
         elif what == "exit":

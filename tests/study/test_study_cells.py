@@ -1,12 +1,16 @@
 """Whatever a contender does, a row comes of it."""
 
+import re
 import sys
+import tempfile
 
 import pytest
 from decay_adapter import Exact, exact, problem
 
 from pynode.errors import StudyError
 from pynode.study import Contender, Setting, Store, Study, process, started
+from pynode.study.beside import Presence
+from pynode.study.measure import measure
 from pynode.study.travel import packed
 
 ONE = (Setting(1e-3),)
@@ -81,6 +85,46 @@ def test_a_row_has_all_that_was_measured():
     assert (row["threads"], row["dtype"], row["rtol"], row["atol"], row["dt"]) == (1, "float64", 1e-3, 1e-6, None)
     assert row["started"] < row["ended"]
     assert with_memory.problems["decay"]["how"] == "the exact solution"
+
+
+def test_all_packages_have_the_same_number_of_threads():
+    (row,) = study(["tell"], threads=2).run(progress=False)
+    assert row["reason"] == "RuntimeError: 2 2 2 2 2 2"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is known on Linux alone")
+def test_the_peak_is_what_a_call_allocates():
+    (row,) = study(["allocate"], measures=["gradient", "memory"]).run(progress=False)
+    assert row["peak_mb"] == pytest.approx(16, abs=2)
+    assert row["gradient_peak_mb"] == pytest.approx(48, abs=2)
+    assert row["memory_reason"] is None
+
+
+def test_no_second_call_where_there_is_no_time_for_it():
+    (cell,) = study(["ok"], time_limit=50).cells()
+    found = {}
+    measure(cell, Exact, cell.problem.reference, lambda doing, **columns: found.update(columns), lambda: 0.0)
+    assert found["status"] == found["gradient_status"] == "ok"
+    for prefix in ("", "gradient_"):
+        assert re.match(r"only the first call was timed: it took .* s of a limit of 50 s", found[f"{prefix}reason"])
+        assert found[f"{prefix}seconds_first"] > 0
+        assert f"{prefix}seconds" not in found
+
+
+def test_who_is_beside_whom(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # not beside those of other tests
+    with Presence() as first:
+        with Presence() as second, Presence() as third:
+            for each in (first, second, third):
+                each.look()
+            assert [first.most, second.most, third.most] == [2, 2, 2]
+        with Presence() as last:
+            assert last.most == 1
+    (left,) = tmp_path.iterdir()
+    (left / "1-1").touch()  # of a process that has died
+    with Presence() as alone:
+        assert alone.most == 0
+    assert not list(left.iterdir())
 
 
 def test_what_hangs_is_ended():
