@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pynode.engine.choose import engines
 from pynode.errors import StudyError
 from pynode.study.contender import Contender
@@ -12,6 +14,7 @@ __all__ = ["default_contenders", "quick_contenders"]
 
 # Orders 3, 5, 7 and 8 in Julia, 3, 5 and 8 without.
 _EXPLICIT = {"torch": ("dopri5", "bosh3", "dopri8"), "julia": ("tsit5", "bosh3", "vern7", "dopri8")}
+_QUICK = {"torch": ("dopri5", "dopri8"), "julia": ("tsit5", "vern7")}
 _STIFF = {"torch": ("radau", "bdf"), "julia": ("rodas5p", "trbdf2", "kencarp4", "fbdf")}
 
 
@@ -20,7 +23,8 @@ def default_contenders(problem: Problem | Training, quick: bool = False) -> list
 
     Args:
         problem: what is solved, or a training.
-        quick: pynode's engines, torchdiffeq and SciPy alone, so that a study is done in two minutes.
+        quick: pynode's engines, torchdiffeq and SciPy alone, with fewer solvers at the first three settings, so that a
+            study is done in two minutes.
 
     Raises:
         StudyError: it is a training that names none.
@@ -32,7 +36,7 @@ def default_contenders(problem: Problem | Training, quick: bool = False) -> list
             )
         return list(problem.contenders)
     here = [engine for engine, status in engines().items() if status.ok]
-    solvers = _STIFF if problem.stiff else _EXPLICIT
+    solvers = _STIFF if problem.stiff else _QUICK if quick else _EXPLICIT
     found = [c for engine in here for c in Contender.grid("pynode", engine=engine, solver=list(solvers[engine]))]
     if problem.stiff:
         found += Contender.grid("torchdiffeq", solver=["LSODA"], sensitivity="odeint_adjoint")
@@ -40,7 +44,9 @@ def default_contenders(problem: Problem | Training, quick: bool = False) -> list
     else:
         found += Contender.grid("torchdiffeq", solver=["dopri5"] if quick else ["dopri5", "bosh3", "dopri8"])
         found += Contender.grid("scipy", solver=["RK45", "DOP853"])
-    return found if quick else [*found, *_others(problem)]
+    if quick:
+        return [replace(c, settings=problem.settings[:3]) for c in found]
+    return [*found, *_others(problem)]
 
 
 def quick_contenders(problem: Problem) -> list[Contender]:

@@ -103,7 +103,9 @@ def test_contenders_by_choice():
         assert study.contenders is chosen
         assert study.to_dict()["contenders"] == name
         assert len(chosen(problem())) > 3
-    assert len(quick_contenders(problem())) < len(default_contenders(problem()))
+    many = problem(settings=tuple(Setting(10.0**-i) for i in range(1, 6)))
+    assert len(quick_contenders(many)) < len(default_contenders(many))
+    assert {c.settings for c in quick_contenders(many)} == {many.settings[:3]}
     with pytest.raises(InputError, match="expected one of 'quick'"):
         Study.from_dict({"name": "s", "problems": ["lorenz"], "contenders": "quik"})
 
