@@ -46,6 +46,15 @@ def test_passes_are_pooled():
     assert (failure.status, failure.times, failure.of, failure.measure) == ("timeout", 1, 3, "state")
 
 
+def test_a_gradient_that_one_pass_has_counts():
+    rows = [made_rows.row("p", *TSIT5, rtol=1e-6, number=k, rng=random.Random(k)) for k in range(2)]
+    rows[0] = made_rows.failed(rows[0], "timeout", "took over 300 s", "gradient")
+    (found,) = points(rows)
+    assert (found["passes_ok"], found["gradient_passes_ok"], found["gradient_status"]) == (2, 1, "ok")
+    assert found["gradient_seconds"] == statistics.median(rows[1]["gradient_seconds_all"])
+    assert (found["seconds_n"], found["gradient_seconds_n"]) == (20, 10)
+
+
 def test_quartiles_are_those_of_a_sample():
     assert quartiles([4, 1, 3, 2, 5]) == (2, 3, 4)
     assert quartiles([7]) == (7, 7, 7)
@@ -108,7 +117,12 @@ def test_says_that_quartiles_overlap():
     assert "It cannot be told from b (rtol 1e-6): their quartiles overlap. Then comes c" in advice.sentence
     alone = advise(made[:1], STATE, "error_trajectory", 1e-6)
     assert alone.sentence.endswith("No other contender reached it.")
-    made[0]["disturbed"] = 1
+    made[0]["seconds_n"] = 1
+    assert "Of its calls only 1 was timed: their spread is unknown." in (
+        advise(made, STATE, "error_trajectory", 1e-6).sentence
+    )
+    made[0] |= {"seconds_n": 10, "disturbed": 1}
+    assert "unknown" not in advise(made, STATE, "error_trajectory", 1e-6).sentence
     assert "machine was disturbed" in advise(made, STATE, "error_trajectory", 1e-6).sentence
 
 

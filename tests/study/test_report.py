@@ -15,6 +15,7 @@ import pytest
 
 from pynode.errors import InputError, StudyError
 from pynode.study.reporting import FORMATS, report
+from pynode.study.reporting.page import packed_plotly
 
 pytest.importorskip("jinja2", reason="the extra `study` is not installed")
 pytest.importorskip("plotly", reason="the extra `study` is not installed")
@@ -228,6 +229,7 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch, name):
 
     importing = importlib.import_module
     monkeypatch.setattr(importlib, "import_module", missing)
+    packed_plotly.cache_clear()
     chosen = {"jinja2": "html", "plotly": "html", "pandas": "csv", "pyarrow": "parquet", "matplotlib": "svg"}[name]
     rows = made_rows.study_rows(rtols=(1e-3,))[:2]
     with pytest.raises(StudyError, match=rf"needs {name}, which is not installed: pip install 'pynode\[study\]'"):

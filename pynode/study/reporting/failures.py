@@ -53,7 +53,7 @@ def _all(rows: Sequence[Row]) -> list[Failure]:
             if status in (None, "", "ok"):
                 continue
             reason = str(row.get(measure.reason) or "").strip()
-            if measure.name == "gradient" and row["status"] == status and (row.get("reason") or "").strip() == reason:
+            if measure.name == "gradient" and row["status"] == status:
                 continue  # told once, of the state
             groups[row["contender"], measure.name, str(status), reason].append(row)
     found = []

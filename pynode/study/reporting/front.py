@@ -13,6 +13,7 @@ from pynode.study.reporting.units import amount, scientific
 __all__ = ["Advice", "advise", "asked", "fastest", "front", "usual"]
 
 _FINEST, _COARSEST = -14, 0  # decades of error that may be asked for
+_FEW = 3  # calls: of fewer no spread is known
 
 
 def front(points: Sequence[Row], measure: Measure, error: str, kind: str) -> list[int]:
@@ -103,6 +104,9 @@ def advise(points: Sequence[Row], measure: Measure, error: str, asked: float, ki
         parts.append(f"{'Then comes' if ties else 'Next is'} {_name(points[rest[0]])}, at {times:.2g} times the cost.")
     elif not ties:
         parts.append("No other contender reached it.")
+    calls = int(winner.get(f"{measure.seconds}_n") or _FEW)
+    if kind != "nfe" and calls < _FEW:
+        parts.append(f"Of its calls only {calls} {'was' if calls == 1 else 'were'} timed: their spread is unknown.")
     if kind != "nfe" and winner.get("disturbed"):
         parts.append("The machine was disturbed while it was measured: measure again before relying on it.")
     elif kind != "nfe" and winner.get("beside"):

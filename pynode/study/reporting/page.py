@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import gzip
 import json
 import math
@@ -23,7 +24,7 @@ from pynode.study.reporting.style import looks, training_looks
 from pynode.study.reporting.training import curves, summary
 from pynode.study.reporting.units import plus_minus, scientific, slug
 
-__all__ = ["page", "render"]
+__all__ = ["packed_plotly", "page", "render"]
 
 _SCRIPTS = ("core.js", "diagrams.js", "training.js", "comparison.js", "main.js")
 
@@ -56,7 +57,6 @@ def render(template: str, data: object, **values: Any) -> str:
     cannot become a script, even if it were not escaped.
     """
     jinja = need("jinja2", "the HTML page")
-    offline = need("plotly.offline", "the HTML page")
     environment = jinja.Environment(
         loader=jinja.FunctionLoader(_read),
         autoescape=True,
@@ -70,7 +70,7 @@ def render(template: str, data: object, **values: Any) -> str:
         environment.get_template(template).render(
             css=_safe(_read("page.css")),
             script=_safe("\n".join(map(_read, _SCRIPTS))),
-            plotly=_packed(offline.get_plotlyjs()),
+            plotly=packed_plotly(),
             data=_packed(json.dumps(_plain(data), ensure_ascii=False, allow_nan=False)),
             nonce=secrets.token_urlsafe(16),
             **values,
@@ -104,6 +104,12 @@ def _safe(text: str) -> Any:
 def _packed(text: str) -> str:
     """The text, compressed, in letters: a browser unpacks it by `DecompressionStream`."""
     return base64.b64encode(gzip.compress(text.encode(), 9, mtime=0)).decode("ascii")
+
+
+@functools.cache
+def packed_plotly() -> str:
+    """The library that draws, packed; once for all pages of a process."""
+    return _packed(str(need("plotly.offline", "the HTML page").get_plotlyjs()))
 
 
 def _plain(value: Any) -> Any:

@@ -89,7 +89,8 @@ def points(rows: Sequence[Row], restless: set[int] | None = None) -> list[Row]:
     Returns:
         Rows with the keys of a row, contenders of a package beside each other, the loosest setting first. Times are
         medians and quartiles of the calls of all passes that went well; other numbers are medians over those passes. In
-        addition: "passes", "passes_ok", "gradient_passes_ok", "disturbed" (in how many passes) and "setting" (words).
+        addition: "passes", "passes_ok", "gradient_passes_ok", "disturbed" (in how many passes), "setting" (in words),
+        "seconds_n" and "gradient_seconds_n" (calls that were timed).
     """
     restless = disturbed(rows) if restless is None else restless
     groups: dict[Hashable, list[Row]] = defaultdict(list)
@@ -117,11 +118,14 @@ def _point(group: list[Row], restless: set[int]) -> Row:
         beside=max((int(row.get("beside") or 0) for row in group), default=0),
         setting=setting_text(group[0]),
     )
+    if with_gradient:
+        point |= {"gradient_status": "ok", "gradient_reason": with_gradient[0].get("gradient_reason")}
     for key in _MEDIANS:
         rows = with_gradient if key.startswith("gradient_") or key == "nfe_backward" else well
         point[key] = _median([number(row.get(key)) for row in rows])
     for key in _TIMES:
         point[key], point[f"{key}_q1"], point[f"{key}_q3"] = _times(with_gradient if "gradient" in key else well, key)
+        point[f"{key}_n"] = sum(len(row.get(f"{key}_all") or ()) for row in group)
     if with_gradient and not well:
         point["nfe"] = _median([number(row.get("nfe")) for row in with_gradient])
     return point

@@ -41,7 +41,7 @@ const comparison = async (sections) => {
     sortable(section.querySelector("[data-table]"), [
       ["contender", (row) => row.contender, (x) => x], ["setting", (row) => row.setting, (x) => x], ["of", (row) => row.measure, (x) => x],
       ["time, b to a", (row) => row.time[0], times], ["from", (row) => row.time[1], times], ["to", (row) => row.time[2], times],
-      ["error, b to a", (row) => row.error, times], ["evaluations, b to a", (row) => row.nfe, times], ["verdict", (row) => [row.speed, row.note].filter(Boolean).join("; "), (x) => x],
+      ["error, b to a", (row) => row.error, times], ["evaluations, b to a", (row) => row.nfe, times], ["verdict", (row) => [row.speed, row.note].filter(Boolean).join("; "), (x) => x, null, "words"],
     ], told.rows);
     await ratios(section.querySelector("[data-ratios]"), told);
   }

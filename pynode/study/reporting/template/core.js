@@ -146,12 +146,12 @@ const legend = (place, looks, hidden, redraw) => {
 
 
 // ---- tables that sort by a click on a heading ----
-// Columns are [heading, value of a row, text of a value, cell (optional: a node in place of the text)].
+// Columns are [heading, value of a row, text of a value, cell (optional: nodes in place of the text), class (optional)].
 const sortable = (place, columns, rows, above = null, classOf = null) => {
   const head = make("thead"), names = make("tr"), body = make("tbody");
   const lines = rows.map((row) => {
     const line = make("tr", (classOf && classOf(row)) || {});
-    columns.forEach(([, value, text, cell], k) => line.append(make(k ? "td" : "th", {}, ...(cell ? cell(row) : [text(value(row)) ?? ""]))));
+    columns.forEach(([, value, text, cell, kind], k) => line.append(make(k ? "td" : "th", kind ? { class: kind } : {}, ...(cell ? cell(row) : [text(value(row)) ?? ""]))));
     return [line, row];
   });
   columns.forEach(([title, value], k) => {

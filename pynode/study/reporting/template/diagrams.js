@@ -162,7 +162,7 @@ const table = (place, problem) => {
   const columns = [
     ["contender", (i) => look(i).label.toLowerCase(), null, (i) => [swatch(look(i)), look(i).label]],
     ["setting", (i) => p.size[i], null, (i) => [p.setting[i]]],
-    ["note", (i) => p.note[i], (x) => x],
+    ["note", (i) => p.note[i], (x) => x, null, "words"],
     ...groups.flatMap(([, list]) => list.map(([key, title, text, of]) => [title, (i) => p[key || `${of}_q1`][i], text, of && span(of, text)])),
   ];
   const classOf = (i) => onFront.has(i) && { class: "front", title: "on a Pareto front" };
