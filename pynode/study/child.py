@@ -96,13 +96,11 @@ def _run(start: dict[str, Any], folder: Path, report: Any) -> None:
 
 def _check_unchanged(cell: Any) -> None:
     """Code travels by its name, and what is in the file may have changed since the study was started."""
-    if cell.problem.kind == "solve":
-        vars(cell.problem).pop("content", None)  # that was computed there
-        if cell.problem.content != cell.content:
-            raise StudyError(
-                f"the code or the numbers of the problem {cell.problem.name!r} are others here than where the study "
-                "was started: was its file edited? Start the study again, for rows of the problem as it is now"
-            )
+    if cell.problem.kind == "solve" and cell.problem.content != cell.content:
+        raise StudyError(
+            f"the code or the numbers of the problem {cell.problem.name!r} are others here than where the study was "
+            "started: was its file edited? Start the study again, for rows of the problem as it is now"
+        )
 
 
 def _end_with(parent: int, seconds: float) -> None:

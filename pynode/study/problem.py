@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -109,7 +108,7 @@ class Problem:
         """The dtype of its numbers, e.g. `"float64"`."""
         return str(self.z0.dtype).removeprefix("torch.")
 
-    @functools.cached_property
+    @property
     def content(self) -> str:
         """A digest of all that its results depend on."""
         functions = (self.field, self.exact, self.invariants, self.loss, self.jax, self.julia)

@@ -101,13 +101,14 @@ class Study:
             InputError: a problem or an adapter is unknown.
         """
         cells = []
+        problems = [(problem, problem.content) for problem in self.resolved()]
         for number in range(self.passes):
-            of_pass = [cell for problem in self.resolved() for cell in self._cells_of(problem, number)]
+            of_pass = [cell for problem, content in problems for cell in self._cells_of(problem, content, number)]
             random.Random(f"{self.seed} {number}").shuffle(of_pass)
             cells += of_pass
         return cells
 
-    def _cells_of(self, problem: Any, number: int) -> list[Cell]:
+    def _cells_of(self, problem: Any, content: str, number: int) -> list[Cell]:
         contenders = self.contenders(problem) if callable(self.contenders) else self.contenders
         _check_contenders(contenders)
         cells = []
@@ -123,7 +124,7 @@ class Study:
                 Cell(
                     study=self.name,
                     problem=problem,
-                    content=problem.content,
+                    content=content,
                     contender=contender,
                     setting=setting,
                     number=number,

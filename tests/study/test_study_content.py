@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from decay_adapter import Decay, problem
+from decay_adapter import Decay, Exact, problem
 from torch import nn
 
-from pynode.study import Setting
+from pynode.study import Contender, Setting, Study
 from pynode.study.content import digest
 
 
@@ -64,6 +64,15 @@ def test_a_digest_does_not_depend_on_the_process():
         env={"PYTHONPATH": ":".join(sys.path), "PYTHONHASHSEED": "7", "PYTHONDONTWRITEBYTECODE": "1"},
     )
     assert done.stdout.strip() == problem().content
+
+
+def test_a_field_that_is_trained_on_is_another_problem():
+    whole = problem()
+    study = Study("s", [whole], [Contender(Exact)])
+    before = {cell.key for cell in study.cells()}
+    with torch.no_grad():
+        whole.field.rate += 1
+    assert not before & {cell.key for cell in study.cells()}
 
 
 @pytest.mark.parametrize("change", [{"name": "x"}, {"loss": torch.sum}, {"stiff": True}, {"reference": None}])
