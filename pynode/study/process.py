@@ -29,7 +29,7 @@ from pynode.study.travel import packed
 
 __all__ = ["Stopped", "Task", "make_reference", "run_cell"]
 
-_LOOK = 0.05  # seconds between two looks at a process
+_LOOK = 0.1  # seconds between two looks at a process
 _LOOK_BESIDE = 0.25
 _START_SECONDS = 120.0  # that a process may take until it has imported torch, which is no part of a cell's limit
 

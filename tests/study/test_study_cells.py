@@ -140,9 +140,10 @@ def test_what_hangs_is_ended():
 def test_a_fresh_process_does_the_same(monkeypatch):
     """As they are where forks are not safe."""
     monkeypatch.setattr(process.started, "start", started._Fresh)
-    rows = by_behaviour(study(["ok", "segfault"]).run(workers=2, progress=False))
-    assert rows["ok"]["error_end"] == pytest.approx(1e-3)
-    assert rows["segfault"]["reason"] == "the process died of SIGSEGV, while solving"
+    (row,) = study(["gradient segfault"]).run(progress=False)
+    assert row["error_end"] == pytest.approx(1e-3)
+    assert row["gradient_status"] == "crashed"
+    assert "the process died of SIGSEGV" in row["gradient_reason"]
 
 
 OF_A_SCRIPT = """

@@ -259,6 +259,7 @@ def test_on_mpi(tmp_path):
         assert lasting(store.rows("runs")) == lasting(here)
 
 
+@pytest.mark.slow
 def test_a_reference_is_made_in_a_process_of_its_own():
     whole = problem()
     found = make_reference(replace(whole, reference=None), False, 60.0, 4096.0)
