@@ -26,6 +26,7 @@ from pynode.derivatives.mapped import map_over
 from pynode.derivatives.run import Run
 from pynode.errors import EngineUnavailable
 from pynode.field._transforms import is_active
+from pynode.torch_state import leaves_thread_state
 
 __all__ = ["differentiable"]
 
@@ -117,6 +118,7 @@ class _Solve(_OfRun):
         return run.solve(x)
 
     @staticmethod
+    @leaves_thread_state
     def backward(ctx: Any, *v: Tensor | None) -> Any:
         x, run = _saved(ctx), ctx.run
         if not torch._C._autograd._get_current_graph_task_keep_graph():
@@ -140,6 +142,7 @@ class _Solve(_OfRun):
         return None, *found
 
     @staticmethod
+    @leaves_thread_state
     def jvp(ctx: Any, _: None, *w: Tensor | None) -> Tensors:
         return _tangent(ctx.run, w, _saved(ctx))
 
@@ -157,6 +160,7 @@ class _Gradient(_AtPlaces):
         return _picked(run.pull_back(v, x).flat, places, x)
 
     @staticmethod
+    @leaves_thread_state
     def backward(ctx: Any, *w: Tensor | None) -> Any:
         places, n, run, tensors = ctx.places, ctx.n, ctx.run, _saved(ctx)
         v, x = tensors[:n], tensors[n:]
@@ -169,6 +173,7 @@ class _Gradient(_AtPlaces):
         return (*(None,) * 3, *of_v, *_spread(len(x), at, _second(run, at, v, directions, x)))
 
     @staticmethod
+    @leaves_thread_state
     def jvp(ctx: Any, _run: None, _places: None, _n: None, *moved: Tensor | None) -> Tensors:
         places, n, run, tensors = ctx.places, ctx.n, ctx.run, _saved(ctx)
         v, x = tensors[:n], tensors[n:]
@@ -195,6 +200,7 @@ class _Tangent(_OfRun):
         return run.tangent(w, x)
 
     @staticmethod
+    @leaves_thread_state
     def backward(ctx: Any, *v: Tensor | None) -> Any:
         run, tensors = ctx.run, _saved(ctx)
         n = len(tensors) // 2
@@ -208,6 +214,7 @@ class _Tangent(_OfRun):
         )
 
     @staticmethod
+    @leaves_thread_state
     def jvp(ctx: Any, _: None, *moved: Tensor | None) -> Tensors:
         n = len(moved) // 2
         if any(d is not None for d in moved[n:]):
@@ -234,6 +241,7 @@ class _Second(_AtPlaces):
         return _picked(run.second(v, w, x).flat, places, x)
 
     @staticmethod
+    @leaves_thread_state
     def backward(ctx: Any, *u: Tensor | None) -> Any:
         places, n, run, tensors = ctx.places, ctx.n, ctx.run, _saved(ctx)
         m = (len(tensors) - n) // 2
@@ -246,6 +254,7 @@ class _Second(_AtPlaces):
         return (*(None,) * (3 + n), *_spread(m, at, found), *(None,) * m)
 
     @staticmethod
+    @leaves_thread_state
     def jvp(ctx: Any, _run: None, _places: None, _n: None, *moved: Tensor | None) -> Tensors:
         places, n, run, tensors = ctx.places, ctx.n, ctx.run, _saved(ctx)
         m = (len(tensors) - n) // 2

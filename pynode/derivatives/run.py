@@ -15,7 +15,6 @@ from pynode.field._arrays import Arrays
 from pynode.problem.counts import total
 from pynode.problem.inputs import check_times
 from pynode.problem.precision import as_solved
-from pynode.torch_state import leaves_thread_state
 
 __all__ = ["Failed", "Run"]
 
@@ -95,7 +94,6 @@ class Run:
             self._arrays.check()
         return found
 
-    @leaves_thread_state
     def pull_back(self, cotangents: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> Gradients:
         """The gradients for cotangents of the solution; called where no graph is made.
 
@@ -107,7 +105,6 @@ class Run:
         with as_solved(self.problem.z0):
             return pullback(cotangents)
 
-    @leaves_thread_state
     def tangent(self, directions: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The derivative of the solution as the inputs move; called where no graph is made.
 
@@ -119,7 +116,6 @@ class Run:
         with as_solved(self.problem.z0):
             return derivatives.tangent(Gradients.of(self.problem, directions))
 
-    @leaves_thread_state
     def second(
         self, cotangents: Sequence[Tensor | None], directions: Sequence[Tensor | None], inputs: Sequence[Tensor]
     ) -> Gradients:
@@ -157,12 +153,10 @@ class _Nothing:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
 
-    @leaves_thread_state
     def tangent(self, directions: Gradients) -> tuple[Tensor, ...]:
         """As `Derivatives.tangent`."""
         return tuple(x.new_empty((self.problem.t.shape[-1], *x.shape)) for x in self.problem.z0)
 
-    @leaves_thread_state
     def second(self, cotangents: Sequence[Tensor | None], directions: Gradients | None = None) -> Gradients:
         """As `Derivatives.second`."""
         problem = self.problem

@@ -1,9 +1,10 @@
-"""Discrete Fourier transforms of real and imaginary parts: products with the matrices of cosines and sines."""
+"""Discrete Fourier transforms of real and imaginary parts: sums with the cosines, and with the sines."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,15 +15,88 @@ from pynode.errors import TraceError
 __all__ = ["of_complex", "of_real", "to_real"]
 
 Parts = tuple[Tensor, Tensor]
-_MOST_POINTS = 2048
+
+
+@torch.library.custom_op("pynode::fourier", mutates_args=())
+def fourier(x: Tensor, points: int, n: int) -> Tensor:
+    """The sums of x_j cos(2π j k / points) for k from 0 to n - 1, then those with the sines, along the last dimension.
+
+    Args:
+        x: `(…, m)`, real, with m no more than `points`.
+        points: of the whole transform.
+        n: how many frequencies, no more than `points`.
+
+    Returns:
+        `(…, 2 n)`.
+    """
+    half = torch.fft.rfft(x, n=points)
+    if n > half.shape[-1]:
+        beyond = half[..., 1 : points - half.shape[-1] + 1].flip(-1)
+        half = torch.cat([half, beyond.conj()], -1)
+    return torch.cat([half.real[..., :n], -half.imag[..., :n]], -1)
+
+
+@torch.library.custom_op("pynode::fourier_sum", mutates_args=())
+def fourier_sum(re: Tensor, im: Tensor, points: int, n: int) -> Tensor:
+    """The sums over k of re_k cos(2π j k / points) - im_k sin(2π j k / points) for j from 0 to n - 1: (…, n).
+
+    Args:
+        re: `(…, m)`, real, with m no more than `points`.
+        im: the same for the sines.
+        points: of the whole transform.
+        n: how many sums, no more than `points`.
+    """
+    return torch.fft.ifft(torch.complex(re, im), n=points, norm="forward").real[..., :n].contiguous()
+
+
+@fourier.register_fake
+def _(x: Tensor, points: int, n: int) -> Tensor:
+    return x.new_empty((*x.shape[:-1], 2 * n))
+
+
+@fourier_sum.register_fake
+def _(re: Tensor, im: Tensor, points: int, n: int) -> Tensor:
+    return re.new_empty((*re.shape[:-1], n))
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, *_, ctx.points, ctx.n = inputs
+    ctx.m = x.shape[-1]
+
+
+def _pull_back(ctx: Any, v: Tensor) -> tuple[Any, ...]:
+    cos, sin = v[..., : ctx.n], v[..., ctx.n :]
+    return torch.ops.pynode.fourier_sum(cos, -sin, ctx.points, ctx.m), None, None
+
+
+def _pull_back_sum(ctx: Any, v: Tensor) -> tuple[Any, ...]:
+    parts = torch.ops.pynode.fourier(v, ctx.points, ctx.m)
+    return parts[..., : ctx.m], -parts[..., ctx.m :], None, None
+
+
+def _mapped(info: Any, dims: Any, x: Tensor, points: int, n: int) -> tuple[Tensor, int]:
+    return torch.ops.pynode.fourier(x.movedim(dims[0], 0), points, n), 0
+
+
+def _mapped_sum(info: Any, dims: Any, re: Tensor, im: Tensor, points: int, n: int) -> tuple[Tensor, int]:
+    size = info.batch_size
+    parts = [x.expand(size, *x.shape) if d is None else x.movedim(d, 0) for x, d in zip((re, im), dims, strict=False)]
+    return torch.ops.pynode.fourier_sum(*parts, points, n), 0
+
+
+fourier.register_autograd(_pull_back, setup_context=_keep)
+fourier_sum.register_autograd(_pull_back_sum, setup_context=_keep)
+fourier.register_vmap(_mapped)
+fourier_sum.register_vmap(_mapped_sum)
 
 
 def of_real(x: Tensor, dims: Sequence[int], normalization: int, onesided: bool) -> Parts:
     """ATen's `_fft_r2c`: of real numbers, over the last of `dims` first; the half of its frequencies if `onesided`."""
     *others, last = (d % x.dim() for d in dims)
     n = _points(x.shape[last])
-    cos, sin = _waves(x, n, n // 2 + 1 if onesided else n)
-    found = _full((_along(x, last, cos), -_along(x, last, sin)), others, True)
+    k = n // 2 + 1 if onesided else n
+    cos, sin = _along(x, last, n, k)
+    found = _full((cos, -sin), others, True)
     return _scaled(found, normalization, [n, *(_points(x.shape[d]) for d in others)])
 
 
@@ -36,15 +110,15 @@ def to_real(x: Parts, dims: Sequence[int], normalization: int, n: int) -> Tensor
     """ATen's `_fft_c2r`: the `n` real numbers along the last of `dims` that have these frequencies, one half of all."""
     *others, last = (d % x[0].dim() for d in dims)
     re, im = (part.narrow(last, 0, n // 2 + 1) for part in _full(x, others, False))
-    cos, sin = _waves(re, _points(n), n // 2 + 1)
     with _disable_current_modes():
         # The frequencies that are left out count with those that are there.
-        twice = torch.full((n // 2 + 1, 1), 2.0, dtype=cos.dtype)
+        twice = torch.full((n // 2 + 1,), 2.0, dtype=re.dtype)
         twice[0] = 1.0
         if n % 2 == 0:
             twice[-1] = 1.0
-        cos, sin = ((twice * w.T).contiguous() for w in (cos, sin))
-    out = _along(re, last, cos) - _along(im, last, sin)
+        twice = twice.reshape(-1, *(1 for _ in range(last + 1, re.dim())))
+    ends = ((twice * part).transpose(last, -1) for part in (re, im))
+    out: Tensor = torch.ops.pynode.fourier_sum(*ends, _points(n), n).transpose(last, -1)
     return _scaled((out, out), normalization, [n, *(_points(re.shape[d]) for d in others)])[0]
 
 
@@ -53,11 +127,8 @@ def _full(x: Parts, dims: Sequence[int], forward: bool) -> Parts:
     re, im = x
     for d in dims:
         n = _points(re.shape[d])
-        cos, sin = _waves(re, n, n)
-        if not forward:
-            with _disable_current_modes():
-                sin = -sin
-        re, im = _along(re, d, cos) + _along(im, d, sin), _along(im, d, cos) - _along(re, d, sin)
+        (re_cos, re_sin), (im_cos, im_sin) = _along(re, d, n, n), _along(im, d, n, n)
+        re, im = (re_cos + im_sin, im_cos - re_sin) if forward else (re_cos - im_sin, im_cos + re_sin)
     return re, im
 
 
@@ -70,23 +141,15 @@ def _scaled(x: Parts, normalization: int, sizes: Sequence[int]) -> Parts:
 
 
 def _points(n: object) -> int:
-    if not isinstance(n, int) or n > _MOST_POINTS:
-        over = n if isinstance(n, int) else "a batch of"
+    if not isinstance(n, int):
         raise TraceError(
-            f"the field takes a Fourier transform over {over} points, and pynode takes those of up to {_MOST_POINTS} "
-            'features of a sample, as products of matrices: use engine="torch"'
+            "the field takes a Fourier transform over the batch: transform along the features of a sample, or use "
+            'engine="torch"'
         )
     return n
 
 
-def _waves(like: Tensor, n: int, k: int) -> tuple[Tensor, Tensor]:
-    """The cosines and sines `(n, k)` of the first `k` frequencies at `n` points."""
-    with _disable_current_modes():
-        turns = torch.outer(torch.arange(n), torch.arange(k)) % n  # exact, however large
-        angle = turns.double() * (2 * math.pi / n)
-        return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
-
-
-def _along(x: Tensor, d: int, matrix: Tensor) -> Tensor:
-    """The product of a tensor, along one of its dimensions, with a matrix."""
-    return (x.transpose(d, -1) @ matrix).transpose(d, -1)
+def _along(x: Tensor, d: int, points: int, n: int) -> Parts:
+    """The sums with the cosines and with the sines along one of the dimensions."""
+    found: Tensor = torch.ops.pynode.fourier(x.transpose(d, -1), points, n)
+    return found[..., :n].transpose(d, -1), found[..., n:].transpose(d, -1)

@@ -149,6 +149,8 @@ OPS: dict[str, Callable[..., Tensor]] = {
     "eigh": _eigh,
     "qr": _qr,
     "svd": _svd,
+    "fourier": lambda x, *, shape, points: torch.ops.pynode.fourier(x, points, shape[-1] // 2),
+    "fourier_sum": lambda re, im, *, shape, points: torch.ops.pynode.fourier_sum(re, im, points, shape[-1]),
     "conv": _conv,
     "conv_input": lambda grad, w, *, shape, **window: _conv_grad(0, grad, grad.new_empty(shape), w, **window),
     "conv_weight": lambda x, grad, *, shape, **window: _conv_grad(1, grad, x, x.new_empty(shape), **window),

@@ -313,9 +313,10 @@ def test_steps_are_those_of_julia(name: str, plans: Any) -> None:
         assert sorted(plan.inlined) == [i - 1 for i in inlined]
         assert sorted(plan.sums) == [i - 1 for i in sums]
         done = steps(graph, list(outputs), given)
-        # Each step writes a tensor of its own but those that write the results; constants, workspaces and the positions
-        # of indices that are known come on top.
+        # Each step writes a tensor of its own but those that write the results; constants, workspaces, the positions of
+        # indices that are known and what transforms need come on top.
         constants = sum(graph.nodes[i].op in ("const", "arange") and graph.nodes[i].dtype != "int" for i in plan.order)
         workspaces = 2 * sum(graph.nodes[i].op.startswith("conv") for s in done for i, _ in s.computed)
-        positions = sum(graph.nodes[i].op in ("index_select", "index_add") for s in done for i, _ in s.computed)
-        assert buffers == len(done) - len(outputs) + constants + workspaces + positions
+        known = {"index_select", "index_add", "fourier", "fourier_sum"}
+        prepared = sum(graph.nodes[i].op in known for s in done for i, _ in s.computed)
+        assert buffers == len(done) - len(outputs) + constants + workspaces + prepared

@@ -16,6 +16,7 @@ JULIA_VERSIONS = "~1.10, 1.11"
 # Packages that PyNODE loads on demand, with the versions that it was run with.
 EXTRAS = {
     "ComponentArrays": ("b0b7db55-cfe3-40fc-9ded-d10e2dbeff66", "0.15"),
+    "FFTW": ("7a1cc6ca-52ef-59f5-83cd-3a7055c09341", "1.8"),
     "ForwardDiff": ("f6369f11-7733-5829-9624-2563aa707210", "0.10, 1"),
     "OrdinaryDiffEqBDF": ("6ad6398a-0878-4a85-9266-38940aa047c8", "1"),
     "OrdinaryDiffEqRosenbrock": ("43230ef6-c299-4910-a778-202eb28ce4ce", "1"),

@@ -1,6 +1,7 @@
 """Turns ATen operations into nodes of the graph."""
 
 from pynode.field._convert import (  # noqa: F401 (they fill the table)
+    _fourier,
     _image,
     _index,
     _julia,
