@@ -114,11 +114,11 @@ def test_says_that_quartiles_overlap():
     made = [point("a", 1e-7, 1.0, 0.1), point("b", 1e-7, 1.15, 0.1), point("c", 1e-7, 2.0, 0.1)]
     advice = advise(made, STATE, "error_trajectory", 1e-6)
     assert (advice.winner, advice.ties) == (0, (1,))
-    assert "It cannot be told from b (rtol 1e-6): their quartiles overlap. Then comes c" in advice.sentence
+    assert "It cannot be told apart from b (rtol 1e-6): their quartiles overlap. Then comes c" in advice.sentence
     alone = advise(made[:1], STATE, "error_trajectory", 1e-6)
     assert alone.sentence.endswith("No other contender reached it.")
     made[0]["seconds_n"] = 1
-    assert "Of its calls only 1 was timed: their spread is unknown." in (
+    assert "Only 1 call of it was timed: how its times spread is unknown. It cannot be told apart from b" in (
         advise(made, STATE, "error_trajectory", 1e-6).sentence
     )
     made[0] |= {"seconds_n": 10, "disturbed": 1}

@@ -97,10 +97,22 @@ def test_controls_change_what_is_shown(opened):
     assert "10⁻²" in page.evaluate(f"{section}.querySelector('[data-advice]').textContent")
     shown = f"{section}.querySelector('.plot').querySelectorAll('.scatterlayer .trace').length"
     n = page.evaluate(shown)
-    page.evaluate(f"{section}.querySelector('[data-legend] button').click()")
-    page.wait(f"{shown} === {n - 1}", 10)
-    page.evaluate(f"{section}.querySelector('[data-legend] button').click()")
-    page.wait(f"{shown} === {n}", 10)
+    button = f"[...{section}.querySelectorAll('[data-legend] button')].find((b) => b.textContent === 'torchode Tsit5')"
+    faint = (
+        f"[...{section}.querySelectorAll('.plot')[0].querySelectorAll('.trace')].filter((t) => t.style.opacity).length"
+    )
+    page.evaluate(f"{button}.dispatchEvent(new MouseEvent('mouseenter'))")
+    assert page.evaluate(faint) == len(made_rows.CONTENDERS) - 1
+    page.evaluate(f"{button}.dispatchEvent(new MouseEvent('mouseleave'))")
+    assert page.evaluate(faint) == 0
+    page.evaluate(f"{button}.click()")
+    page.wait(f"{shown} === {n - 1}")
+    page.evaluate(f"{button}.click()")
+    page.wait(f"{shown} === {n}")
+    page.evaluate(f"{button}.dispatchEvent(new MouseEvent('dblclick'))")  # alone, with the front
+    page.wait(f"{shown} === 2")
+    page.evaluate(f"{button}.dispatchEvent(new MouseEvent('dblclick'))")
+    page.wait(f"{shown} === {n}")
 
 
 def test_tables_sort_by_their_numbers(opened):

@@ -94,23 +94,25 @@ def advise(points: Sequence[Row], measure: Measure, error: str, asked: float, ki
     cost = work(winner, measure, kind)
     parts = [f"{goal}, {_name(winner)} {_CHEAPEST[kind]}: {_cost(winner, measure, kind)}, with an error of "]
     parts[0] += f"{scientific(accuracy(winner, measure, error))}."
-    if ties:
-        names = _listed([_name(points[i]) for i in ties])
-        what = "their quartiles overlap" if kind == "seconds" else "they cost the same"
-        parts.append(f"It cannot be told from {names}: {what}.")
-    rest = [i for i in order[1:] if i not in ties]
-    if rest:
-        times = work(points[rest[0]], measure, kind) / cost if cost else math.inf
-        parts.append(f"{'Then comes' if ties else 'Next is'} {_name(points[rest[0]])}, at {times:.2g} times the cost.")
-    elif not ties:
-        parts.append("No other contender reached it.")
     calls = int(winner.get(f"{measure.seconds}_n") or _FEW)
     if kind != "nfe" and calls < _FEW:
-        parts.append(f"Of its calls only {calls} {'was' if calls == 1 else 'were'} timed: their spread is unknown.")
+        told = "1 call of it was" if calls == 1 else f"{calls} calls of it were"
+        parts.append(f"Only {told} timed: how its times spread is unknown.")
     if kind != "nfe" and winner.get("disturbed"):
         parts.append("The machine was disturbed while it was measured: measure again before relying on it.")
     elif kind != "nfe" and winner.get("beside"):
         parts.append("It was measured beside other cells, which changes times.")
+    if ties:
+        names = _listed([_name(points[i]) for i in ties])
+        what = "their quartiles overlap" if kind == "seconds" else "they cost the same"
+        parts.append(f"It cannot be told apart from {names}: {what}.")
+    rest = [i for i in order[1:] if i not in ties]
+    if rest:
+        ratio = work(points[rest[0]], measure, kind) / cost if cost else math.inf
+        times = f"{ratio:.2g}" if ratio < 9.95 else f"{ratio:.0f}"
+        parts.append(f"{'Then comes' if ties else 'Next is'} {_name(points[rest[0]])}, at {times} times the cost.")
+    elif not ties:
+        parts.append("No other contender reached it.")
     return Advice(order[0], ties, " ".join(parts))
 
 

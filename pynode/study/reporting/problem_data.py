@@ -100,19 +100,16 @@ def _size(point: Row) -> float:
 
 
 def _note(point: Row) -> str:
-    marks = [] if point["status"] == "ok" else [point["status"].replace("_", " ")]
+    marks: list[str] = [] if point["status"] == "ok" else [point["status"].replace("_", " ")]
     if point["status"] == "ok" and (point.get("gradient_status") or "ok") != "ok":
         marks.append(f"gradient {point['gradient_status'].replace('_', ' ')}")
     for measure in MEASURES:
         if point.get(measure.status) == "ok" and point.get(measure.seconds) is None and point.get(measure.reason):
             marks.append(str(point[measure.reason]))  # why there is an error and no time
-    if point["disturbed"]:
-        marks.append("†")
-    if point["beside"]:
-        marks.append("‡")
     if 0 < point["passes_ok"] < point["passes"]:
         marks.append(f"{point['passes_ok']} of {point['passes']} passes")
-    return "; ".join(marks)
+    signs = [sign for sign, key in (("†", "disturbed"), ("‡", "beside")) if point[key]]
+    return " ".join(filter(None, ["; ".join(marks), *signs]))
 
 
 def _size_of(about: dict[str, Any]) -> str:

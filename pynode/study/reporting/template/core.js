@@ -107,6 +107,15 @@ const choice = (place, options, chosen, act) => {
     place.append(button);
   }
 };
+// While the pointer is on a name, the other contenders' lines are faint.
+const highlight = (place, label) => {
+  for (const plot of place.closest("section").querySelectorAll("[data-plot]")) {
+    const drawn = plot.querySelectorAll(".scatterlayer .trace");
+    (plot.data || []).forEach((trace, k) => {
+      if (drawn[k]) drawn[k].style.opacity = label === null || trace.meta === undefined || trace.meta === label ? "" : 0.1;
+    });
+  }
+};
 // Names that are shown or hidden; the same for all diagrams of a section.
 const legend = (place, looks, hidden, redraw) => {
   const families = new Map();
@@ -120,6 +129,8 @@ const legend = (place, looks, hidden, redraw) => {
     const group = make("span", { class: "family" });
     for (const i of members) {
       const button = make("button", { type: "button", "aria-pressed": "true" }, swatch(looks[i]), looks[i].label);
+      button.addEventListener("mouseenter", () => highlight(place, looks[i].label));
+      button.addEventListener("mouseleave", () => highlight(place, null));
       let timer = null;
       button.addEventListener("click", () => {
         if (timer) return;

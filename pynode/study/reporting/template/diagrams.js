@@ -63,7 +63,7 @@ const diagram = (figure, problem, state) => {
       arrayminus: own.map((i) => Math.max(0, works[i] - (p[`${prefix}seconds_q1`][i] ?? works[i]))),
     };
     traces.push({
-      x: own.map((i) => errors[i]), y: own.map((i) => works[i]), mode: "lines+markers", name: plain(look.label),
+      x: own.map((i) => errors[i]), y: own.map((i) => works[i]), mode: "lines+markers", name: plain(look.label), meta: look.label,
       line: { color: look.colour, width: 1.6, dash: look.dash },
       marker: { symbol: look.symbol, size: look.symbol === "star" ? 11 : 8.5, color: look.colour, line: { color: "#fff", width: 0.7 } },
       ...(bars ? { error_y: bars } : {}),
