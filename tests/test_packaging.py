@@ -123,7 +123,7 @@ def _tracked(*patterns):
 def test_sdist_contains_sources_and_tests(built):
     with tarfile.open(built[0]) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
-    expected = _tracked("pynode/**/*.py", "julia/src/**/*.jl", "julia/test/**/*.jl", "tests/**/*.py", "examples/*.py")
+    expected = _tracked("pynode/**/*", "julia/src/**/*.jl", "julia/test/**/*.jl", "tests/**/*.py", "examples/*.py")
     assert expected <= names
     assert {"README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", "julia/Project.toml"} <= names
     assert not {n for n in names if n.endswith(("Manifest.toml", ".pyc", ".env"))}
@@ -135,7 +135,7 @@ def test_wheel_contains_exactly_the_package_and_the_julia_sources(built):
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         shipped = tomllib.loads(archive.read("pynode/_julia/Project.toml").decode())
     julia = {f"pynode/_{name}" for name in _tracked("julia/src/**/*.jl", "julia/ext/**/*.jl", "julia/Project.toml")}
-    assert names == _tracked("pynode/**/*.py", "pynode/**/py.typed") | julia
+    assert names == _tracked("pynode/**/*") | julia
     assert shipped == JULIA
     for extension in JULIA.get("extensions", {}):
         assert any(name.startswith(f"pynode/_julia/ext/{extension}") for name in names)

@@ -11,6 +11,8 @@ from pynode.study.comparison import Comparison as Comparison
 from pynode.study.comparison import compare as compare
 from pynode.study.contender import Contender as Contender
 from pynode.study.defaults import default_contenders as default_contenders
+from pynode.study.library import problem as problem
+from pynode.study.library import problems as problems
 from pynode.study.problem import Problem as Problem
 from pynode.study.reference import Reference as Reference
 from pynode.study.reporting import report as report
@@ -39,5 +41,7 @@ __all__ = [
     "compare",
     "contenders",
     "default_contenders",
+    "problem",
+    "problems",
     "report",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,12 +28,17 @@ def array(x: Any) -> np.ndarray:
 
 def relative(got: np.ndarray, right: np.ndarray) -> float:
     """The root mean square of the difference, relative to that of what is right; of zeros, as it is."""
-    scale = float(np.sqrt(np.mean(right**2))) if right.size else 0.0
-    return float(np.sqrt(np.mean((got - right) ** 2))) / (scale or 1.0) if right.size else 0.0
+    if not right.size:
+        return 0.0
+    largest = float(np.abs(right).max())
+    unit = largest or 1.0  # so that no square vanishes or overflows
+    with np.errstate(over="ignore"):
+        off = float(np.sqrt(np.mean((got / unit - right / unit) ** 2)))
+    return off / float(np.sqrt(np.mean((right / unit) ** 2))) if largest else off
 
 
 def state_errors(z: np.ndarray, reference: Reference) -> tuple[float, float]:
-    """The errors at the last time, and over all times.
+    """The errors at the last time, and over all times but the first, whose state is given.
 
     Raises:
         StudyError: the states have another shape.
@@ -43,7 +49,7 @@ def state_errors(z: np.ndarray, reference: Reference) -> tuple[float, float]:
     if not np.isfinite(z).all():
         bad = int(np.argmax(~np.isfinite(z.reshape(len(z), -1)).all(1)))
         raise NotFinite(f"the states are not finite from the time at position {bad} on")
-    return relative(z[-1], reference.z[-1]), relative(z, reference.z)
+    return relative(z[-1], reference.z[-1]), relative(z[1:], reference.z[1:])
 
 
 def gradient_error(got: Mapping[str, Any], reference: Reference) -> float:
@@ -70,11 +76,16 @@ def gradient_error(got: Mapping[str, Any], reference: Reference) -> float:
 
 
 def drift(problem: Problem, z: np.ndarray) -> float | None:
-    """The greatest change of an invariant over the times, relative to its first value; `None` without invariants."""
+    """The greatest change of an invariant over the times, relative to its first value; `None` without invariants.
+
+    It is infinite where an invariant is not finite, as where a logarithm meets a negative number.
+    """
     states, changes = torch.as_tensor(z), []
     for invariant in problem.invariants.values():
         with torch.no_grad():
             values = array(invariant(states))
+        if not np.isfinite(values).all():
+            return math.inf
         scale = np.abs(values[0]).max() or 1.0
         changes.append(float(np.abs(values - values[0]).max() / scale))
     return max(changes, default=None)

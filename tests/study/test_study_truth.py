@@ -109,7 +109,7 @@ def test_blow_up_is_refused():
 
 
 def test_stiff_and_large_is_refused(monkeypatch):
-    monkeypatch.setattr("pynode.study.truth.agreed._LARGE", 10)
+    monkeypatch.setattr("pynode.study.truth.agreed._LARGE_STIFF", 10)
     with pytest.raises(StudyError, match="stiff, and 4 numbers with 10 derivatives of each"):
         reference(problem(stiff=True))
 

@@ -16,7 +16,7 @@ from pynode.study.truth.variational import Found
 __all__ = ["solve_discrete"]
 
 _TOLERANCE = 1e-12
-_PIECES = 16  # of the span between two times, of which one at a time is kept in memory
+_PIECES = 64  # of the span between two times, of which one at a time is kept in memory
 
 
 def solve_discrete(flat: Flat, method: str, gradient: bool = True) -> Found:
@@ -53,21 +53,16 @@ def solve_discrete(flat: Flat, method: str, gradient: bool = True) -> Found:
                 z, times = states[-1], torch.linspace(0, 1, _PIECES + 1, dtype=torch.float64) * (end - start) + start
                 times[-1] = end
                 for a, b in itertools.pairwise(times):
-                    z = checkpoint(piece, a, b, z, use_reentrant=False) if gradient else piece(a, b, z)
+                    z = checkpoint(piece, a, b, z, use_reentrant=True) if gradient else piece(a, b, z)
                 states.append(z)
             z = torch.stack(states)
             loss = flat.problem.loss_of(z)
-        found = torch.autograd.grad(loss, [*given.values(), z0], allow_unused=True) if gradient else ()
+        if gradient:  # a field may differentiate within itself, which only checkpoints that accumulate allow
+            loss.backward()
     except AssertionError as error:  # what torchdiffeq raises
         raise StudyError(f"torchdiffeq's {method} gave up: {error}. Give the problem's own reference") from error
-    gradients = (
-        {
-            name: (torch.zeros_like(x) if g is None else g).numpy()
-            for (name, x), g in zip([*given.items(), ("z0", z0)], found, strict=True)
-        }
-        if gradient
-        else {}
-    )
+    wanted = {**given, "z0": z0} if gradient else {}
+    gradients = {name: (torch.zeros_like(x) if x.grad is None else x.grad).numpy() for name, x in wanted.items()}
     return Found(
         z.detach().reshape(len(states), -1).numpy(), gradients, float(loss.detach()), f"torchdiffeq's {method}"
     )

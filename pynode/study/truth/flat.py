@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,13 +55,18 @@ class Flat:
     def value(self, t: float, y: np.ndarray) -> np.ndarray:
         """dz/dt at a state, both as vectors."""
         with torch.no_grad():
-            return self.field(torch.tensor(t).double(), self._state(y), self.parameters).reshape(-1).numpy()
+            return self.field(torch.tensor(t).double(), self._state(y), self.parameters).detach().reshape(-1).numpy()
 
     def derivatives(self, t: float, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """dz/dt, `(n,)`, ∂f/∂z, `(n, n)`, and ∂f/∂θ, `(n, m - n)`."""
         value, by_all = self._derivatives(torch.tensor(t).double(), self._state(y), *self.parameters.values())
         by_state, by_parameters = by_all.detach().numpy()[:, : self.n], by_all.detach().numpy()[:, self.n :]
         return value.detach().reshape(-1).numpy(), by_state, by_parameters
+
+    def second_derivatives(self, t: float, y: np.ndarray) -> np.ndarray:
+        """∂²f/∂z² and ∂²f/∂θ∂z, `(n, m, n)`; zero for a field that differentiates within itself."""
+        found = self._second(torch.tensor(t).double(), self._state(y), *self.parameters.values())
+        return found.detach().reshape(self.n, self.m, self.n).numpy()
 
     def split(self, row: Tensor) -> dict[str, np.ndarray]:
         """A vector of m numbers, the parameters' first, by name."""
@@ -74,11 +80,22 @@ class Flat:
 
     @functools.cached_property
     def _derivatives(self) -> _Derivatives:
-        """The derivatives as a graph, which takes a fifth of the time, where the field has no control flow on values.
+        return self._traced(self._chosen())
+
+    @functools.cached_property
+    def _second(self) -> Callable[..., Tensor]:
+        by_state = jacfwd(lambda *given: self._chosen()(*given)[1], argnums=1)
+        try:
+            by_state(self.t[0], self.z0, *self.parameters.values())
+        except Exception:
+            return lambda *_: self.z0.new_zeros(self.n, self.m, self.n)
+        return self._traced(by_state)
+
+    def _traced(self, eager: Callable[..., Any]) -> Callable[..., Any]:
+        """Derivatives as a graph, which takes a fifth of the time, where the field has no control flow on values.
 
         The trace runs on tensors without values, so that it ends with an error where there is such control flow.
         """
-        eager = self._chosen()
         inputs = (self.t[0], self.z0, *self.parameters.values())
         try:
             graph = make_fx(eager, tracing_mode="fake", _allow_non_fake_inputs=True)(*inputs)

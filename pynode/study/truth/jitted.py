@@ -41,7 +41,12 @@ class Jitted(Flat):
             columns = [x.reshape(self.n, -1) for x in by_parameters]
             return of(y, given, t), by_state, jax.numpy.concatenate([jax.numpy.zeros((self.n, 0)), *columns], 1)
 
-        self._value, self._all = jax.jit(lambda t, y: of(y, given, t)), jax.jit(all_of)
+        def second(t: Any, y: Any) -> Any:
+            by_state, by_parameters = jax.jacfwd(lambda y: all_of(t, y)[1:])(y)
+            return jax.numpy.concatenate([by_state, by_parameters], 1)
+
+        self._value_of, self._second_of = jax.jit(lambda t, y: of(y, given, t)), jax.jit(second)
+        self._all_of = jax.jit(all_of)
         t, y = float(self.t[0]), self.z0.reshape(-1).numpy() + 0.01
         for ours, right in zip(self.derivatives(t, y), super().derivatives(t, y), strict=True):
             if not np.allclose(ours, right, rtol=_SAME, atol=_SAME * np.abs(right).max(initial=0)):
@@ -49,9 +54,13 @@ class Jitted(Flat):
 
     def value(self, t: float, y: np.ndarray) -> np.ndarray:
         """dz/dt at a state, both as vectors."""
-        return np.asarray(self._value(t, y))
+        return np.asarray(self._value_of(t, y))
 
     def derivatives(self, t: float, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """dz/dt, ∂f/∂z and ∂f/∂θ."""
-        value, by_state, by_parameters = self._all(t, y)
+        value, by_state, by_parameters = self._all_of(t, y)
         return np.asarray(value), np.asarray(by_state), np.asarray(by_parameters)
+
+    def second_derivatives(self, t: float, y: np.ndarray) -> np.ndarray:
+        """∂²f/∂z² and ∂²f/∂θ∂z."""
+        return np.asarray(self._second_of(t, y))

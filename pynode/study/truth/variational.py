@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 import torch
 
 from pynode.study.truth.flat import Flat
-from pynode.study.truth.segments import scales, solve
+from pynode.study.truth.segments import solve
 
 __all__ = ["Found", "solve_variational"]
 
-_TOLERANCES = 1e-12, 1e-18
-# Radau's estimate is of order 3 and its solution of order 5: the errors are below 1e-12 all the same.
-_LOOSER = {"Radau": (1e-10, 1e-16)}
+# Relative, and the absolute ones of states and of sensitivities over how large each gets: states that fall by orders of
+# magnitude have every digit at the end too, sensitivities that cross zero are not asked for digits that they lack.
+_TOLERANCES = 1e-12, 1e-18, 1e-13
+_LOOSER = 100  # times for Radau, whose estimate is of order 3 and its solution of order 5: as exact all the same
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,16 @@ class Found:
 def solve_variational(flat: Flat, method: str, gradient: bool = True) -> Found:
     """The states, and the gradient, by one of SciPy's solvers to a relative error of some 1e-12 a step.
 
-    Implicit solvers have a Jacobian without the second derivatives of the field: what couples S to the state is of
-    another order of the same triangle, and their iterations end all the same.
+    The absolute tolerance of each number is relative to how large it gets, which a rough solve tells.
     """
     equations = _Equations(flat, flat.m if gradient else 0)
     times = flat.t.numpy()
     options = equations.options(method)
-    rough = solve(method, equations.value, equations.start, times, 1.0, 1e-6, 1e-9, **options)
-    tolerances = _LOOSER.get(method, _TOLERANCES)
-    states = solve(method, equations.value, equations.start, times, scales(rough), *tolerances, **options)
+    first = "Radau" if flat.problem.stiff else "DOP853"
+    rough = solve(first, equations.value, equations.start, times, 1e-6, 1e-9, **equations.options(first))
+    rtol, of_states, of_sensitivities = _LOOSER * np.array(_TOLERANCES) if method == "Radau" else _TOLERANCES
+    atol = np.where(np.arange(rough.shape[1]) < flat.n, of_states, of_sensitivities) * _scales(rough)
+    states = solve(method, equations.value, equations.start, times, float(rtol), atol, **options)
     z = states[:, : flat.n]
     if not gradient:
         return Found(z, {}, float(flat.problem.loss_of(_shaped(flat, z))), method)
@@ -55,6 +56,13 @@ def solve_variational(flat: Flat, method: str, gradient: bool = True) -> Found:
     sensitivities = torch.from_numpy(states[:, flat.n :].reshape(len(times), flat.m, flat.n))
     row = torch.einsum("tn,tmn->m", pulled.reshape(len(times), flat.n), sensitivities)
     return Found(z, flat.split(row), float(loss.detach()), method)
+
+
+def _scales(states: np.ndarray) -> np.ndarray:
+    """How large each number gets in the course of a trajectory; those that stay zero have the least of the others."""
+    largest = np.abs(states).max(0)
+    positive = largest[largest > 0]
+    return np.where(largest > 0, largest, positive.min() if positive.size else 1.0)
 
 
 def _shaped(flat: Flat, z: np.ndarray) -> torch.Tensor:
@@ -78,15 +86,23 @@ class _Equations:
         return np.concatenate([f, rows.ravel()])
 
     def options(self, method: str) -> dict[str, Any]:
+        """A full Jacobian for a stiff field; its blocks for another, should LSODA change to an implicit formula."""
         if method == "DOP853":
             return {}
-        if method == "LSODA":
-            return {"jac": self._banded, "lband": self.flat.n - 1, "uband": self.flat.n - 1}
-        return {"jac": self._sparse}
+        if self.flat.problem.stiff:
+            return {"jac": self._full, "through": method == "LSODA"}
+        return {"jac": self._banded, "lband": self.flat.n - 1, "uband": self.flat.n - 1}
 
-    def _sparse(self, t: float, y: np.ndarray) -> scipy.sparse.csc_matrix:
-        block = self.flat.derivatives(t, y[: self.flat.n])[1]
-        return scipy.sparse.csc_matrix(scipy.sparse.block_diag([block] * (1 + self.m)))
+    def _full(self, t: float, y: np.ndarray) -> np.ndarray:
+        n, m = self.flat.n, self.m
+        block = self.flat.derivatives(t, y[:n])[1]
+        full = np.kron(np.eye(1 + m), block)
+        if m:
+            second = self.flat.second_derivatives(t, y[:n])
+            coupled = np.einsum("mj,ijl->mil", y[n:].reshape(m, n), second[:, :n])
+            coupled[: m - n] += second[:, n:].transpose(1, 0, 2)
+            full[n:, :n] = coupled.reshape(m * n, n)
+        return full
 
     def _banded(self, t: float, y: np.ndarray) -> np.ndarray:
         n, block = self.flat.n, self.flat.derivatives(t, y[: self.flat.n])[1]
