@@ -180,8 +180,17 @@ def test_a_reference_can_be_made_again(name):
     check_again(name)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in WITH if name not in NETWORKS])
+LONG = ("brusselator", "oregonator")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.exhaustive if name in LONG else pytest.mark.slow)
+        for name in WITH
+        if name not in NETWORKS
+    ],
+)
 def test_every_reference_can_be_made_again(name):
     check_again(name)
 

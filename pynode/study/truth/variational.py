@@ -48,14 +48,14 @@ def solve_variational(flat: Flat, method: str, gradient: bool = True) -> Found:
     states = solve(method, equations.value, equations.start, times, float(rtol), atol, **options)
     z = states[:, : flat.n]
     if not gradient:
-        return Found(z, {}, float(flat.problem.loss_of(_shaped(flat, z))), method)
+        return Found(z, {}, float(flat.problem.loss_of(_shaped(flat, z))), f"SciPy's {method}")
     given = _shaped(flat, z).requires_grad_()
     with torch.enable_grad():
         loss = flat.problem.loss_of(given)
     (pulled,) = torch.autograd.grad(loss, given)
     sensitivities = torch.from_numpy(states[:, flat.n :].reshape(len(times), flat.m, flat.n))
     row = torch.einsum("tn,tmn->m", pulled.reshape(len(times), flat.n), sensitivities)
-    return Found(z, flat.split(row), float(loss.detach()), method)
+    return Found(z, flat.split(row), float(loss.detach()), f"SciPy's {method}, with the variational equations")
 
 
 def _scales(states: np.ndarray) -> np.ndarray:
