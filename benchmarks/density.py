@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib.metadata
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from solve import append
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 from torchdyn.core import NeuralODE
@@ -115,7 +115,12 @@ def main() -> None:
         lines.append(f"| {name} | {' | '.join(cells)} |")
         tqdm.write(lines[-1])
     print("\n".join(lines))
-    append(lines, arguments.out)
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "torchdyn", "torchdiffeq", "pynode")]
+    lines.append(f"\n{time.strftime('%Y-%m-%d')}, {torch.get_num_threads()} threads: {', '.join(versions)}")
+    print(lines[-1])
+    if arguments.out:
+        with arguments.out.open("a") as file:
+            file.write("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -55,10 +55,13 @@ def quick_contenders(problem: Problem) -> list[Contender]:
 
 
 def _others(problem: Problem) -> list[Contender]:
-    """What costs the time that JAX takes to compile, or is slow on small states."""
+    """What costs the time that JAX and Julia take to compile, or is slow on small states."""
     found = []
     if not problem.stiff:
         found += [Contender("torchode", {"solver": "tsit5"}), Contender("torchdyn", {"solver": "tsit5"})]
     if problem.jax is not None:
         found += Contender.grid("diffrax", solver=["Kvaerno5"] if problem.stiff else ["Tsit5", "Dopri8"])
+    if problem.julia and engines()["julia"].ok:
+        solver = "Rodas5P" if problem.stiff else "Tsit5"
+        found += [Contender("diffeqpy", {"solver": solver}), Contender("diffeqflux", {"solver": solver})]
     return found

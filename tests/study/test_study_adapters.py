@@ -44,12 +44,17 @@ COMPILED = [  # some seconds each, which JAX takes to compile
 IN_JULIA = [
     contender("pynode", needs_julia, engine="julia", solver="vern7", sensitivity="gauss"),
     contender("pynode", needs_julia, engine="julia", batching="independent"),
+    contender("diffeqflux", needs_julia),
+    contender("diffeqflux", needs_julia, sensitivity="InterpolatingAdjoint", vjp="compiled ReverseDiffVJP"),
 ]
 WITHOUT_GRADIENT = [
     contender("scipy", solver="DOP853"),
     contender("scipy", solver="Radau"),
     contender("scipy", solver="LSODA", jacobian="differences"),
     contender("torchdiffeq", solver="LSODA"),
+    contender("diffeqpy", needs_julia),
+    contender("diffeqpy", needs_julia, field="python"),
+    contender("diffeqpy", needs_julia, solver="Rodas5P", field="python"),
 ]
 FIXED = [
     contender("pynode", engine="torch", solver="rk4"),

@@ -22,6 +22,8 @@ _ADAPTERS = {
     "torchdyn": "torchdyn:Torchdyn",
     "diffrax": "diffrax:Diffrax",
     "scipy": "scipy:SciPy",
+    "diffeqpy": "diffeqpy:DiffEqPy",
+    "diffeqflux": "diffeqflux:DiffEqFlux",
 }
 
 
