@@ -53,9 +53,9 @@ end
 class DiffEqFlux(Package):
     """The problem's Julia code with the problem's parameters, solved and differentiated by SciML's own means.
 
-    It is `Array(solve(remake(problem; u0, p), solver; sensealg))` under Zygote, as the tutorials of SciMLSensitivity have
-    it and as DiffEqFlux's `NeuralODE` does around a Lux model, whose weights would be its own. `sensitivity="auto"` and
-    `vjp="auto"` leave the choice to the package.
+    It is `Array(solve(remake(problem; u0, p), solver; sensealg))` under Zygote, as the tutorials of SciMLSensitivity
+    have it, and as DiffEqFlux's `NeuralODE` does around a Lux model, whose weights would be its own.
+    `sensitivity="auto"` and `vjp="auto"` leave the choice to the package.
     """
 
     NAME: ClassVar[str] = "diffeqflux"
