@@ -61,7 +61,7 @@ class Browser:
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
-    def wait(self, expression, seconds=60.0):
+    def wait(self, expression, seconds=240.0):
         """Until an expression is true."""
         end = time.monotonic() + seconds
         while not self.evaluate(expression):

@@ -33,7 +33,10 @@ def page(source: Source) -> str:
     """The report as HTML."""
     styles = looks(source.solves)
     solved = [problem_data(source, name, place, styles) for place, name in enumerate(_names(source.solves))]
-    trained = [_training(source.trainings, name, place) for place, name in enumerate(_names(source.trainings))]
+    trained = [
+        _training(source.trainings, name, place, source.problems.get(name, {}))
+        for place, name in enumerate(_names(source.trainings))
+    ]
     data = {
         "problems": [problem["data"] for problem in solved],
         "training": [training["data"] for training in trained],
@@ -127,7 +130,7 @@ def _names(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(row["problem"] for row in rows))
 
 
-def _training(rows: Sequence[Row], name: str, place: int) -> dict[str, Any]:
+def _training(rows: Sequence[Row], name: str, place: int, about: dict[str, Any]) -> dict[str, Any]:
     own = [row for row in rows if row["problem"] == name]
     swatches = {label: look.swatch for label, look in training_looks(own).items()}
     entries = summary(own)
@@ -140,6 +143,8 @@ def _training(rows: Sequence[Row], name: str, place: int) -> dict[str, Any]:
     }
     return {
         "name": name,
+        "about": about,
+        "notes": [f"Source: {about['source']}".rstrip(".") + "."] if about.get("source") else [],
         "id": f"training-{place}",
         "summary": [entry | {"swatch": swatches[entry["contender"]]} for entry in entries],
         "failures": [row for row in own if row["status"] != "ok"],

@@ -111,7 +111,7 @@ def _order(values: Iterable[str]) -> list[str]:
 
 def training_looks(rows: Iterable[Row]) -> dict[str, Look]:
     """The look of each contender of a training study: a colour and a marker of its own, since models are compared."""
-    labels = list(dict.fromkeys(row["contender"] for row in rows))
+    labels = sorted({row["contender"] for row in rows}, key=str.lower)
     colours = [*dict.fromkeys(_COLOURS.values()), *_OTHERS]
     found = {}
     for place, label in enumerate(labels):

@@ -16,17 +16,21 @@ _MOST = 240  # numbers of a curve that are drawn
 
 
 def curves(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """For each contender: its seeds' curves and the median over seeds, step by step, thinned for drawing."""
+    """For each contender: its seeds' curves and their median step by step, thinned for drawing.
+
+    The median is over the seeds that were trained to the end, or over what there is where none was.
+    """
     found = []
     for contender, group in _by_contender(rows).items():
         runs = [row["curves"] for row in group if row.get("curves")]
         if not runs:
             continue
+        whole = [row["curves"] for row in group if row.get("curves") and row["status"] == "ok"] or runs
         found.append(
             {
                 "contender": contender,
                 "seeds": [_thinned(run) for run in runs],
-                "median": _thinned({key: _median([run.get(key) or [] for run in runs]) for key in _KEYS}),
+                "median": _thinned({key: _median([run.get(key) or [] for run in whole]) for key in _KEYS}),
             }
         )
     return found
@@ -53,7 +57,6 @@ def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
                 "seconds": _spread([_last(run.get("seconds")) for run in runs]),
                 "nfe": _spread([_last(run.get("nfe")) for run in runs]),
                 "epoch_nfe": _spread([_last(run.get("epoch_nfe")) for run in runs]),
-                "peak": _spread([number(row.get("gradient_peak_mb") or row.get("peak_mb")) for row in well]),
             }
         )
     return found
@@ -61,7 +64,7 @@ def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def _by_contender(rows: Sequence[Row]) -> dict[str, list[Row]]:
     groups: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row["contender"].lower()):
         groups[row["contender"]].append(row)
     return groups
 

@@ -19,7 +19,7 @@ const training = (section, told) => {
       if (wide) line(curve.median, look, true); else curve.seeds.forEach((run) => line(run, look, false));
     }
     const y = kind === "epoch_nfe" ? axis("evaluations of a solve", { rangemode: "tozero" }) : logarithmic("loss", ys, (v) => String(Number(v.toPrecision(2))));
-    return Plotly.react(place, traces, layout({ xaxis: axis(CURVE_TITLES[kind], { rangemode: "tozero" }), yaxis: y, hoverlabel: { align: "left", namelength: -1 } }), config(`${told.id}-${kind}`));
+    return Plotly.react(place, traces, layout({ xaxis: axis(CURVE_TITLES[kind], { rangemode: "tozero", ...(kind === "epoch_nfe" ? { tickformat: "d", ...(Math.max(0, ...xs) < 12 ? { dtick: 1 } : {}) } : {}) }), yaxis: y, hoverlabel: { align: "left", namelength: -1 } }), config(`${told.id}-${kind}`));
   }));
   const tests = (place) => {
     const traces = [];
@@ -34,7 +34,7 @@ const training = (section, told) => {
     });
     return Plotly.react(place, traces, layout({
       xaxis: axis(told.metric, { rangemode: "tozero" }),
-      yaxis: axis("", { tickvals: shown.map((_, r) => r), ticktext: shown.map((t) => plain(t.contender.length > 26 ? `${t.contender.slice(0, 25)}…` : t.contender) + " "), range: [shown.length - 0.4, -0.6], ticks: "" }),
+      yaxis: axis("", { tickvals: shown.map((_, r) => r), ticktext: shown.map((t) => plain(t.contender.length > 34 ? `${t.contender.slice(0, 33)}…` : t.contender) + " "), range: [shown.length - 0.4, -0.6], ticks: "" }),
       margin: { l: 20, r: 20, t: 30, b: 48 },
     }), config(`${told.id}-test`));
   };
