@@ -29,6 +29,7 @@ RuntimeGeneratedFunctions.init(@__MODULE__)
 "The type of times, whatever that of the state."
 const Time = Float64
 
+include("native/loading.jl")
 include("graph/graph.jl")
 
 include("lower/pointwise.jl")

@@ -249,3 +249,35 @@ def test_pynode_of_another_version() -> None:
     assert done.returncode == 0, done.stderr
     assert "does not belong to this version of pynode" in done.stdout
     assert "Pkg.develop" in done.stdout or "pynode julia install" in done.stdout
+
+
+CHILDREN = """
+import os, signal, sys, torch, pynode
+from torch.utils.data import DataLoader, TensorDataset
+pynode.solve(lambda t, z: -z, torch.ones(1, 1), [0.0, 1.0], engine="julia")
+list(DataLoader(TensorDataset(torch.ones(2)), num_workers=1))  # its handler of SIGCHLD takes the place of libuv's
+loaders, seen = signal.getsignal(signal.SIGCHLD), []
+assert callable(loaders)
+signal.signal(signal.SIGCHLD, lambda number, frame: (seen.append(number), loaders(number, frame)))
+from juliacall import Main
+Main.seval(f'push!(LOAD_PATH, "{sys.argv[1]}")')
+Main.seval('PyNODE.load((Base.identify_package("Fresh"),))')  # is compiled first, in a process of Julia's
+before = len(seen)
+os.kill(os.getpid(), signal.SIGCHLD)
+print(Main.seval("Base.loaded_modules[Base.identify_package(\\"Fresh\\")].ANSWER"), len(seen) - before)
+"""
+
+
+@pytest.mark.julia
+def test_packages_are_compiled_whoever_handles_the_ends_of_processes(tmp_path: Path) -> None:
+    """After a data loader with workers Julia would wait for its own processes for ever."""
+    (tmp_path / "Fresh" / "src").mkdir(parents=True)
+    (tmp_path / "Fresh" / "Project.toml").write_text(
+        'name = "Fresh"\nuuid = "4b4f4b0e-93a5-4d7c-8d3e-0c1f5f1f4f11"\nversion = "1.0.0"\n'
+    )
+    (tmp_path / "Fresh" / "src" / "Fresh.jl").write_text("module Fresh\nconst ANSWER = 42\nend\n")
+    depots = os.environ.get("JULIA_DEPOT_PATH", "")
+    environment = {**os.environ, "JULIA_DEPOT_PATH": f"{tmp_path / 'depot'}:{depots}"}
+    command = [sys.executable, "-c", CHILDREN, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+    assert done.stdout.splitlines()[-1:] == ["42 1"], done.stderr

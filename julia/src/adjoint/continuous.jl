@@ -22,7 +22,7 @@ function adjoint_solve end
 The gradient of the solution by a continuous adjoint. `g` is `(state, time)`: the cotangents of `forward`'s values.
 """
 function continuous_pullback(fw::Dense{T,V}, g, a::Adjoint; wants_t::Bool = true) where {T,V}
-    foreach(Base.require, SENSITIVITY_PACKAGES)
+    load(SENSITIVITY_PACKAGES)
     field, ts = rebind!(fw.field, fw.θ), fw.ts
     λ, dp = Base.invokelatest(adjoint_solve, fw, g, a)
     dts = zeros(length(ts))

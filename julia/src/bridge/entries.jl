@@ -69,6 +69,7 @@ Called once by Python, on its main thread; see `listen` and `UNCLAIMED`.
 function serve(functions, exception::Int, unclaimed::Int)
     listen(functions, exception)
     UNCLAIMED[] = Ptr{Int}(unclaimed)
+    keep_child_handler!()
     return
 end
 

@@ -68,7 +68,7 @@ end
 
 function load_fftw(points::Int)
     if Base.locate_package(FFTW_PACKAGE) !== nothing
-        Base.require(FFTW_PACKAGE)
+        load((FFTW_PACKAGE,))
     elseif points > MANY_POINTS
         throw(FieldFailure(
             "the field takes a Fourier transform over $points points, and without FFTW those of up to $MANY_POINTS are " *

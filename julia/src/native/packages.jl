@@ -29,5 +29,6 @@ function need(name::Symbol)
     Base.locate_package(id) === nothing && throw(
         FieldFailure("the Julia package $(id.name) is not in Julia's environment. Add it: using Pkg; Pkg.add(\"$(id.name)\")"),
     )
-    return Base.require(id)
+    load((id,))
+    return
 end

@@ -51,7 +51,7 @@ The algorithm of a name; with `dense`, its steps come with all that interpolatio
 solvers are loaded when the first of them is asked for.
 """
 function algorithm(name::AbstractString; dense::Bool = false)
-    isstiff(name) && foreach(Base.require, STIFF_PACKAGES)
+    isstiff(name) && load(STIFF_PACKAGES)
     haskey(SOLVERS, name) ||
         throw(ArgumentError("unknown solver \"$name\": expected one of $(join(sort!(collect(keys(SOLVERS))), ", "))"))
     dense && name in LAZY && return SOLVERS[name](; lazy = false)

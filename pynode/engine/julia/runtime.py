@@ -329,7 +329,7 @@ def open_cuda(index: int) -> int:
 
     otherwise = 'Or move the field and the state to the CPU, or use engine="torch"'
     try:
-        juliacall.Main.seval("import CUDA")
+        juliacall.Main.seval('(id = Base.identify_package("CUDA")) === nothing || PyNODE.load((id,)); import CUDA')
     except juliacall.JuliaError as error:
         raise EngineUnavailable(
             f"the state is on cuda:{index}, and Julia could not load the package CUDA: {error.exception}. Run `pynode "
