@@ -129,6 +129,7 @@ def _train(training: Training, model: nn.Module, seed: int, course: _Course) -> 
     first = next(iter(batches), None)
     if first is None:
         raise InputError(f"the data of the training {training.name!r} have no batch")
+    course.report("the first step")
     started = time.perf_counter()
     training.loss(model, first).backward()  # what is compiled at the first call is no part of the training
     course.first = time.perf_counter() - started
