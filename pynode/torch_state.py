@@ -51,7 +51,10 @@ def _layers() -> list[Any]:
 def _entered() -> tuple[Any, ...]:
     """What this thread has entered; read at each solve, so that it is not more than microseconds."""
     n_functions, n_dispatch = _C._len_torch_function_stack(), _C._len_torch_dispatch_stack()
-    torch.autocast_increment_nesting()
+    try:
+        torch.autocast_increment_nesting()
+    finally:  # also where a signal comes in between
+        nesting = torch.autocast_decrement_nesting()
     return (
         torch.is_grad_enabled(),
         _C._is_fwd_grad_enabled(),
@@ -61,7 +64,7 @@ def _entered() -> tuple[Any, ...]:
         _C._functorch.peek_interpreter_stack() and _levels(),
         _C._autograd._top_saved_tensors_default_hooks(True),
         torch.is_autocast_cache_enabled(),
-        torch.autocast_decrement_nesting(),
+        nesting,
         *[torch.is_autocast_enabled(device) for device in _DEVICES],
         *[torch.get_autocast_dtype(device) for device in _DEVICES],
     )
@@ -137,10 +140,10 @@ def leaves_thread_state(function: F) -> F:
 
     @functools.wraps(function)
     def outer(*args: Any, **keywords: Any) -> Any:
-        before, layers, calls = _entered(), _layers(), _CALLS
-        first = False
+        before, layers, first = _entered(), _layers(), threading.get_ident() not in _CALLS.threads
         try:
-            first = calls.begin()
+            if first:
+                _CALLS.begin()
             return function(*args, **keywords)
         except BaseException:
             if _entered() != before:
@@ -149,7 +152,7 @@ def leaves_thread_state(function: F) -> F:
             raise
         finally:
             if first:
-                calls.end()
+                _CALLS.end()
 
     return cast(F, outer)
 
@@ -166,18 +169,14 @@ class _Calls:
         self.flags = _flags()
         self.at_once = False  # whether there was ever more than one
 
-    def begin(self) -> bool:
-        """Whether this thread was in none before."""
-        thread = threading.get_ident()
-        if thread in self.threads:
-            return False
+    def begin(self) -> None:
+        """This thread, which was in none, is in one."""
         with self.lock:
             if not self.threads:
                 self.flags = _flags()
             else:
                 self.at_once = True
-            self.threads.add(thread)
-        return True
+            self.threads.add(threading.get_ident())
 
     def end(self) -> None:
         """This thread is in none any more."""

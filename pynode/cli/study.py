@@ -107,9 +107,9 @@ def _chosen(
 
 
 def _problems(arguments: argparse.Namespace) -> int:
-    from pynode.study.named import find
+    from pynode import study
 
-    print(table(("problem", "what it is"), list(find("pynode.study.library:problems", "the library")().items())))
+    print(table(("problem", "what it is"), list(study.problems().items())))
     return 0
 
 

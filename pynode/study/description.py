@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pynode.errors import InputError, unknown_name
+from pynode.study import library
 from pynode.study.contender import Contender
 from pynode.study.defaults import default_contenders, quick_contenders
 from pynode.study.named import find
@@ -140,7 +141,7 @@ def _problem(each: Any) -> Any:
     if ":" in name:
         problem = _made(find(name, "the problem"), name, table)
     elif table or settings:
-        problem = find("pynode.study.library:problem", "the library")(name, **table)
+        problem = library.problem(name, **table)
     else:
         return name
     return dataclasses.replace(problem, settings=settings) if settings else problem

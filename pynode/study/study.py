@@ -15,7 +15,7 @@ from pynode.study.adapters import check
 from pynode.study.cell import Cell, adapter_of
 from pynode.study.contender import Contender
 from pynode.study.description import arguments, described, read
-from pynode.study.named import find
+from pynode.study.library import problem
 from pynode.study.problem import Problem
 from pynode.study.result import Result
 from pynode.study.run import run
@@ -199,7 +199,7 @@ def _problem(given: Any) -> Any:
                 "with pynode.study.Problem(field, z0, t)"
             )
         return given
-    return find("pynode.study.library:problem", "the library")(given)
+    return problem(given)
 
 
 def _check_contenders(contenders: Any) -> None:

@@ -11,7 +11,12 @@ const CHILD_HANDLER = Ref{Union{Nothing,Vector{UInt8}}}(nothing)
 "Note libuv's handler, which it sets with its first process."
 function keep_child_handler!()
     Sys.isunix() || return
-    run(pipeline(`/bin/sh -c :`; stdin = devnull, stdout = devnull, stderr = devnull); wait = false)
+    try
+        run(pipeline(`/bin/sh -c :`; stdin = devnull, stdout = devnull, stderr = devnull); wait = false)
+    catch error
+        error isa Base.IOError || rethrow()
+        return  # where no process may be started, none has to be waited for
+    end
     CHILD_HANDLER[] = set_child_handler(nothing)
     return
 end
