@@ -20,7 +20,7 @@ from pynode.field import Field
 
 pytestmark = pytest.mark.julia
 
-# What differs from these by little more than its name is left to runs with `slow`.
+# What differs from these by little more than its name, and takes seconds of compilation each, is `exhaustive`.
 QUICK = {
     *("GELU", "Softplus", "Softmax", "mlp", "time_concatenated", "tuple_state", "arguments", "in_place", "reshapes"),
     *("gather_by_constants", "masked", "reductions", "products", "attention", "layer_norm", "weight_norm", "ffjord"),
@@ -78,7 +78,7 @@ def flat(tensors: Sequence[Tensor]) -> Any:
 
 def parameters() -> list[Any]:
     assert set(CASES) >= QUICK
-    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CASES]
+    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.exhaustive) for name in CASES]
 
 
 @pytest.mark.parametrize("name", parameters())
