@@ -4,6 +4,7 @@
 `pynode.study`, the comparison of solvers: `from pynode import study`.
 """
 
+from pynode import control as control
 from pynode import data as data
 from pynode import fit as fit
 from pynode import models as models
@@ -58,6 +59,7 @@ __all__ = [
     "StudyError",
     "TraceError",
     "__version__",
+    "control",
     "data",
     "engines",
     "fit",

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pynode.control import Control
 from pynode.derivatives import Failed, Run, differentiable
 from pynode.engine.choose import choose, named_engine
 from pynode.engine.protocol import PerSample, Problem, Retcode, Stats
@@ -22,6 +23,7 @@ from pynode.field._outside import is_recording, outside_of_compile
 from pynode.field._piece import PieceField
 from pynode.field._substitution import LateRead
 from pynode.field._transforms import differentiated, example, is_active, is_wrapped, levels, moves, untransformed
+from pynode.problem.controlled import check_control, reads_control, with_jumps
 from pynode.problem.event import Event, event_reads_time
 from pynode.problem.in_pieces import solve_in_pieces
 from pynode.problem.independent import (
@@ -71,6 +73,7 @@ def solve(
     event: Callable[..., Tensor] | None = None,
     batching: str = "joint",
     tstops: Tensor | Sequence[float] | None = (),
+    control: Control | None = None,
     lowering: str = "trace",
     max_steps: int = 10_000,
     engine: str = "auto",
@@ -119,6 +122,9 @@ def solve(
             to a threshold such as a `Parameter`. Not found are those that depend on the state too (see `event`), on
             `float(t)` or `t.item()`, or are within a `JuliaField`; and one that is undone before the next of the 64
             or more places at which a comparison with a nonlinear function of t is looked at. `None`: no search.
+        control: a path through data, see `pynode.control`, that the field reads: `f(t, z, X, *args)`, with `X(t)` and
+            `X.derivative(t)`; `running_cost` and `event` get it too. Gradients flow to what it was made of. A solve
+            starts afresh at the knots of one that is not smooth there, unless `tstops` is `None`.
         lowering: how the julia engine has the field. `"trace"`: as native code, made of its graph. `"callback"`: Julia
             calls it in Python at each evaluation, and torch differentiates it, whatever it does on its way (control
             flow on values, NumPy, other libraries); that costs some microseconds each time beside the field's own work.
@@ -148,7 +154,14 @@ def solve(
     """
     form = state_of(z0)
     state = form.tensors(z0)
-    form, given = with_args(form, check_args(args))
+    given_args = check_args(args)
+    if control is not None:
+        check_control(control, field, state[0], t)
+        tstops = with_jumps(tstops, control, state[0], t)
+        field = reads_control(field, control.form, len(given_args))
+        running_cost, event = (reads_control(f, control.form) for f in (running_cost, event))
+        given_args = (*control.tensors, *given_args)
+    form, given = with_args(form, given_args)
     options = {
         "solver": solver,
         "rtol": rtol,

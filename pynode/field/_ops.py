@@ -67,6 +67,10 @@ def _scatter(x: Tensor, index: Tensor, *, shape: Any, dim: int) -> Tensor:
     return x.new_zeros(shape).scatter(dim, at, torch.where(inside, x, torch.nan))
 
 
+def _searchsorted(knots: Tensor, x: Tensor, *, right: bool, **_: Any) -> Tensor:
+    return torch.searchsorted(knots.contiguous(), x.contiguous(), right=right).to(x.dtype)
+
+
 def _lu(x: Tensor, **_: Any) -> Tensor:
     lu, pivots, _info = torch.linalg.lu_factor_ex(x)
     return torch.cat([lu, pivots.to(x.dtype).unsqueeze(-2)], -2)
@@ -138,7 +142,7 @@ OPS: dict[str, Callable[..., Tensor]] = {
     "argsort": lambda x, *, dim, descending, **_: torch.sort(x, dim=dim, descending=descending, stable=True)[1].to(
         x.dtype
     ),
-    "searchsorted": lambda knots, x, *, right, **_: torch.searchsorted(knots, x.contiguous(), right=right).to(x.dtype),
+    "searchsorted": _searchsorted,
     "lu": _lu,
     "lu_solve": lambda lu, pivots, b, *, adjoint, **_: torch.linalg.lu_solve(lu, pivots.int(), b, adjoint=adjoint),
     "solve_triangular": lambda a, b, *, upper, unit, **_: torch.linalg.solve_triangular(

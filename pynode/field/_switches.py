@@ -56,7 +56,7 @@ class Switch(NamedTuple):
 
 def _is_switch(step: Step, tape: Tape) -> bool:
     """Whether an operation on floating-point numbers has a result that is piecewise constant, or jumps."""
-    if not any(tape.floating[n] for n in step.slots):
+    if step.smooth or not any(tape.floating[n] for n in step.slots):
         return False
     name = step.name.rstrip("_")
     if name in _ROUNDINGS or (name in ("div", "divide") and step.kwargs.get("rounding_mode") is not None):
@@ -88,7 +88,8 @@ def _shapes_in_time(tape: Tape) -> list[int]:
         jumps = _is_switch(step, tape) and name not in _WITH_REMAINDER
         for n in step.outputs:
             if n is not None:
-                found[n] = _CONSTANT if jumps or not tape.floating[n] else most
+                steady = jumps or not tape.floating[n]
+                found[n] = _CURVE if step.smooth else _CONSTANT if steady else most
     return found
 
 

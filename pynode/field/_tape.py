@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +12,20 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-__all__ = ["Slot", "Step", "Tape"]
+__all__ = ["Slot", "Step", "Tape", "smooth"]
+
+_this_thread = threading.local()
+
+
+@contextlib.contextmanager
+def smooth() -> Iterator[None]:
+    """The context of operations whose results are used in such a way that nothing jumps where they do."""
+    before = getattr(_this_thread, "smooth", False)
+    _this_thread.smooth = True
+    try:
+        yield
+    finally:
+        _this_thread.smooth = before
 
 
 class Slot(NamedTuple):
@@ -30,6 +45,7 @@ class Step(NamedTuple):
         outputs: the slots of what it returns.
         slots: those that it reads.
         constants: the other tensors that it reads.
+        smooth: whether a jump of its results is none of what they are used for.
     """
 
     operation: Any
@@ -39,6 +55,7 @@ class Step(NamedTuple):
     outputs: tuple[int | None, ...]
     slots: tuple[int, ...]
     constants: tuple[Tensor, ...]
+    smooth: bool = False
 
 
 class Tape(TorchDispatchMode):
@@ -109,7 +126,9 @@ class Tape(TorchDispatchMode):
         constants = tuple([x for x in operands if id(x) not in self._slots])
         args, kwargs = tree_map(self._as_slot, (args, dict(kwargs)))
         written_to = tuple(map(self._new, tree_leaves(out)))
-        self.steps.append(Step(func, str(func.overloadpacket.__name__), args, kwargs, written_to, read, constants))
+        hidden = getattr(_this_thread, "smooth", False)
+        name = str(func.overloadpacket.__name__)
+        self.steps.append(Step(func, name, args, kwargs, written_to, read, constants, hidden))
         return out
 
     def _as_slot(self, x: Any) -> Any:

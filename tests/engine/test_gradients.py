@@ -27,7 +27,8 @@ def cases() -> list[Any]:
         if how == "discrete" or (info.name in ONE_OF_EACH and problem == "driven"):
             return list(case.marks)
         if info.name in ("dopri5", "rk4") or engine != "julia":
-            quick = engine != "julia" and (problem == "driven" or info.name in ("dopri5", "rk4"))
+            by_solver = problem == "driven" and how != "forward"  # whose evaluations, all in Python, are many
+            quick = engine != "julia" and (by_solver or info.name in ("dopri5", "rk4"))
             return list(case.marks) if quick else [*case.marks, pytest.mark.slow]
         return [*case.marks, pytest.mark.exhaustive]
 

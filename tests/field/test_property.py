@@ -214,7 +214,7 @@ def cases(draw: Callable[..., Any]) -> tuple[Case, int, int]:
     return Case(Random(draw, width), (width,)), draw(st.integers(1, 4)), draw(st.integers(1, 9))
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(cases())
 def test_random_modules(drawn: tuple[Case, int, int]) -> None:
     """The graph of one batch size holds for another."""
@@ -224,7 +224,7 @@ def test_random_modules(drawn: tuple[Case, int, int]) -> None:
     assert check(case, another) is found
 
 
-@settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(cases(), st.integers(1, 2))
 def test_tangents_of_random_modules(drawn: tuple[Case, int, int], n: int) -> None:
     """The derivatives in directions of the state, against forward-mode differentiation."""

@@ -58,9 +58,9 @@ def test_what_no_trace_holds(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("entry_of_each_sample", "nearest_neighbour", "orthogonal_factors", "state_space"),
+        *("entry_of_each_sample", "nearest_neighbour", "state_space"),
         *(pytest.param(n, marks=pytest.mark.slow) for n in ("running", "norms_of_matrices", "singular_values")),
-        pytest.param("least_squares", marks=pytest.mark.slow),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("least_squares", "orthogonal_factors")),
     ],
 )
 def test_tangents(name: str) -> None:

@@ -331,6 +331,7 @@ def test_engines_agree(encoder, likelihood, still):
     torch.testing.assert_close(found[0], found[1], atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.slow
 @on_every_engine
 def test_training_fits_damped_oscillations():
     """Two fifths of the points of each series are missing; the model finds them, and goes on after the last one."""

@@ -108,6 +108,7 @@ def test_residual_network_of_the_same_parts():
     assert n[0] == n[1] + 5 * n[2]
 
 
+@pytest.mark.slow
 @on_every_engine
 def test_learns_digits(engine, kind):
     train, test = data.digits(generator=torch.Generator().manual_seed(0))
