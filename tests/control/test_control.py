@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import pynode
 from pynode.control import Control, CubicHermite, Linear, NaturalCubic, PiecewiseConstant
+from pynode.field import _capture
 
 D = torch.float64
 NAN = math.nan
@@ -194,7 +195,7 @@ def test_where_samples_end_the_derivative_jumps(engine: str) -> None:
                 field, torch.zeros(2, 1, dtype=D), [0.0, 3.0], control=control, rtol=1e-9, atol=1e-9, engine=engine
             )
             total = torch.stack([x[0, 3] - x[0, 0], x[1, 2] - x[1, 0]])
-            torch.testing.assert_close(sol.z[-1], total, rtol=0, atol=1e-7)
+            torch.testing.assert_close(sol.z[-1], total, rtol=0, atol=1e-6)
             found, expected = (torch.autograd.grad(y.sum(), x)[0] for y in (sol.z[-1], total))
             torch.testing.assert_close(found, expected, rtol=0, atol=2e-4)  # of kinks within steps; 0.01 without stops
 
@@ -291,8 +292,11 @@ def test_costs_and_events_read_it(engine: str) -> None:
 
 
 @pytest.mark.julia
-def test_one_graph_serves_all_paths(recordings: list[int]) -> None:
+def test_one_graph_serves_all_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other values, knots, samples: the field is not traced again."""
+    recordings: list[int] = []
+    capture = _capture.capture
+    monkeypatch.setattr(_capture, "capture", lambda *args: recordings.append(1) or capture(*args))
 
     class Driven(nn.Module):
         def forward(self, t: Tensor, z: Tensor, X: Control) -> Tensor:
