@@ -62,6 +62,8 @@ def measure(
         return
     if "gradient" in cell.measures:
         try:
+            if not reference.gradient:
+                raise NotComparable(f"there is nothing to hold the gradient against: {reference.no_gradient}")
             _gradient(cell, adapter, reference, report, remaining)
         except Exception as error:
             status, reason = outcome(error)

@@ -19,7 +19,8 @@ class Reference:
 
     Attributes:
         z: the states at the problem's times, `(time, *z0.shape)`.
-        gradient: that of the problem's loss, by the names of the field's parameters and `"z0"`.
+        gradient: that of the problem's loss, by the names of the field's parameters and `"z0"`; empty where there is
+            none.
         loss: the loss of these states.
         agreement: how far two independent ways to the states are apart: the relative root mean square of the
             difference.
@@ -27,6 +28,7 @@ class Reference:
         how: how it was made, for the report.
         of: the digest of what it was made of, `Problem.equations`, so that a problem which has changed since is told
             apart; empty for one that is yours.
+        no_gradient: why there is no gradient, where one was wanted.
     """
 
     z: np.ndarray
@@ -36,6 +38,7 @@ class Reference:
     gradient_agreement: float
     how: str
     of: str = ""
+    no_gradient: str = ""
 
     def to_bytes(self) -> bytes:
         """All of it, for the store."""

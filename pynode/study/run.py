@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -70,7 +71,7 @@ def _references(cells: Sequence[Cell], store: Store, bar: _Bar) -> dict[str, Ref
             continue
         gradient = "gradient" in cell.measures
         reference = cell.problem.own_reference or store.reference(cell.content)
-        if reference is None or (gradient and not reference.gradient):
+        if reference is None or (gradient and not reference.gradient and not reference.no_gradient):
             bar.say(f"reference of {cell.problem.name}")
             limit = max(_REFERENCE_SECONDS, cell.time_limit)
             reference = _made(cell.problem, gradient, limit, cell.memory_limit)
@@ -88,16 +89,22 @@ def _known(cell: Cell, store: Store) -> dict[str, Any]:
         known |= {**shapes, "parameters": sum(p.numel() for p in problem.parameters.values())}
         reference = problem.own_reference or store.reference(cell.content)
         if reference is not None:
-            known |= {name: getattr(reference, name) for name in ("how", "agreement", "gradient_agreement")}
+            names = ("how", "agreement", "gradient_agreement", "no_gradient")
+            known |= {name: getattr(reference, name) for name in names}
     return known
 
 
 def _made(problem: Problem, gradient: bool, time_limit: float, memory_limit: float) -> Reference:
-    """In a thread, as cells are, so that an interrupt comes at once."""
+    """In a thread, as cells are, so that an interrupt comes at once; of the states alone where there is no other."""
     stop = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         try:
             return pool.submit(make_reference, problem, gradient, time_limit, memory_limit, stop).result()
+        except StudyError as error:
+            if not gradient:
+                raise
+            states = pool.submit(make_reference, problem, False, time_limit, memory_limit, stop).result()
+            return replace(states, no_gradient=str(error))
         finally:
             stop.set()
 

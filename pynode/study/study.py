@@ -164,7 +164,8 @@ class Study:
 
         Raises:
             InputError: a problem or an adapter is unknown.
-            StudyError: a problem has no reference, or cannot be sent to another process.
+            StudyError: a problem has no reference of its states, or cannot be sent to another process. One that has
+                none of its gradient is solved all the same, and its gradients are not comparable.
         """
         return run(self.name, self.cells(), self.to_dict(), store, workers, executor, progress)
 

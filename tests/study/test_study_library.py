@@ -22,8 +22,6 @@ from pynode.study.truth import reference
 
 NAMES = sorted(problems())
 NETWORKS = ("digits", "ffjord", "latent_ode")
-WITHOUT = ("allen_cahn", "van_der_pol_stiff")  # whose references are made when they are needed
-WITH = [name for name in NAMES if name not in WITHOUT]
 T = torch.tensor(0.25).double()
 
 
@@ -105,7 +103,7 @@ def test_the_field_takes_any_batch_and_travels(name):
     of = made(name)
     again = pickle.loads(pickle.dumps(of))
     assert again.equations == of.equations
-    assert (again.own_reference is None) == (name in WITHOUT)
+    assert again.own_reference is not None
     if name != "ffjord":  # whose noise belongs to its points
         two = torch.cat([near(name), near(name) + 0.1])
         assert torch.allclose(of.field(T, two)[: len(of.z0)], slope(name, near(name)), rtol=1e-12)
@@ -134,12 +132,13 @@ def test_an_exact_solution_obeys_its_equation(name):
     assert relative(of.exact(of.t)[0].numpy(), of.z0.numpy()) < 1e-14
 
 
-@pytest.mark.parametrize("name", WITH)
+@pytest.mark.parametrize("name", NAMES)
 def test_references_agree_and_keep_what_is_kept(name):
     of = made(name)
     found = of.reference
     assert found.agreement < 1e-9
-    assert found.gradient_agreement < 1e-8
+    jumps = name == "van_der_pol_stiff"  # sensitivities too, by 10⁶: the variational equations lose digits there
+    assert found.gradient_agreement < (1e-7 if jumps else 1e-8)
     assert set(found.gradient) == {*of.parameters, "z0"}
     assert all(found.gradient[key].shape == tuple(p.shape) for key, p in of.parameters.items())
     assert np.array_equal(found.z[0], of.z0.numpy())
@@ -170,7 +169,7 @@ PUBLISHED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [name for name in PUBLISHED if name in WITH])
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_the_end_is_that_of_the_test_set(name):
     assert made(name).reference.z[-1, 0] == pytest.approx(PUBLISHED[name], rel=1e-8)
 
@@ -180,14 +179,14 @@ def test_a_reference_can_be_made_again(name):
     check_again(name)
 
 
-LONG = ("brusselator", "oregonator")
+LONG = ("allen_cahn", "brusselator", "oregonator", "van_der_pol_stiff")
 
 
 @pytest.mark.parametrize(
     "name",
     [
         pytest.param(name, marks=pytest.mark.exhaustive if name in LONG else pytest.mark.slow)
-        for name in WITH
+        for name in NAMES
         if name not in NETWORKS
     ],
 )
@@ -197,8 +196,10 @@ def test_every_reference_can_be_made_again(name):
 
 def check_again(name):
     jax = pytest.importorskip("jax", reason="JAX is not installed")
+    from pynode.study.library.make_references import WAYS
+
     with jax.enable_x64(True):
-        again, shipped = reference(make(name), jitted=True), made(name).reference
+        again, shipped = reference(make(name), jitted=True, ways=WAYS.get(name)), made(name).reference
     assert relative(again.z, shipped.z) < 1e-8
     assert all(relative(again.gradient[key], right) < 1e-7 for key, right in shipped.gradient.items())
 

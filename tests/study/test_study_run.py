@@ -19,7 +19,7 @@ import pytest
 from decay_adapter import Exact, problem, wrong
 
 from pynode.errors import InputError, PyNODEWarning, StudyError
-from pynode.study import Contender, Setting, Store, Study
+from pynode.study import Contender, Setting, Store, Study, report
 from pynode.study.process import make_reference
 
 VARIES = ("seconds", "calibration", "started", "ended", "beside", "peak_mb", "environment")
@@ -279,3 +279,41 @@ def test_a_problem_without_a_reference_is_refused():
     lost = problem(reference=None, exact=wrong)
     with pytest.raises(StudyError, match="there is no reference for decay"):
         make_reference(lost, False, 60.0, 4096.0)
+
+
+def test_a_problem_without_a_gradient_reference_is_solved_all_the_same(tmp_path, monkeypatch):
+    asked = []
+
+    def make(of, gradient, *limits):
+        asked.append(gradient)
+        if gradient:
+            raise StudyError("its gradients differ by 2.0e-03")
+        return replace(problem().reference, gradient={})
+
+    monkeypatch.setattr("pynode.study.run.make_reference", make)
+    lost = Study(
+        "lost", [problem(reference=None, settings=(Setting(1e-3),))], [Contender(Exact)], ["state", "gradient"]
+    )
+    result = lost.run(tmp_path / "s.db", progress=False)
+    (row,) = result.rows
+    assert row["status"] == "ok"
+    assert row["error_end"] == pytest.approx(1e-3)
+    assert row["gradient_status"] == "not_comparable"
+    assert row["gradient_reason"].endswith("to hold the gradient against: its gradients differ by 2.0e-03")
+    assert result.problems["decay"]["no_gradient"] == "its gradients differ by 2.0e-03"
+    report(result, tmp_path / "report.html")
+    assert "Gradients are not compared: its gradients differ by 2.0e-03." in (tmp_path / "report.html").read_text()
+    assert lost.run(tmp_path / "s.db", progress=False).rows == [row]
+    assert asked == [True, False]
+
+
+def without_a_gradient(z):
+    return (z - z.detach()).square().sum().sqrt()
+
+
+@pytest.mark.slow
+def test_the_reference_of_a_loss_that_has_no_gradient_is_of_the_states():
+    lost = problem(reference=None, loss=without_a_gradient, settings=(Setting(1e-3),))
+    (row,) = Study("lost", [lost], [Contender(Exact)], ["state", "gradient"]).run(progress=False).rows
+    assert row["error_end"] == pytest.approx(1e-3)
+    assert "its gradients by SciPy's DOP853" in row["gradient_reason"]

@@ -13,6 +13,7 @@ from pynode.study import Problem, Reference
 from pynode.study.accuracy import relative
 from pynode.study.truth import reference
 from pynode.study.truth.flat import Flat
+from pynode.study.truth.variational import solve_variational
 
 T = torch.tensor([0.0, 0.5, 2.0], dtype=torch.float64)
 
@@ -127,6 +128,29 @@ def test_a_reference_of_its_own_is_given_back_until_the_field_changes():
     check(again, known)
     users = Reference(own.z, own.gradient, own.loss, 0.0, 0.0, "mine")
     assert reference(dataclasses.replace(known, reference=users)) is users
+
+
+def test_gradients_by_differences_are_those_of_the_matrix_exponential():
+    keywords = {"z0": torch.tensor([[1.0, 0.5]]).double(), "t": torch.tensor([0.0, 0.04]).double()}
+    of = dataclasses.replace(problem(((-50.0, 1.0), (1.0, -0.5)), stiff=True, loss=None), **keywords)
+    found = reference(of, ways=("LSODA by differences", "Radau"))
+    check(found, of, 1e-9)
+    assert found.how == (
+        "SciPy's LSODA, with central differences of order 8, and SciPy's Radau, with the variational equations"
+    )
+
+
+def test_a_number_that_stays_at_rounding_errors_does_not_hold_up_the_solver():
+    """The middle of an odd profile, which is zero but for rounding, beside numbers of size 1."""
+    z0 = torch.tensor([[1.0, 1e-17, -1.0]], dtype=torch.float64)
+    matrix = ((-40.0, 20.0, 0.0), (20.0, -40.0, 20.0), (0.0, 20.0, -40.0))
+    of = Problem(Linear(matrix), z0, torch.tensor([0.0, 0.2]).double(), loss=weighted)
+    steps = []
+    flat = Flat(of)
+    value = flat.value
+    flat.value = lambda t, y: steps.append(t) or value(t, y)
+    solve_variational(flat, "DOP853", gradient=False)
+    assert len(steps) < 2000
 
 
 class Branching(nn.Module):

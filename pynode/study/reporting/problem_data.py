@@ -135,4 +135,6 @@ def _notes(about: dict[str, Any]) -> list[str]:
         if gradient > 0:
             text += f", of gradients to {scientific(gradient)}"
         notes.append(text + ".")
+    if about.get("no_gradient"):
+        notes.append(f"Gradients are not compared: {about['no_gradient']}".rstrip(".") + ".")
     return [note for note in notes if note]

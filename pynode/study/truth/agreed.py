@@ -10,6 +10,7 @@ from pynode.errors import StudyError
 from pynode.study.accuracy import relative
 from pynode.study.problem import Problem
 from pynode.study.reference import Reference
+from pynode.study.truth.differences import solve_differences
 from pynode.study.truth.discrete import solve_discrete
 from pynode.study.truth.flat import Flat
 from pynode.study.truth.segments import solve
@@ -42,7 +43,8 @@ def reference(
         gradient: whether its gradient is wanted.
         jitted: whether `problem.jax`, compiled, stands for the field in the variational equations, which takes less
             time; it is held against the field first.
-        ways: two of `"DOP853"`, `"LSODA"`, `"Radau"`, `"dopri8"`, `"dopri5"`, in place of those above.
+        ways: two of `"DOP853"`, `"LSODA"`, `"Radau"`, `"dopri8"`, `"dopri5"`, in place of those above; the first three
+            with `" by differences"` behind it take the gradient by central differences of the states.
 
     Returns:
         The reference, with the relative root mean square of the difference of the two ways, of the states and of the
@@ -107,6 +109,9 @@ def _jitted(problem: Problem) -> Flat:
 
 
 def _by(way: str, flat: Flat, gradient: bool) -> Found:
+    method, _, differences = way.partition(" by ")
+    if differences:
+        return solve_differences(flat, method, gradient)
     return (solve_discrete if way.startswith("dopri") else solve_variational)(flat, way, gradient)
 
 

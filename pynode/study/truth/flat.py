@@ -68,11 +68,25 @@ class Flat:
         found = self._second(torch.tensor(t).double(), self._state(y), *self.parameters.values())
         return found.detach().reshape(self.n, self.m, self.n).numpy()
 
-    def split(self, row: Tensor) -> dict[str, np.ndarray]:
+    def displaced(self, j: int, by: float) -> Flat:
+        """The same with the `j`-th of the m numbers, the parameters' first, larger by `by`."""
+        moved = copy.copy(self)
+        own = [*self.parameters.items(), ("z0", self.z0)]
+        given = {name: p.clone(memory_format=torch.contiguous_format) for name, p in own}
+        for x in given.values():
+            if j < x.numel():
+                x.view(-1)[j] += by
+                break
+            j -= x.numel()
+        moved.z0 = given.pop("z0")
+        moved.parameters = given
+        return moved
+
+    def split(self, row: np.ndarray) -> dict[str, np.ndarray]:
         """A vector of m numbers, the parameters' first, by name."""
-        sizes = [p.numel() for p in self.parameters.values()] + [self.n]
         shapes = [p.shape for p in self.parameters.values()] + [self.z0.shape]
-        parts = (part.reshape(s).numpy() for part, s in zip(row.split(sizes), shapes, strict=True))
+        ends = np.cumsum([shape.numel() for shape in shapes])[:-1]
+        parts = (part.reshape(s) for part, s in zip(np.split(row, ends), shapes, strict=True))
         return dict(zip([*self.parameters, "z0"], parts, strict=True))
 
     def _state(self, y: np.ndarray) -> Tensor:

@@ -31,21 +31,20 @@ class Jitted(Flat):
         if jax.numpy.zeros(()).dtype != "float64":
             raise StudyError('JAX is in single precision: call jax.config.update("jax_enable_x64", True) first')
         field, shape = problem.jax, self.z0.shape
-        given = [jax.numpy.asarray(p.numpy()) for p in self.parameters.values()]
 
         def of(y: Any, parameters: Any, t: Any) -> Any:
             return field(t, y.reshape(shape), parameters).reshape(-1)
 
-        def all_of(t: Any, y: Any) -> Any:
+        def all_of(t: Any, y: Any, given: Any) -> Any:
             by_state, by_parameters = jax.jacfwd(of, argnums=(0, 1))(y, given, t)
             columns = [x.reshape(self.n, -1) for x in by_parameters]
             return of(y, given, t), by_state, jax.numpy.concatenate([jax.numpy.zeros((self.n, 0)), *columns], 1)
 
-        def second(t: Any, y: Any) -> Any:
-            by_state, by_parameters = jax.jacfwd(lambda y: all_of(t, y)[1:])(y)
+        def second(t: Any, y: Any, given: Any) -> Any:
+            by_state, by_parameters = jax.jacfwd(lambda y: all_of(t, y, given)[1:])(y)
             return jax.numpy.concatenate([by_state, by_parameters], 1)
 
-        self._value_of, self._second_of = jax.jit(lambda t, y: of(y, given, t)), jax.jit(second)
+        self._value_of, self._second_of = jax.jit(lambda t, y, given: of(y, given, t)), jax.jit(second)
         self._all_of = jax.jit(all_of)
         t, y = float(self.t[0]), self.z0.reshape(-1).numpy() + 0.01
         for ours, right in zip(self.derivatives(t, y), super().derivatives(t, y), strict=True):
@@ -54,13 +53,16 @@ class Jitted(Flat):
 
     def value(self, t: float, y: np.ndarray) -> np.ndarray:
         """dz/dt at a state, both as vectors."""
-        return np.asarray(self._value_of(t, y))
+        return np.asarray(self._value_of(t, y, self._given()))
 
     def derivatives(self, t: float, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """dz/dt, ∂f/∂z and ∂f/∂θ."""
-        value, by_state, by_parameters = self._all_of(t, y)
+        value, by_state, by_parameters = self._all_of(t, y, self._given())
         return np.asarray(value), np.asarray(by_state), np.asarray(by_parameters)
 
     def second_derivatives(self, t: float, y: np.ndarray) -> np.ndarray:
         """∂²f/∂z² and ∂²f/∂θ∂z."""
-        return np.asarray(self._second_of(t, y))
+        return np.asarray(self._second_of(t, y, self._given()))
+
+    def _given(self) -> list[np.ndarray]:
+        return [p.numpy() for p in self.parameters.values()]

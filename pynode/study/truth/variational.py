@@ -15,12 +15,15 @@ import torch
 from pynode.study.truth.flat import Flat
 from pynode.study.truth.segments import solve
 
-__all__ = ["Found", "solve_variational"]
+__all__ = ["Found", "Variations", "pulled", "solve_variational", "tolerances"]
 
 # Relative, and the absolute ones of states and of sensitivities over how large each gets: states that fall by orders of
 # magnitude have every digit at the end too, sensitivities that cross zero are not asked for digits that they lack.
 _TOLERANCES = 1e-12, 1e-18, 1e-13
 _LOOSER = 100  # times for Radau, whose estimate is of order 3 and its solution of order 5: as exact all the same
+_ROUGH = 1e-6, 1e-9
+_UNKNOWN = 1e-9  # of the largest: numbers that the rough solve does not tell from zero
+_OF_UNKNOWN = 1e-15  # their absolute tolerance, relative to the largest: below it are rounding errors
 
 
 @dataclass(frozen=True)
@@ -38,45 +41,52 @@ def solve_variational(flat: Flat, method: str, gradient: bool = True) -> Found:
 
     The absolute tolerance of each number is relative to how large it gets, which a rough solve tells.
     """
-    equations = _Equations(flat, flat.m if gradient else 0)
+    equations = Variations(flat, flat.m if gradient else 0)
     times = flat.t.numpy()
-    options = equations.options(method)
-    first = "Radau" if flat.problem.stiff else "DOP853"
-    rough = solve(first, equations.value, equations.start, times, 1e-6, 1e-9, **equations.options(first))
-    rtol, of_states, of_sensitivities = _LOOSER * np.array(_TOLERANCES) if method == "Radau" else _TOLERANCES
-    atol = np.where(np.arange(rough.shape[1]) < flat.n, of_states, of_sensitivities) * _scales(rough)
-    states = solve(method, equations.value, equations.start, times, float(rtol), atol, **options)
+    rtol, atol = tolerances(equations.rough(), flat, method)
+    states = solve(method, equations.value, equations.start, times, rtol, atol, **equations.options(method))
     z = states[:, : flat.n]
+    loss, slopes = pulled(flat, z)
     if not gradient:
-        return Found(z, {}, float(flat.problem.loss_of(_shaped(flat, z))), f"SciPy's {method}")
-    given = _shaped(flat, z).requires_grad_()
+        return Found(z, {}, loss, f"SciPy's {method}")
+    row = np.einsum("tn,tmn->m", slopes, states[:, flat.n :].reshape(len(times), flat.m, flat.n))
+    return Found(z, flat.split(row), loss, f"SciPy's {method}, with the variational equations")
+
+
+def tolerances(rough: np.ndarray, flat: Flat, method: str) -> tuple[float, np.ndarray]:
+    """The relative tolerance, and the absolute one of each number, from a rough solve `(time, numbers)`."""
+    rtol, of_states, of_sensitivities = _LOOSER * np.array(_TOLERANCES) if method == "Radau" else _TOLERANCES
+    sizes = np.abs(rough).max(0).reshape(-1, flat.n)  # the states, and the sensitivity to each number
+    largest = sizes.max(1, keepdims=True)
+    largest = np.where(largest > 0, largest, 1.0)
+    factors = np.where(np.arange(len(sizes)) == 0, of_states, of_sensitivities)[:, None]
+    atol = np.where(sizes > _UNKNOWN * largest, factors * sizes, _OF_UNKNOWN * largest)
+    return float(rtol), atol.ravel()
+
+
+def pulled(flat: Flat, z: np.ndarray) -> tuple[float, np.ndarray]:
+    """The loss of states `(time, n)`, and its derivative with respect to them."""
+    given = torch.from_numpy(z.copy()).reshape(len(z), *flat.z0.shape).requires_grad_()
     with torch.enable_grad():
         loss = flat.problem.loss_of(given)
-    (pulled,) = torch.autograd.grad(loss, given)
-    sensitivities = torch.from_numpy(states[:, flat.n :].reshape(len(times), flat.m, flat.n))
-    row = torch.einsum("tn,tmn->m", pulled.reshape(len(times), flat.n), sensitivities)
-    return Found(z, flat.split(row), float(loss.detach()), f"SciPy's {method}, with the variational equations")
+    (slopes,) = torch.autograd.grad(loss, given)
+    return float(loss.detach()), slopes.reshape(len(z), flat.n).numpy()
 
 
-def _scales(states: np.ndarray) -> np.ndarray:
-    """How large each number gets in the course of a trajectory; those that stay zero have the least of the others."""
-    largest = np.abs(states).max(0)
-    positive = largest[largest > 0]
-    return np.where(largest > 0, largest, positive.min() if positive.size else 1.0)
-
-
-def _shaped(flat: Flat, z: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(z.copy()).reshape(len(z), *flat.z0.shape)
-
-
-class _Equations:
+class Variations:
     """The field and the variational equations of `m` columns, one column after the other."""
 
     def __init__(self, flat: Flat, m: int) -> None:
         self.flat, self.m, n = flat, m, flat.n
         self.start = np.concatenate([flat.z0.reshape(-1).numpy(), np.eye(m, n, n - m).ravel()])
 
+    def rough(self) -> np.ndarray:
+        """What a quick solve makes of it, `(time, numbers)`."""
+        method = "Radau" if self.flat.problem.stiff else "DOP853"
+        return solve(method, self.value, self.start, self.flat.t.numpy(), *_ROUGH, **self.options(method))
+
     def value(self, t: float, y: np.ndarray) -> np.ndarray:
+        """The derivative at a state and its sensitivities, in a row."""
         n = self.flat.n
         if not self.m:
             return self.flat.value(t, y)
