@@ -18,6 +18,7 @@ from pynode.field._convert import HANDLERS, Call, Ref, Unsupported, target_name
 from pynode.field._convert._hints import hint
 from pynode.field._distribute import distribute
 from pynode.field._graph import Dim, FieldGraph, Input, Node, Number
+from pynode.field._simplify import simplify
 
 __all__ = ["Conversion", "Source"]
 
@@ -79,7 +80,7 @@ class Conversion:
             z = next(s.tensor for s in sources if s.kind == "z")
             batch = z.shape[0] if z.dim() else 1
         graph = FieldGraph(tuple(self.inputs), tuple(self.b.nodes), value, tuple(results[n_states:]), batch)
-        self.graph = _compact(distribute(_compact(graph)))
+        self.graph = _compact(distribute(_compact(simplify(_compact(graph), self.float_dtype))))
         self.buffers = tuple(i.name for i in self.inputs if i.kind == "buffer")
 
     def _add_inputs(

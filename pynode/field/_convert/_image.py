@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pynode.field._convert._call import Call, Unsupported, handles
-from pynode.field._convert._shape import product
 from pynode.field._graph import Dim
+from pynode.field._shapes import product
 
 _aten = torch.ops.aten
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from pynode.field._convert._call import Call, Unsupported, handles
-from pynode.field._convert._shape import product
 from pynode.field._graph import Dim, Number, Operand
+from pynode.field._shapes import product
 
 _COMPUTED = "a mask that is computed: use torch.where, whose result has a known size"
 _OF_BATCH = "indexing along the batch dimension: fields act on the features of each sample"

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from pynode.field._convert._call import Call, Unsupported, handles
-from pynode.field._convert._shape import product
 from pynode.field._graph import Dim, Number
+from pynode.field._shapes import product
 
 
 def _transposed(c: Call, i: int) -> int:

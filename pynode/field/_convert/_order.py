@@ -6,8 +6,8 @@ from typing import Any
 
 from pynode.field._convert._call import Call, Unsupported, handles
 from pynode.field._convert._reduce import extremum
-from pynode.field._convert._shape import product
 from pynode.field._graph import Number
+from pynode.field._shapes import product
 
 
 def _sorted(c: Call, i: int, d: int, descending: bool) -> tuple[int, int]:

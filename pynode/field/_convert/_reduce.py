@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 from pynode.field._convert._call import Call, handles
-from pynode.field._convert._shape import product
 from pynode.field._graph import Number, Operand
+from pynode.field._shapes import product
 
 
 @handles("sum", "amax", "amin")

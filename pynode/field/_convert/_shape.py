@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from pynode.field._convert._call import Call, Unsupported, handles
 from pynode.field._graph import Dim, Number
-
-
-def product(shape: Sequence[Dim]) -> Dim:
-    """The number of elements."""
-    symbolic = [d for d in shape if not isinstance(d, int)]
-    rest = math.prod(d for d in shape if isinstance(d, int))
-    if not symbolic:
-        return rest
-    if len(symbolic) > 1:
-        raise Unsupported("a size that is not linear in the batch size")
-    return (symbolic[0][0] * rest, symbolic[0][1] * rest)
 
 
 @handles("view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "_reshape_copy", "view_copy")
