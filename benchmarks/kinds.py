@@ -3,7 +3,8 @@
     python benchmarks/kinds.py [--repeats 20] [--cases lagrangian,spectral]
 
 Both solve by dopri5 with the same tolerance, and pynode differentiates by the exact transpose of its steps. A figure is
-the median of the repeats, taken in turns after a warm-up, in milliseconds of wall time.
+the least of the repeats, taken in turns after a warm-up, in milliseconds of the process's processor time, which other
+programs do not count in.
 
 How far the gradients are apart is told too. Each is that of its own steps, and they need not be alike: where the steps
 are as long as stability allows (`spectral`), the highest frequencies of a gradient to z0 are those of the steps; and
@@ -13,7 +14,6 @@ steps read some entries of a table (`forced`), and other steps its other ones.
 from __future__ import annotations
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -111,16 +111,16 @@ def cases() -> dict[str, tuple[nn.Module, Tensor, Tensor, dict[str, Any]]]:
     }
 
 
-def median(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median milliseconds of each, in turns."""
+def least(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Least milliseconds of each, in turns."""
     taken: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(repeats + 2):
         for name, run in runs.items():
-            started = time.perf_counter()
+            started = time.process_time()
             run()
             if turn >= 2:
-                taken[name].append(time.perf_counter() - started)
-    return {name: 1e3 * statistics.median(each) for name, each in taken.items()}
+                taken[name].append(time.process_time() - started)
+    return {name: 1e3 * min(each) for name, each in taken.items()}
 
 
 def compare(field: nn.Module, z0: Tensor, t: Tensor, options: dict[str, Any], repeats: int) -> str:
@@ -145,7 +145,7 @@ def compare(field: nn.Module, z0: Tensor, t: Tensor, options: dict[str, Any], re
         for a, b in zip(ours(), theirs(), strict=True)
         if b is not None
     )
-    ms = median({"theirs": theirs, "ours": ours}, repeats)
+    ms = least({"theirs": theirs, "ours": ours}, repeats)
     figures = f"{ms['theirs']:9.2f} {ms['ours']:9.2f} {ms['theirs'] / ms['ours']:7.1f}x"
     return f"{figures}  nfe {nfe}, gradients differ by {apart:.1e}"
 

@@ -10,7 +10,7 @@ import torch
 from pynode.field._builder import Builder
 from pynode.field._graph import Dim, Node, Number, Operand
 from pynode.field._known import known
-from pynode.field._shapes import broadcast, groups
+from pynode.field._shapes import broadcast, countable, groups
 
 __all__ = ["Arithmetic"]
 
@@ -70,7 +70,7 @@ class Arithmetic(Builder):
             return self.add("full", node.inputs, shape, node.dtype)
         if node.op == "const":
             return self.add("const", [], shape, node.dtype, data=node.attr("data"))
-        if node.op == "expand" and node.shape != shape and 0 not in shape:
+        if node.op == "expand" and node.shape != shape and 0 not in shape and countable(node.shape):
             core = self.shape(self.core(i))
             small: list[Dim] = [1] * len(shape)
             for before, after in groups(node.shape, shape):
@@ -236,7 +236,8 @@ class Arithmetic(Builder):
             places = [k for k, ops in enumerate((_NUMBER_FIRST, _NUMBER_SECOND)) if node.op in ops]
         values = {k: self.value(inputs[k]) for k in places}
         if None in values.values():
-            inputs = tuple(i if values.get(k) is None else Number(values[k]) for k, i in enumerate(inputs))  # type: ignore[arg-type]
+            numbers = {k: Number(value) for k, value in values.items() if value is not None}
+            inputs = tuple(numbers.get(k, i) for k, i in enumerate(inputs))
         if node.op in _EITHER_WAY:
             inputs = tuple(sorted(inputs, key=lambda i: (isinstance(i, Number), i if isinstance(i, int) else 0)))
         new = dataclasses.replace(node, inputs=inputs)
@@ -247,8 +248,8 @@ class Arithmetic(Builder):
     def _without_zeros(self, node: Node) -> int | None:
         """A sum without a term that is zero, a product without a factor that is one, or zero."""
         if node.op == "where":
-            _, a, b = node.inputs
-            return a if a == b and isinstance(a, int) else self._chosen(node)
+            _, x, y = node.inputs
+            return x if x == y and isinstance(x, int) else self._chosen(node)
         if node.op not in ("add", "sub", "mul", "div") or node.dtype != "float":
             return None
         x, y = node.inputs

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from pynode.field._parametrized import hidden_by_hooks, hooked, sources
 
-__all__ = ["INTERNAL", "Reads", "captured_by", "is_compiled", "is_plain_object", "slots_of"]
+__all__ = ["INTERNAL", "Reads", "captured_by", "is_compiled", "is_plain_object", "of_a_library", "slots_of"]
 
 # Attributes by which `nn.Module` itself works.
 INTERNAL = frozenset(nn.Module().__dict__) - {"training"}
@@ -220,10 +220,9 @@ class Reads:
         elif isinstance(value, nn.Module):
             self._module(f"{name}." if name else "", value)
         elif isinstance(value, types.FunctionType | types.MethodType | functools.partial):
-            root = str(getattr(value, "__module__", "")).partition(".")[0]
-            if isinstance(value, types.FunctionType) and root in _LIBRARIES:
+            if isinstance(value, types.FunctionType) and of_a_library(value):
                 return
-            if isinstance(value, types.FunctionType) and _is_installed(root):
+            if isinstance(value, types.FunctionType) and _is_installed(_root(value)):
                 self.opaque = True  # a library's own globals and caches are not looked through
                 return
             self._part(f"{name}." if name else "", value, depth)
@@ -340,6 +339,15 @@ def _itself_or_attributes(name: str, value: Any, attributes: frozenset[str]) -> 
     for key in sorted(attributes):
         if key in own and not isinstance(own[key], types.ModuleType | type | property | classmethod | staticmethod):
             yield f"{name}.{key}", own[key]
+
+
+def _root(function: types.FunctionType) -> str:
+    return str(getattr(function, "__module__", "")).partition(".")[0]
+
+
+def of_a_library(function: types.FunctionType) -> bool:
+    """Whether a function is of Python's standard library, PyTorch, or another one that is no user's code."""
+    return _root(function) in _LIBRARIES
 
 
 @functools.cache

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pynode.field._bindings import INTERNAL, Reads, captured_by, is_plain_object, slots_of
+from pynode.field._bindings import INTERNAL, Reads, captured_by, is_plain_object, of_a_library, slots_of
 from pynode.field._parametrized import requires_grad
 
 __all__ = ["attributes_read", "contents", "fingerprint"]
@@ -151,6 +151,8 @@ def _freeze(value: Any, depth: int, apart: Set[int]) -> Any:
     if isinstance(value, set | frozenset):
         return frozenset(_freeze(v, depth - 1, apart) for v in value)
     if isinstance(value, types.FunctionType):
+        if of_a_library(value) and not value.__closure__:  # its globals lead everywhere, and stay what they are
+            return value
         return (value.__code__, *((k, _freeze(v, depth - 1, apart)) for k, v in captured_by(value)))
     if isinstance(value, types.MethodType):
         return (_freeze(value.__func__, depth - 1, apart), _freeze(value.__self__, depth - 1, apart))

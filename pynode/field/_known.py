@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pynode.field._graph import Node, Number
+from pynode.field._graph import Dim, Node, Number
 from pynode.field._ops import OPS, POINTWISE
+from pynode.field._shapes import product
 
 __all__ = ["known"]
 
@@ -23,7 +23,7 @@ def known(nodes: Sequence[Node], node: Node, dtype: torch.dtype) -> tuple[Any, .
     """The values of a node in row-major order if its operands are constants, and not too many of them; else `None`."""
     if node.op not in _OPS or node.dtype == "int" or not node.inputs:
         return None
-    if not all(isinstance(n, int) for n in node.shape) or not 0 < math.prod(node.shape) <= _MOST:  # type: ignore[arg-type]
+    if not _static(node.shape) or not 0 < product(node.shape) <= _MOST:  # type: ignore[operator]
         return None
     values: list[Any] = []
     for i in node.inputs:
@@ -42,15 +42,17 @@ def known(nodes: Sequence[Node], node: Node, dtype: torch.dtype) -> tuple[Any, .
     return tuple(out.expand(node.shape).reshape(-1).tolist())  # type: ignore[arg-type]
 
 
+def _static(shape: Sequence[Dim]) -> bool:
+    return all(isinstance(n, int) for n in shape)
+
+
 def _number(i: Number) -> float | int | bool | None:
     return None if isinstance(i.value, tuple) else i.value
 
 
 def _constant(node: Node, dtype: torch.dtype) -> Tensor | None:
-    if node.dtype == "int" or not all(isinstance(n, int) for n in node.shape):
-        return None
     shape: Any = node.shape
-    if math.prod(shape) > _MOST:
+    if node.dtype == "int" or not _static(shape) or product(shape) > _MOST:  # type: ignore[operator]
         return None
     if node.op == "const":
         return torch.tensor(node.attr("data"), dtype=torch.bool if node.dtype == "bool" else dtype).reshape(shape)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from pynode.field._graph import Dim
 
-__all__ = ["broadcast", "groups", "product"]
+__all__ = ["broadcast", "countable", "groups", "product"]
 
 
 def product(shape: Sequence[Dim]) -> Dim:
@@ -23,6 +23,11 @@ def product(shape: Sequence[Dim]) -> Dim:
     if len(symbolic) > 1:
         raise NotImplementedError("a size that is not linear in the batch size")
     return (symbolic[0][0] * rest, symbolic[0][1] * rest)
+
+
+def countable(shape: Sequence[Dim]) -> bool:
+    """Whether no more than one dimension depends on the batch size, so that `product` has an answer."""
+    return sum(not isinstance(d, int) for d in shape) <= 1
 
 
 def broadcast(sizes: Sequence[Dim], whole: Dim) -> Dim:

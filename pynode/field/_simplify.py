@@ -22,7 +22,7 @@ import torch
 from pynode.field._arithmetic import Arithmetic
 from pynode.field._graph import Dim, FieldGraph, Node, Number, Operand
 from pynode.field._ops import POINTWISE
-from pynode.field._shapes import broadcast, product
+from pynode.field._shapes import broadcast, countable, product
 from pynode.field._sums import collected, work
 
 __all__ = ["simplify"]
@@ -75,7 +75,8 @@ class _Simpler(Arithmetic):
         if node.op in ("mm", "bmm"):
             if any(self.value(i) == 0.0 for i in operands):
                 return self.full(0.0, node.shape)
-            return self._mm(*operands, node) if node.op == "mm" else self._bmm(*operands, node)
+            x, y = operands
+            return self._mm(x, y, node) if node.op == "mm" else self._bmm(x, y, node)
         return self.as_it_is(node)
 
     def _along(self, i: int, node: Node) -> int:
@@ -146,7 +147,7 @@ class _Simpler(Arithmetic):
             return None
         core, shape = self.core(source), self.shape(source)
         # At least one leading dimension is repeated, and the rows are whole.
-        if not shape or shape[-1] != self.shape(x)[1] or self.shape(core)[:-1] == shape[:-1]:
+        if not shape or not countable(shape) or shape[-1] != self.shape(x)[1] or self.shape(core)[:-1] == shape[:-1]:
             return None
         return self.expand(core, [*self.shape(core)[:-1], shape[-1]]), shape[:-1]
 

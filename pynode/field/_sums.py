@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 
 from pynode.field._builder import Builder
-from pynode.field._graph import Dim, FieldGraph, Node, dim_size
+from pynode.field._graph import FieldGraph, Node, dim_size
 
 __all__ = ["collected", "work"]
 
@@ -74,13 +74,10 @@ def _ways(b: Builder, i: int) -> Iterator[tuple[Hashable, int, int]]:
     elif node.op in ("reshape", "permute", "sum", "slice", "embed", "neg"):
         (part,) = node.inputs
         assert isinstance(part, int)
-        if node.op == "reshape" and _squeezed(b.shape(part)) == _squeezed(node.shape):
-            return  # arithmetic leaves out dimensions of size 1 by itself
+        kept = [n for n in b.shape(part) if n != 1]
+        if node.op == "reshape" and 2 <= len(kept) < len(b.shape(part)):
+            return  # arithmetic leaves out dimensions of size 1, and would come back here
         yield (node.op, b.shape(part), node.shape, node.attrs), part, 0
-
-
-def _squeezed(shape: Sequence[Dim]) -> list[Dim]:
-    return [n for n in shape if n != 1]
 
 
 _BATCH = 64
