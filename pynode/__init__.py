@@ -25,6 +25,9 @@ from pynode.errors import StudyError as StudyError
 from pynode.errors import TraceError as TraceError
 from pynode.julia_field import JuliaField as JuliaField
 from pynode.julia_field import trust_julia_code as trust_julia_code
+from pynode.problem.event import At as At
+from pynode.problem.event import Event as Event
+from pynode.problem.event_log import EventLog as EventLog
 from pynode.sensitivity import Backsolve as Backsolve
 from pynode.sensitivity import Discrete as Discrete
 from pynode.sensitivity import Forward as Forward
@@ -38,9 +41,12 @@ from pynode.solve import solve as solve
 __version__ = "0.1.0"
 
 __all__ = [
+    "At",
     "Backsolve",
     "Discrete",
     "EngineUnavailable",
+    "Event",
+    "EventLog",
     "FieldError",
     "Forward",
     "Gauss",

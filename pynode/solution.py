@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map_only
 
 from pynode.engine.protocol import Retcode, Stats
 from pynode.errors import InputError
+from pynode.problem.event_log import EventLog, EventLogs
 from pynode.problem.independent import at_last_times, last_times, span
 from pynode.problem.state import TENSOR, State
 from pynode.torch_state import leaves_thread_state
@@ -26,17 +27,20 @@ class Solution:
     Attributes:
         t: `(time,)`, the times asked for, in their own dtype; `(batch, time)` where each sample has its own.
         z: `(time, batch, *features)`, or what holds such as the state its tensors, a tuple for example; at the first
-            time it is `z0`. Entries after an event are NaN.
+            time it is `z0`, and at the time of a jump the state before it. Entries after the solve has ended are NaN.
         running_cost: `(batch,)`, the integral of the running cost over `t`, or to the event; `None` where none was
             given.
         stats: what the solve cost.
         retcode: how it ended; entries of `z` after a failure are NaN.
         engine: name of the engine that solved.
         solver: name of the solver that was used.
-        event_t: 0-d, the time of the event, in the dtype of the times or of the state, whichever is wider; `None` where
-            none was asked for or none was met.
-        event_z: `(batch, *features)`, the state at the event, or a tuple of such, or `None`.
-        event_index: which entry of the event function changed sign, or `None`.
+        event_t: 0-d, the time of the event that ended the solve, in the dtype of the times or of the state, whichever
+            is wider; `None` where none was asked for or none was met.
+        event_z: `(batch, *features)`, the state there, before any jump, or a tuple of such, or `None`.
+        event_index: which entry of the event function changed sign, or, where `solve` was given several events, which
+            of them it was; or `None`.
+        events: the `EventLog` of all events and doses that happened, with their times and the states before and after
+            them; of independent samples a sequence of these, one for each; `None` where `solve` was given no event.
         t_end: 0-d, the time that was reached: the last one or the event's, or where the integration failed.
         z_end: `(batch, *features)`, the state there, or a tuple of such; without a gradient after a failure.
 
@@ -60,9 +64,16 @@ class Solution:
     event_t: Tensor | None = None
     event_z: Any = None
     event_index: Any = None
+    _logs: EventLogs | None = None
     _interpolant: Callable[[Tensor], tuple[Tensor, ...]] | None = None
     _failed_at: tuple[Tensor, tuple[Tensor, ...]] | None = None
     _form: State = TENSOR
+
+    @property
+    def events(self) -> EventLog | EventLogs | None:
+        """What happened: one log, or of independent samples one for each; `None` where nothing was to happen."""
+        logs = self._logs
+        return logs[0] if logs is not None and logs.joint else logs
 
     @property
     def t_end(self) -> Tensor:
@@ -145,8 +156,16 @@ def dtype_of_found_times(t: Tensor, state: Sequence[Tensor]) -> torch.dtype:
 def at_given_times(solution: Solution, t: Tensor, state: Sequence[Tensor]) -> Solution:
     """The solution with the user's times, and that of the event in the dtype that it is to have."""
     found_at = solution.event_t
-    event_t = None if found_at is None else found_at.to(dtype_of_found_times(t, state))
-    return replace(solution, t=t.detach(), event_t=event_t)
+    dtype, logs = dtype_of_found_times(t, state), solution._logs
+    event_t = None if found_at is None else found_at.to(dtype)
+    failed_at = solution._failed_at
+    return replace(
+        solution,
+        t=t.detach(),
+        event_t=event_t,
+        _logs=None if logs is None else logs.in_dtypes(dtype, [x.dtype for x in state]),
+        _failed_at=None if failed_at is None else (failed_at[0].to(dtype), failed_at[1]),
+    )
 
 
 def in_dtype_of(state: tuple[Tensor, ...], solution: Solution) -> Solution:
@@ -160,7 +179,14 @@ def in_dtype_of(state: tuple[Tensor, ...], solution: Solution) -> Solution:
     failed_at = solution._failed_at
     if failed_at is not None:
         failed_at = failed_at[0], cast(failed_at[1])
-    return replace(solution, z=cast(solution.z), event_z=cast(solution.event_z), _failed_at=failed_at)
+    logs = solution._logs
+    return replace(
+        solution,
+        z=cast(solution.z),
+        event_z=cast(solution.event_z),
+        _logs=None if logs is None else logs.in_dtypes(logs.time_dtype, [x.dtype for x in state]),
+        _failed_at=failed_at,
+    )
 
 
 def in_form(form: State, solution: Solution) -> Solution:

@@ -20,19 +20,13 @@ from pynode.errors import EngineUnavailable, InputError, SolveError
 from pynode.field import Field
 from pynode.field._kept import check_no_cache
 from pynode.field._outside import is_recording, outside_of_compile
-from pynode.field._piece import PieceField
 from pynode.field._substitution import LateRead
 from pynode.field._transforms import differentiated, example, is_active, is_wrapped, levels, moves, untransformed
 from pynode.problem.controlled import check_control, reads_control, with_jumps
-from pynode.problem.event import Event, event_reads_time
-from pynode.problem.in_pieces import solve_in_pieces
-from pynode.problem.independent import (
-    EventOfEach,
-    at_last_times,
-    check_batching,
-    check_unmixed,
-    per_sample_times,
-)
+from pynode.problem.course import solve_course
+from pynode.problem.crossing import event_reads_time
+from pynode.problem.event import At, Event, Events, events_of
+from pynode.problem.independent import at_last_times, check_batching, check_unmixed, per_sample_times
 from pynode.problem.inputs import (
     check_args,
     check_count,
@@ -41,12 +35,12 @@ from pynode.problem.inputs import (
     check_state,
     check_times,
 )
-from pynode.problem.pieces import MetAtStop, Piece, on_side
 from pynode.problem.precision import autocast_dtype, in_full_precision, without_autocast
 from pynode.problem.resolution import check_recorded, check_resolution
 from pynode.problem.solved_field import solved_field
 from pynode.problem.state import State, state_of, with_args
-from pynode.problem.stops import Stop, check_continuous, check_stops, find_stops
+from pynode.problem.stops import check_continuous, check_stops, find_stops
+from pynode.problem.watch import NO_TRANSFORMS
 from pynode.sensitivity import Sensitivity
 from pynode.solution import Solution, at_given_times, dtype_of_found_times, in_dtype_of, in_form
 from pynode.torch_state import leaves_thread_state
@@ -70,12 +64,13 @@ def solve(
     dt: float | None = None,
     sensitivity: str | Sensitivity = "auto",
     running_cost: Callable[..., Tensor] | None = None,
-    event: Callable[..., Tensor] | None = None,
+    event: Callable[..., Tensor] | Event | At | Sequence[Callable[..., Tensor] | Event | At] | None = None,
     batching: str = "joint",
     tstops: Tensor | Sequence[float] | None = (),
     control: Control | None = None,
     lowering: str = "trace",
     max_steps: int = 10_000,
+    max_events: int = 10_000,
     engine: str = "auto",
     dense: bool = False,
     throw: bool = True,
@@ -106,10 +101,13 @@ def solve(
         sensitivity: how gradients are computed: `"auto"`, a name, or an object with options (`pynode.Discrete`,
             `Backsolve`, `Interpolating`, `Quadrature`, `Gauss`, `Forward`).
         running_cost: `l(t, z, *args) -> (batch,)`; its integral over `t` is `Solution.running_cost`.
-        event: `g(t, z, *args)`, 0-d or `(n_events,)`. The solve ends where an entry first changes sign, see
-            `Solution.event_t`; gradients flow to the event's time and state, and to what `g` reads. An entry that
-            is zero at `t[0]` counts from when it has left zero. A sign that changes twice within one step may be
-            missed.
+        event: what happens in the course of the solve: a `pynode.Event`, where a function of time and state changes
+            sign; a `pynode.At`, jumps of the state at given times, such as doses; or a sequence of these. A callable
+            `g(t, z, *args)`, 0-d or `(n_events,)`, is `Event(g)`: the solve ends where an entry first changes sign,
+            see `Solution.event_t`. An event may change the state, and the solve then goes on; `Solution.events` has
+            all that happened. Gradients flow to the events' times and states, and through them, and to what the
+            functions read. An entry that is zero at `t[0]` counts from when it has left zero. A sign that changes
+            twice within one step may be missed. A state that is reported at the time of a jump is that before it.
         batching: `"joint"`, one step size for the whole batch, or `"independent"`, one for each sample, so that a
             hard sample costs the others nothing. On julia the samples are solved side by side on its threads
             (`PYTHON_JULIACALL_THREADS`, of which `torch.get_num_threads()` work at most); on torch one after the
@@ -131,6 +129,8 @@ def solve(
             `"auto"`: as native code, or by calls where there is no graph, with a warning that says why. The torch
             engine calls the field anyway.
         max_steps: the number of steps, accepted or not, after which the solve is given up.
+        max_events: the number of events (of one sample, where they are independent; doses do not count) after which
+            the solve is given up, as it is before where events follow one another without time passing in between.
         engine: `"julia"`, `"torch"`, or `"auto"`: what the variable `PYNODE_ENGINE` says, else the first
             available one of these that has the solver and the sensitivity that are asked for.
         dense: whether the solution can be interpolated, see `Solution.__call__`.
@@ -154,12 +154,14 @@ def solve(
     """
     form = state_of(z0)
     state = form.tensors(z0)
-    given_args = check_args(args)
+    given_args, events = check_args(args), events_of(event)
     if control is not None:
         check_control(control, field, state[0], t)
         tstops = with_jumps(tstops, control, state[0], t)
         field = reads_control(field, control.form, len(given_args))
-        running_cost, event = (reads_control(f, control.form) for f in (running_cost, event))
+        running_cost = reads_control(running_cost, control.form)
+        if events is not None:
+            events = events.of(functools.partial(reads_control, form=control.form))
         given_args = (*control.tensors, *given_args)
     form, given = with_args(form, given_args)
     options = {
@@ -169,11 +171,12 @@ def solve(
         "dt": dt,
         "sensitivity": sensitivity,
         "running_cost": running_cost,
-        "event": event,
+        "events": events,
         "batching": batching,
         "tstops": tstops,
         "lowering": lowering,
         "max_steps": max_steps,
+        "max_events": max_events,
         "engine": engine,
         "dense": dense,
         "throw": throw,
@@ -221,22 +224,20 @@ def _solve(
     dt: float | None,
     sensitivity: str | Sensitivity,
     running_cost: Callable[..., Tensor] | None,
-    event: Callable[..., Tensor] | None,
+    events: Events | None,
     batching: str,
     tstops: Tensor | Sequence[float] | None,
     lowering: str,
     max_steps: int,
+    max_events: int,
     engine: str,
     dense: bool,
     throw: bool,
-    stops: Sequence[Stop] | None = None,
-    piece: Piece | None = None,
-    on_piece: PieceField | None = None,
+    on_field: Field | None = None,
 ) -> Solution:
     """`solve`, of the tensors that are solved; the solution's states are these, a tuple if `form.is_tuple`.
 
-    It starts afresh at `stops`, which are to be found where `None`; or is of one `piece` between two of them, where the
-    field is `on_piece`.
+    Or the solve of one piece of it, where the field is `on_field`, and nothing happens in between.
     """
     state = check_state(form, state)
     given, numbers = check_times(t, state[0])
@@ -247,7 +248,7 @@ def _solve(
         times = per_sample_times(times, state[0])
     rtol, atol = check_number("rtol", rtol), check_number("atol", atol)
     dt = None if dt is None else check_number("dt", dt)
-    max_steps = check_count("max_steps", max_steps)
+    max_steps, max_events = check_count("max_steps", max_steps), check_count("max_events", max_events)
     check_lowering(lowering)
     recording = is_recording()
     if recording and named_engine(engine) == "auto":
@@ -257,10 +258,7 @@ def _solve(
         raise InputError(
             f"the fixed-step solver {info.name!r} needs its step: pass dt=…, or use an adaptive solver, e.g. 'auto'"
         )
-    given_state, given_args, form_of_event = state, args, form
-    if piece is not None:
-        args, form_of_event = (*args, piece.low, piece.high), form.with_real_args(2)
-        event = event if event is None or not callable(event) else on_side(event)
+    given_state = state
     is_tuple = form.is_tuple or running_cost is not None
     if running_cost is not None:
         state = (*state, state[0].new_zeros(state[0].shape[0]))
@@ -268,18 +266,16 @@ def _solve(
         function = solved_field(field, running_cost, form, len(args))
         check_recorded(function, state, times, args, is_tuple, dt)
         check_continuous(function, state, times, args, is_tuple, tstops)
-        plain = not (independent or event is not None or dense)
+        plain = not (independent or events is not None or dense)
         *states, last = record(chosen.name, function, state, times, args, is_tuple, info, dt, plain)
         states, cost = ([*states, last], None) if running_cost is None else (states, last[-1])
         result = tuple(states) if form.is_tuple else states[0]
         return Solution(given, result, cost, Stats(), Retcode.SUCCESS, chosen.name, info.name, _form=form)
     examples, at, values = tuple(map(example, state)), example(times), tuple(map(example, args))
-    given_field: Field
-    if on_piece is None or piece is None:
+    given_field = on_field
+    if given_field is None:
         function = solved_field(field, running_cost, form, len(args))
         given_field = Field(function, examples, at, values, is_tuple, autocast)
-    else:
-        given_field = on_piece
     vector_field = given_field
     inputs = (*state, times, *args, *vector_field.parameters)
     active = is_active()
@@ -288,7 +284,7 @@ def _solve(
         vector_field = vector_field.replaced(
             {n: example(p) for n, p in zip(vector_field.names, vector_field.parameters, strict=True)}
         )
-    if independent and piece is None:
+    if independent and on_field is None:
         with untransformed():
             check_unmixed(vector_field, examples, at, values)
     if active:
@@ -321,60 +317,54 @@ def _solve(
         dense=dense,
         lowering=lowering,
     )
-    if stops is None and (
-        vector_field.facts.switches or event is not None or not (type(tstops) is tuple and not tstops)
-    ):
-        stops = find_stops(check_stops(tstops, state[0]), tstops is not None, problem, inputs, event, form)
-    if stops and piece is None:
-        again = functools.partial(
-            _solve,
-            form,
-            field,
-            autocast=autocast,
-            solver=solver,
-            rtol=rtol,
-            atol=atol,
-            dt=dt,
-            sensitivity=sensitivity,
-            running_cost=running_cost,
-            tstops=(),
-            lowering=lowering,
-            engine=engine,
-            dense=dense,
-            throw=False,
-            on_piece=PieceField(given_field),
-        )
-        like = problem.t.new_empty((), dtype=vector_field.time_dtype)
-        solution = solve_in_pieces(again, given_state, times, given_args, stops, like, event, max_steps)
-        reads = None if event is None else functools.partial(event_reads_time, event, form, problem)
-        check_resolution(problem, numbers, solution.stats, reads)
-        if throw and solution.retcode is not Retcode.SUCCESS:
-            raise _failure(
-                field, form, info.name, chosen.name, solution.retcode, solution._failed_at, solution.stats.per_sample
-            )
-        return at_given_times(solution, given, state)
     if dense and transformed:
         raise EngineUnavailable(
             "solve(dense=True) has no interpolant within torch.func's transforms: ask for times instead"
         )
-    found = None
-    if event is not None:
-        if transformed or any(map(moves, inputs)):
-            raise EngineUnavailable(
-                "an event's time and state have a gradient by autograd alone, no forward derivatives and none by "
-                "torch.func: call solve(event=…) outside of its transforms and without dual numbers"
+    asked_for = events is not None or not (type(tstops) is tuple and not tstops)
+    if on_field is None and state[0].shape[0] and (asked_for or vector_field.facts.switches):
+        watched = None if events is None else events.function
+        if watched is not None and (transformed or any(map(moves, inputs))):
+            raise EngineUnavailable(NO_TRANSFORMS)
+        stops = find_stops(check_stops(tstops, state[0]), tstops is not None, problem, inputs, watched, form)
+        if stops or events is not None:
+            again = functools.partial(
+                _solve,
+                form,
+                field,
+                autocast=autocast,
+                solver=solver,
+                rtol=rtol,
+                atol=atol,
+                dt=dt,
+                sensitivity=sensitivity,
+                running_cost=running_cost,
+                events=None,
+                tstops=(),
+                lowering=lowering,
+                max_events=max_events,
+                engine=engine,
+                dense=dense,
+                throw=False,
             )
-        if piece is None:
-            found = (EventOfEach if independent else Event)(event, chosen, problem, form)
-        else:
-            found = Event(event, chosen, problem, form_of_event, piece.signs)
-            if found.at_start is not None:
-                raise MetAtStop(
-                    *found.met_at_start(times[0], state, args), index=found.at_start, costs=running_cost is not None
+            whole = replace(problem, field=given_field)
+            solution, culprit = solve_course(
+                again, chosen, whole, form, given_state, times, args, stops, events, max_steps, max_events
+            )
+            reads = None if watched is None else functools.partial(event_reads_time, watched, form, problem)
+            check_resolution(problem, numbers, solution.stats, reads)
+            if throw and solution.retcode is not Retcode.SUCCESS:
+                raise _failure(
+                    field,
+                    form,
+                    info.name,
+                    chosen.name,
+                    solution.retcode,
+                    solution._failed_at,
+                    solution.stats.per_sample,
+                    culprit,
                 )
-        times = found.cut(times)
-        problem = replace(problem, t=times.detach())
-        numbers = problem.t.tolist()
+            return at_given_times(solution, given, state)
     of_inputs = list(map(levels, inputs)) if active else [frozenset()] * len(inputs)
     run = Run(chosen, problem, of_inputs, throw, given=not transformed)
     z: tuple[Tensor, ...] = ()
@@ -387,8 +377,8 @@ def _solve(
     except Failed:
         pass  # the run tells of it
     done, failed_at = run.integration, None
-    if piece is None:
-        check_resolution(problem, numbers, done.stats, None if found is None else found.reads_time)
+    if on_field is None:
+        check_resolution(problem, numbers, done.stats, None)
     if done.retcode is not Retcode.SUCCESS:
         assert done.z_end is not None
         each = done.stats.per_sample
@@ -400,8 +390,8 @@ def _solve(
     cost = None
     if running_cost is not None:
         z, cost = z[:-1], at_last_times(z[-1], problem.t) if independent else z[-1][-1]
-    solution = Solution(
-        given.detach() if found is None else problem.t,
+    return Solution(
+        given.detach(),
         z if form.is_tuple else z[0],
         cost,
         done.stats,
@@ -412,12 +402,6 @@ def _solve(
         _failed_at=failed_at,
         _form=form,
     )
-    if found is None:
-        return solution
-    if piece is not None and isinstance(found, Event) and not failed_at and found.crossing.t is None:
-        piece.signs = found.signs_after([x[-1].detach() for x in z])
-    solution = found.complete(solution, args)
-    return at_given_times(solution, given, state)
 
 
 def _failure(
@@ -428,14 +412,19 @@ def _failure(
     retcode: Retcode,
     failed_at: tuple[Tensor, tuple[Tensor, ...]],
     each: PerSample | None,
+    culprit: str = "",
 ) -> SolveError:
-    """The error for an integration that failed at this time, of independent samples the first that did."""
+    """The error for an integration that failed at this time, of independent samples the first that did.
+
+    Where that was at an event, `culprit` names it.
+    """
     name, (t_end, z_end), which, at = getattr(field, "__qualname__", type(field).__name__), failed_at, "", failed_at[0]
     if each is not None:
         b = next(b for b, code in enumerate(each.retcode) if code is not Retcode.SUCCESS)
         which, at = f", sample {b},", t_end[b]
     return SolveError(
-        f"{name} with {solver} on the {engine} engine{which} stopped at t={float(at):.6g}: {retcode.value}",
+        f"{name} with {solver} on the {engine} engine{which} stopped at t={float(at):.6g}"
+        f"{f', at {culprit}' if culprit else ''}: {retcode.value}",
         retcode,
         t_end,
         form.state(z_end),

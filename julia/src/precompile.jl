@@ -74,12 +74,20 @@ end
 function sample_event(dtype::String, solver::String)
     T = element_type(dtype)
     kernel, event = register("sample", dtype, SAMPLE), register("sample event", dtype, SAMPLE_EVENT)
-    z, W, ts, signs = T[0.1, -0.2, 0.3, 0.4], T[0.1, 0.2, -0.3, 0.4], Time[0, 1], [-1.0]
+    z, W, ts, signs, directions = T[0.1, -0.2, 0.3, 0.4], T[0.1, 0.2, -0.3, 0.4], Time[0, 1], [-1.0], [1.0]
     address(x) = Int(pointer(x))
     floats = Float64[1e-3, 1e-3, 0, 0, 0, 0, 0, 0]
-    call = Int[HOST, kernel, event, 1, address(signs), solver_number(solver), 2, 2, 0, 0, 1, 1000, 0, address(ts)]
-    append!(call, [1, 4, address(z), 0, 1, 4, address(W), 0])
-    GC.@preserve z W ts signs call floats find_event(address(call), length(call), address(floats))
+    GC.@preserve z W ts signs directions floats begin
+        call = Int[HOST, kernel, event, 1, address(signs), address(directions), solver_number(solver), 2, 2, 0, 0, 1, 1000, 0]
+        append!(call, [address(ts), 1, 4, address(z), 0, 1, 4, address(W), 0])
+        GC.@preserve call find_event(address(call), length(call), address(floats))
+        times, counts, signs, results = Time[0, 1, 0, 1], [2, 2], [-1.0, -1.0], zeros(6)
+        GC.@preserve times counts signs results begin
+            call = Int[kernel, event, 1, address(signs), address(directions), solver_number(solver), 2, 2, 1, 1000]
+            append!(call, [address(times), address(counts), address(results), 1, 2, address(z), 1, 4, address(W), 0, 0])
+            GC.@preserve call find_event_each(address(call), length(call), address(floats))
+        end
+    end
     return floats[2]
 end
 

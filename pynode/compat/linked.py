@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pynode.engine.refused import no_derivative_of, once_differentiable
-from pynode.problem.event import NO_FURTHER
+from pynode.problem.crossing import NO_FURTHER
 from pynode.problem.state import as_tuple
 
 __all__ = ["linked_event", "warn_of_no_gradient", "without_second_derivatives"]

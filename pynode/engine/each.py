@@ -8,10 +8,20 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pynode.engine.protocol import Derivatives, Gradients, Integration, PerSample, Problem, Retcode, Stats
+from pynode.engine.protocol import (
+    Crossing,
+    Derivatives,
+    EventSearch,
+    Gradients,
+    Integration,
+    PerSample,
+    Problem,
+    Retcode,
+    Stats,
+)
 from pynode.errors import EngineUnavailable
 
-__all__ = ["EachDerivatives", "is_per_sample", "sample_of", "solve_each", "summary"]
+__all__ = ["EachDerivatives", "find_each", "is_per_sample", "sample_of", "solve_each", "summary"]
 
 
 def is_per_sample(x: Tensor, batch: int) -> bool:
@@ -38,6 +48,23 @@ def summary(per_sample: PerSample) -> Stats:
 
     nfe, accepted, rejected = per_sample.nfe, per_sample.n_accepted, per_sample.n_rejected
     return Stats(int(nfe.sum()), None, total(accepted), total(rejected), 0.0, per_sample)
+
+
+def find_each(
+    find: Callable[[Problem, EventSearch], Crossing],
+    problem: Problem,
+    search: EventSearch,
+    signs: Sequence[tuple[float, ...]],
+) -> list[Crossing]:
+    """Find the event of each sample by itself.
+
+    Args:
+        find: finds that of a problem of one sample.
+        problem: a problem of independent samples.
+        search: what is looked for.
+        signs: of the values, for each sample.
+    """
+    return [find(sample_of(problem, b), replace(search, signs=own)) for b, own in enumerate(signs)]
 
 
 def solve_each(solve: Callable[[Problem], Integration], problem: Problem) -> Integration:

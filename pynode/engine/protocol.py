@@ -42,6 +42,12 @@ class Retcode(enum.Enum):
         "the state or the field became infinite or NaN: shorten t, bound the field (e.g. tanh), "
         "or reduce dt of a fixed-step solver"
     )
+    ZENO = (
+        "events follow one another without time passing in between, as the bounces of a ball that comes to rest: end "
+        "the solve before (Event(terminal=n), or a further event that is terminal, such as a small speed), or let "
+        "affect take the state away from zero"
+    )
+    MAX_EVENTS = "max_events was reached: raise max_events, or end the solve before (Event(terminal=n))"
     FAILURE = (
         "the solver gave up: reduce dt of a fixed-step solver, or try another solver (a stiff one for a stiff field) "
         "or looser tolerances"
@@ -215,7 +221,7 @@ class Integration:
 
 @dataclass(frozen=True)
 class EventSearch:
-    """What ends a solve.
+    """What a solve is watched for.
 
     Attributes:
         function: maps `t`, 0-d, the state tensors and the conditioning tensors to the values, `(n_events,)`.
@@ -223,6 +229,7 @@ class EventSearch:
         n_states: how many of the state tensors are that state.
         form: what puts together what `owner` takes: `form.state(tensors)`, `form.args(args)`.
         signs: of each value at the start; 0 for one that takes its sign later.
+        directions: for each value which changes of its sign count: 1 those to positive, -1 those to negative, 0 all.
     """
 
     function: Callable[..., torch.Tensor]
@@ -230,6 +237,7 @@ class EventSearch:
     n_states: int
     form: Any
     signs: tuple[float, ...]
+    directions: tuple[int, ...]
 
     def not_a_number(self, t: float) -> InputError:
         """The error for a value that is NaN, of which nobody knows whether it changes its sign."""
@@ -241,7 +249,7 @@ class EventSearch:
 
 @dataclass(frozen=True)
 class Crossing:
-    """Where a value of an `EventSearch` first changes its sign.
+    """Where a value of an `EventSearch` first changes its sign in a direction that counts.
 
     Attributes:
         t: the time; `None` if none does before the last time, or the integration fails.
@@ -276,3 +284,8 @@ class Engine(Protocol):
 
     def find_event(self, problem: Problem, search: EventSearch) -> Crossing:
         """Integrate, without regard to `sensitivity` and `dense`, to where a value first changes its sign."""
+
+    def find_event_each(
+        self, problem: Problem, search: EventSearch, signs: Sequence[tuple[float, ...]]
+    ) -> Sequence[Crossing]:
+        """The same for each of independent samples, with signs of its own in the place of the search's."""

@@ -23,6 +23,7 @@ class PieceField(Field):
     """A field that gets no time beyond a piece of the span.
 
     The least and the greatest time that it gets, 0-d, are its last two conditioning tensors: all pieces have one trace.
+    Of independent samples, which may be on pieces of their own, these have a number for each.
 
     Args:
         base: the field.
@@ -39,7 +40,7 @@ class PieceField(Field):
     def __call__(self, t: Tensor, z: Sequence[Tensor], args: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
         """As `Field.__call__`."""
         *own, low, high = args
-        return super().__call__(within(t.to(self.time_dtype), low, high), z, own)
+        return super().__call__(within(t.to(self.time_dtype), low.reshape(()), high.reshape(())), z, own)
 
 
 class _Key:

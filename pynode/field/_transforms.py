@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._C import _functorch
@@ -22,6 +23,7 @@ __all__ = [
     "is_wrapped",
     "levels",
     "moves",
+    "numbers",
     "untransformed",
 ]
 
@@ -99,6 +101,15 @@ def example(x: Tensor) -> Tensor:
         if dim >= 0:
             x = x.select(dim, 0)
     return x.detach()
+
+
+def numbers(x: Tensor) -> np.ndarray:
+    """The values of a tensor, see `example`."""
+    if not is_active():
+        return x.detach().cpu().numpy()
+    plain = example(x)
+    with untransformed():
+        return plain.detach().cpu().numpy()
 
 
 @contextlib.contextmanager

@@ -79,8 +79,10 @@ def reads_control(function: Any, form: Form, n_args: int | None = None) -> Any:
     return derived_field(_with_path, function, form)
 
 
-def _with_path(function: Callable[..., Any], form: Form, owner: object, t: Tensor, z: Any, *args: Tensor) -> Any:
-    return function(t, z, form.of(args[:2]), *args[2:])
+def _with_path(
+    function: Callable[..., Any], form: Form, owner: object, t: Tensor, z: Any, *args: Tensor, **keywords: Tensor
+) -> Any:
+    return function(t, z, form.of(args[:2]), *args[2:], **keywords)
 
 
 def with_jumps(tstops: Any, control: Control, like: Tensor, t: Any) -> Any:

@@ -1,280 +1,218 @@
-"""Events: where a solve ends because a function of time and state changes its sign.
-
-An engine finds the time, without a gradient. The problem is then solved to that time like any other, and one Newton
-step on the event function, which autograd sees, makes the time exact and differentiable: with t* the time that was
-found and z* = z(t*), t_event = t* - g(t*, z*) / (dg/dt along the solution), whose derivative is that of the implicit
-function theorem (Chen, Amos & Nickel 2021, "Learning neural event functions for ordinary differential equations").
-"""
+"""What may happen in the course of a solve: `Event`, where a function changes its sign, and `At`, at given times."""
 
 from __future__ import annotations
 
-import dataclasses
+import copy
+import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.autograd import forward_ad
+from torch import Tensor, nn
 
-from pynode.engine.protocol import Crossing, Engine, EventSearch, Problem, Retcode
-from pynode.engine.refused import once_differentiable
-from pynode.errors import InputError, SolveError
-from pynode.field._time import reads_time, time_as_asked, time_dtype
-from pynode.problem.state import State
+from pynode.errors import InputError
+from pynode.field._derived import derived_field
+from pynode.field._time import time_as_asked
+from pynode.field._transforms import example
+from pynode.problem.inputs import as_times
 
-__all__ = ["NO_FURTHER", "Event", "event_reads_time", "event_values"]
-
-# A value counts as zero at the start if the solution leaves or meets zero within this many roundings of the time, in
-# its dtype, and of the span, in the state's.
-_ROUNDINGS = 16
-NO_FURTHER = (
-    "an event's time, and the state there,",
-    "solve over fixed times for second derivatives",
-)
+__all__ = ["At", "Event", "Events", "events_of"]
 
 
 class Event:
-    """The event of one solve, found when this is made.
+    """An event: a function of time and state changes its sign.
 
     Args:
-        function: the user's `g(t, z, *args)`.
-        engine: what finds it.
-        problem: the problem over the whole span.
-        form: the form of the state that `function` takes.
-        before: the signs of the values before the start, where this goes on with a solve; `None`: not known.
+        g: `g(t, z, *args)`, 0-d or `(n_events,)`: an event is where an entry passes zero.
+        direction: 1 counts where an entry rises through zero, -1 where it falls, 0 both. Rising and falling are meant
+            along the direction of the solve: backwards in time an entry rises that grows as t decreases.
+        terminal: `True`: the solve ends at the first; an int n: at the n-th (of any of the entries); `False`: at none.
+            By default it is `True` without an `affect`, and `False` with one.
+        affect: `affect(t, z, *args) -> z` takes the state at the event and returns the one that the solve goes on with,
+            in the same form (a tensor, a tuple, a named tuple, a dictionary) and of the same shapes. It may take the
+            keyword argument `index` too: which entry of `g` it was, a 0-d integer tensor.
 
-    Attributes:
-        at_start: which value has another sign than in `before`, as one that jumps or is zero there may; `None`: none.
+    In a joint batch `g` and `affect` see the whole batch, and an event is one of all; of independent samples they see
+    one at a time, as a batch of one, and each has its own (`torch.vmap` maps them over samples where it can).
 
-    Raises:
-        InputError: `function` does not return a number, or a vector of them.
+    An entry that is zero after an event counts from when it has left zero: it does not happen again at once. Nor is it
+    an event where an `affect` carries the state to the other side of zero.
     """
 
     def __init__(
         self,
-        function: Callable[..., Tensor],
-        engine: Engine,
-        problem: Problem,
-        form: State,
-        before: Sequence[float] | None = None,
+        g: Callable[..., Tensor],
+        direction: int = 0,
+        terminal: bool | int | None = None,
+        affect: Callable[..., Any] | None = None,
     ) -> None:
-        if not callable(function):
-            raise InputError(f"event must be a callable g(t, z, *args), got {type(function).__name__}")
-        self.user, self.problem, self.form = function, problem, form
-        self.n_states, self.is_tuple = len(form.names), form.is_tuple
-        self.crossing = Crossing(None, -1, 0)
-        self.signs: tuple[float, ...] = ()
-        self.at_start: int | None = None
-        if problem.z0[0].shape[0]:
-            self.signs = self._signs()
-            if before is not None:
-                changed = [i for i, (old, new) in enumerate(zip(before, self.signs, strict=True)) if old * new < 0]
-                self.at_start = changed[0] if changed else None
-                self.signs = tuple(new or old for old, new in zip(before, self.signs, strict=True))
-            if self.at_start is None:
-                search = EventSearch(self.values, function, self.n_states, form, self.signs)
-                self.crossing = engine.find_event(problem, search)
-        self.stop, self.before = problem.t[-1], len(problem.t)  # the event's time, and how many entries of t lie before
-        if self.crossing.t is not None:
-            first, last = problem.t[0], problem.t[-1]
-            sign = torch.sign(last - first)
-            self.stop = first.new_tensor(self.crossing.t)
-            if not sign * self.stop > sign * first:
-                self.stop = torch.nextafter(first, last)
-            self.before = int((sign * problem.t < sign * self.stop).sum())
-
-    def values(self, t: Tensor, z: Sequence[Tensor], args: Sequence[Tensor]) -> Tensor:
-        """See `event_values`."""
-        return event_values(self.user, self.form, t, z, args)
-
-    def reads_time(self) -> bool:
-        """See `event_reads_time`."""
-        return event_reads_time(self.user, self.form, self.problem)
-
-    def _signs(self) -> tuple[float, ...]:
-        """The sign of each value at the start, or, where that is zero, the one that it is about to take."""
-        problem = self.problem
-        values, slopes = self._slopes(problem.t[0], problem.z0, None)
-        if not bool(torch.isfinite(values).all()):
+        if not callable(g):
+            raise InputError(f"the event function must be a callable g(t, z, *args), got {type(g).__name__}")
+        if isinstance(direction, bool) or direction not in (-1, 0, 1):
+            raise InputError(f"direction must be 1 (rising), -1 (falling) or 0 (both), got {direction!r}")
+        if terminal is None:
+            terminal = affect is None
+        if not isinstance(terminal, int) or (not isinstance(terminal, bool) and terminal < 1):
             raise InputError(
-                f"event must return finite numbers, got {values.tolist()} at t[0]. Look at what computes them"
+                f"terminal must be True (end at the first), a positive int n (at the n-th) or False, got {terminal!r}"
             )
-        direction = torch.sign(problem.t[-1] - problem.t[0])
-        at_zero = self._are_zero(values, slopes)
-        return tuple(torch.where(at_zero, torch.sign(direction * slopes), torch.sign(values)).tolist())
+        self.g, self.direction, self.terminal = g, int(direction), terminal
+        self.affect = None if affect is None else _checked(affect)
+        self.takes_index = affect is not None and _takes_index(affect)
 
-    def _are_zero(self, values: Tensor, slopes: Tensor) -> Tensor:
-        """Which values at the start are zero but for rounding."""
-        problem = self.problem
-        span = (problem.t[-1] - problem.t[0]).abs()
-        of_time, of_state = torch.finfo(problem.t.dtype).eps, torch.finfo(problem.z0[0].dtype).eps
-        resolution = _ROUNDINGS * (of_time * problem.t.abs().max() + of_state * span)
-        return values.abs() <= resolution * slopes.abs()
+    @property
+    def last(self) -> float:
+        """At which occurrence the solve ends."""
+        return float(self.terminal) if self.terminal else float("inf")
 
-    def signs_after(self, z: Sequence[Tensor]) -> tuple[float, ...]:
-        """The signs at the last time, where no event was met before it and the state is `z`."""
-        if all(self.signs):
-            return self.signs
-        with torch.no_grad():
-            values = self.values(self.problem.t[-1], z, self.problem.args).tolist()
-        return tuple(sign or (value > 0) - (value < 0) for sign, value in zip(self.signs, values, strict=True))
-
-    def met_at_start(self, t: Tensor, z: Sequence[Tensor], args: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The time and the state of the event of value `at_start`, differentiable in the start, `t` and `z`."""
-        index = self.at_start
-        assert index is not None
-        values, slopes = self._slopes(t.detach(), [x.detach() for x in z], None)
-        if not bool(self._are_zero(values, slopes)[index]):
-            return t.clone(), *(x.clone() for x in z)  # the value jumps there
-        with torch.no_grad():
-            rates = self.problem.field(t.detach(), tuple(x.detach() for x in z), self.problem.args)
-        span = (self.problem.t[-1] - self.problem.t[0]).abs()
-        delay = _newton(self.values(t, z, args)[index], slopes[index], 1e-2 * span)
-        moved = (t + delay, *(x + rate * delay for x, rate in zip(z, rates, strict=True)))
-        return tuple(x.clone() for x in once_differentiable(*NO_FURTHER, moved))
-
-    def _slopes(self, t: Tensor, z: Sequence[Tensor], rates: Sequence[Tensor] | None) -> tuple[Tensor, Tensor]:
-        """The values and their derivatives in time along the solution, without a graph."""
-        problem = self.problem
-        if rates is None:
-            with torch.no_grad():
-                rates = problem.field(t, tuple(z), problem.args)
-        with torch.inference_mode(False), torch.enable_grad():
-            t, *states = (x.detach().clone().requires_grad_() for x in (t, *z[: self.n_states]))
-            values = self.values(t, states, problem.args)
-            slopes = torch.zeros_like(values)
-            for i, value in enumerate(values):
-                if not value.requires_grad:
-                    continue
-                found = torch.autograd.grad(value, [t, *states], retain_graph=True, allow_unused=True)
-                for g, rate in zip(found, (torch.ones_like(t), *rates), strict=False):
-                    slopes[i] += 0 if g is None else (g * rate).sum().detach()
-        return values.detach(), slopes.detach()
-
-    def cut(self, t: Tensor) -> Tensor:
-        """The times to solve for: those before the event, and its own."""
-        if self.crossing.t is None:
-            return t
-        return torch.cat([t[: self.before], self.stop[None]])
-
-    def complete(self, solution: Any, args: Sequence[Tensor]) -> Any:
-        """The solution over the user's times, with the event, from that over the times of `cut`.
-
-        Raises:
-            SolveError: the search failed before any event, and the solve did not.
-        """
-        solution.stats.nfe += self.crossing.nfe
-        if self.crossing.t is None:
-            if self.crossing.failed and solution.retcode is Retcode.SUCCESS:
-                raise SolveError(
-                    "the search for the event did not reach the last time, though the solve itself does: tighten rtol "
-                    "and atol, or raise max_steps",
-                    Retcode.FAILURE,
-                )
-            return solution
-        z, cost, t = solution.z if self.is_tuple else (solution.z,), solution.running_cost, self.stop
-        if solution.retcode is not Retcode.SUCCESS:
-            return dataclasses.replace(solution, t=self.problem.t, z=self._state(self._spread(z, ())))
-        last = (*(x[-1] for x in z), *(() if cost is None else (cost,)))
-        with torch.no_grad():
-            rates = self.problem.field(t, tuple(x.detach() for x in last), self.problem.args)
-        index = self.crossing.index
-        _, slopes = self._slopes(t, last, rates)
-        delay = _newton(self.values(t, last, args)[index], slopes[index], 1e-2 * (t - solution.t[-2]).abs())
-        last = tuple(x + rate * delay for x, rate in zip(last, rates, strict=True))
-        marked = once_differentiable(*NO_FURTHER, (t + delay, *last))  # the rate and the slope are held
-        stop, *end = (x.clone() for x in marked)  # for the user to change in place
-        last = tuple(end)
-        return dataclasses.replace(
-            solution,
-            t=self.problem.t,
-            z=self._state(self._spread(z, last)),
-            running_cost=None if cost is None else last[-1],
-            event_t=stop,
-            event_z=self._state(last[: self.n_states]),
-            event_index=index,
-            _interpolant=_within(solution._interpolant, solution.t[0], t),
-        )
-
-    def _state(self, z: tuple[Tensor, ...]) -> Any:
-        return z if self.is_tuple else z[0]
-
-    def _spread(self, z: Sequence[Tensor], last: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The states at the user's times, `last` if one is the event's, NaN after the event."""
-        total, before = len(self.problem.t), self.before
-        reported = before + (bool(last) and before < total and bool(self.problem.t[before] == self.stop))
-        parts = []
-        for i, x in enumerate(z):
-            nan = x.new_full((total - reported, *x.shape[1:]), float("nan"))
-            parts.append(torch.cat([x[:before], *([last[i][None]] if reported > before else []), nan]))
-        return tuple(parts)
+    def __repr__(self) -> str:
+        affect = "" if self.affect is None else f", affect={_name(self.affect)}"
+        return f"Event({_name(self.g)}, direction={self.direction}, terminal={self.terminal}{affect})"
 
 
-def event_values(
-    function: Callable[..., Any], form: State, t: Tensor, z: Sequence[Tensor], args: Sequence[Tensor]
-) -> Tensor:
-    """An event function as `(n_events,)`; `z` may have further tensors at its end.
+class At:
+    """Jumps of the state at given times: doses, pulses, resets.
 
-    Raises:
-        InputError: it does not return a number, or a vector of them.
+    Args:
+        times: 1-d, in any order; gradients flow to them. Those from `t[0]` on and before `t[-1]` happen (one at `t[-1]`
+            belongs to what follows). Of independent samples also `(batch, n)`, each sample's own, NaN where it has
+            fewer.
+        affect: as that of `Event`; `index`, if it takes that, is the number of the time in `times`.
     """
 
-    def evaluate(t: Tensor, z: Sequence[Tensor]) -> Any:
-        states = form.state(z[: len(form.names)])
-        return function(time_as_asked(function, t, z[0].dtype), states, *form.args(args))
+    def __init__(self, times: Tensor | Sequence[float], affect: Callable[..., Any]) -> None:
+        self.times, self.affect = times, _checked(affect)
+        self.takes_index = _takes_index(affect)
 
+    def in_double(self, like: Tensor, joint: bool) -> Tensor:
+        """The times, `(n,)` or `(batch, n)`, in double and on the device of the state.
+
+        Raises:
+            InputError: they are no times, or not those of such a solve.
+        """
+        times = as_times("At's times", self.times, like)
+        if times.dim() not in (1, 2):
+            raise InputError(
+                f"At's times must be 1-d, or (batch, n) for independent samples, got shape {tuple(times.shape)}"
+            )
+        if times.dim() == 2 and (joint or len(times) != len(like)):
+            remedy = "batching='independent'" if joint else f"a row for each of the {len(like)} samples, or shape (n,)"
+            raise InputError(f"At's times of shape {tuple(times.shape)} are those of each sample: pass {remedy}")
+        values = example(times)
+        if bool(values.isinf().any()) or (times.dim() == 1 and bool(values.isnan().any())):
+            raise InputError(f"At's times must be finite, got {values.tolist()}. Remove what is not")
+        return times.double()
+
+    def __repr__(self) -> str:
+        shape = tuple(self.times.shape) if isinstance(self.times, Tensor) else self.times
+        return f"At({shape}, affect={_name(self.affect)})"
+
+
+def _checked(affect: Any) -> Callable[..., Any]:
+    if not callable(affect):
+        raise InputError(f"affect must be a callable affect(t, z, *args) -> z, got {type(affect).__name__}")
+    return affect
+
+
+def _takes_index(affect: Callable[..., Any]) -> bool:
+    """Whether a callable has a parameter of that name."""
     try:
-        out = evaluate(t, z)
-    except RuntimeError:
-        # It may be a function that differentiates by what it is given, which has to require a gradient then.
-        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
-            raise
-        tracked = torch.is_grad_enabled()
-        with torch.inference_mode(False), torch.enable_grad():
-            t, *z = (x if tracked and x.requires_grad else x.detach().clone().requires_grad_() for x in (t, *z))
-            out = evaluate(t, z)
-        out = out if tracked or not isinstance(out, Tensor) else out.detach()
-    if not isinstance(out, Tensor) or not out.is_floating_point() or out.dim() > 1 or out.numel() == 0:
-        got = f"{out.dtype}, shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
-        raise InputError(
-            "event must return floating-point numbers that change sign, of shape () or (n_events,), got "
-            f"{got}. For a batch, combine the samples, e.g. z[:, 0].amin()"
-        )
-    return out.reshape(-1)
+        return "index" in inspect.signature(affect.forward if isinstance(affect, nn.Module) else affect).parameters
+    except (TypeError, ValueError):
+        return False
 
 
-def event_reads_time(function: Callable[..., Any], form: State, problem: Problem) -> bool:
-    """Whether an event function computes with the time in the state's dtype."""
-    z0, args, dtype = problem.z0, problem.args, problem.z0[0].dtype
-    t0 = problem.t.reshape(-1)[0].to(dtype)
-    return time_dtype(function, dtype) == dtype and reads_time(lambda t: event_values(function, form, t, z0, args), t0)
+def _name(function: Any) -> str:
+    return getattr(function, "__name__", type(function).__name__)
 
 
-def _newton(value: Tensor, slope: Tensor, limit: Tensor) -> Tensor:
-    """`-value / slope`; zero, with that derivative, where it is too long a step to be a correction."""
-    if slope == 0:
-        return _Undefined.apply(value)
-    delay = -value / slope
-    return delay if delay.detach().abs() <= limit else delay - delay.detach()
+class Events:
+    """What is to happen in the course of one solve.
+
+    Args:
+        given: the user's, in their order.
+
+    Attributes:
+        watched: the numbers of those that are `Event`.
+        preset: the numbers of those that are `At`.
+        function: the values of all event functions one after the other, as a function of time, state and conditioning
+            tensors; `None` where there is none.
+        directions: of each value; known once `measure` has been called, like `source` and `entry`, which are the number
+            of its `Event`, and its own within that.
+    """
+
+    def __init__(self, given: Sequence[Event | At]) -> None:
+        self.given = tuple(given)
+        self.watched = [i for i, x in enumerate(given) if isinstance(x, Event)]
+        self.preset = [i for i, x in enumerate(given) if isinstance(x, At)]
+        functions = [x.g for x in given if isinstance(x, Event)]
+        self.function: Callable[..., Any] | None = functions[0] if functions else None
+        if len(functions) > 1:
+            together = functools.partial(_together, len(functions))
+            self.function = derived_field(together, functions[0], *functions[1:])
+        self.directions: tuple[int, ...] = ()
+        self.source: list[int] = []
+        self.entry: list[int] = []
+
+    def of(self, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Events:
+        """The same of other functions, which are made of these."""
+        found = [copy.copy(x) for x in self.given]
+        for x in found:
+            if isinstance(x, Event):
+                x.g = wrap(x.g)
+            x.affect = None if x.affect is None else wrap(x.affect)
+        return Events(found)
+
+    def measure(self, count: Callable[[Callable[..., Any]], int]) -> None:
+        """Take note of how many values each event function has."""
+        for i in self.watched:
+            event = self.given[i]
+            assert isinstance(event, Event)
+            n = count(event.g)
+            self.directions += (event.direction,) * n
+            self.source += [i] * n
+            self.entry += range(n)
+
+    def named(self, value: int) -> str:
+        """What a message calls the event of a value."""
+        event = self.given[self.source[value]]
+        assert isinstance(event, Event)
+        several = len(self.given) > 1 or self.source.count(self.source[value]) > 1
+        return f"event{f' {self.source[value]}, value {self.entry[value]},' if several else ''} ({_name(event.g)})"
 
 
-class _Undefined(torch.autograd.Function):
-    """Zero, with an error for a derivative."""
+def events_of(event: Any) -> Events | None:
+    """What `solve` is given as `event`.
 
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        return torch.zeros_like(value)
+    Raises:
+        InputError: it is something else.
+    """
+    if event is None:
+        return None
+    given = list(event) if isinstance(event, list | tuple) else [event]
+    found: list[Event | At] = []
+    for x in given:
+        if not isinstance(x, Event | At) and not callable(x):
+            raise InputError(
+                "event must be a callable g(t, z, *args), a pynode.Event, a pynode.At or a sequence of these, got "
+                f"{type(x).__name__}"
+            )
+        found.append(x if isinstance(x, Event | At) else Event(x))
+    return Events(found) if found else None
 
-    @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
-        raise InputError(
-            "the event's time has no derivative: the event function does not change along the solution at the event. "
-            "Use a function that crosses zero with a slope rather than one that jumps, e.g. z[0] - 1, not its sign. "
-            "One that calls torch.autograd.grad has to do so with create_graph=True"
-        )
+
+def _together(count: int, *given: Any) -> Tensor:
+    """The values of so many event functions, which come first, then whose field this is, time, state and the rest."""
+    functions, (_, t, z, *args) = given[:count], given[count:]
+    found = []
+    for function in functions:
+        value = function(time_as_asked(function, t, _dtype(z)), z, *args)
+        found.append(value.reshape(-1) if isinstance(value, Tensor) and value.dim() < 2 else value)
+    return torch.cat(found)
 
 
-def _within(interpolant: Callable[[Tensor], Any] | None, first: Tensor, last: Tensor) -> Callable[[Tensor], Any] | None:
-    """The interpolant, asked for nothing beyond its span, which the event's time may exceed by its correction."""
-    low, high = (first, last) if first < last else (last, first)
-    return None if interpolant is None else lambda times: interpolant(times.clamp(low, high))
+def _dtype(z: Any) -> torch.dtype:
+    while not isinstance(z, Tensor):
+        z = next(iter(z.values())) if isinstance(z, dict) else z[0]
+    return z.dtype.to_real()

@@ -130,6 +130,10 @@ class State(NamedTuple):
                 )
         return self.tensors(out)
 
+    def returned(self, out: Any) -> tuple[Any, ...] | None:
+        """What a state holds that a user's function has returned; `None` if it has another form."""
+        return self.parts(out) if self._has_form(out) else None
+
     def _has_form(self, out: Any) -> bool:
         if self.kind is Tensor:
             return isinstance(out, Tensor)

@@ -106,3 +106,38 @@ function place!(x::AbstractVector{T}, parts, b::Int, batch::Int) where {T}
     end
     return
 end
+
+"""
+    find_event_each(ints, n_ints, floats) -> Int
+
+Integers: kernel, kernel of the event function, number of its values, addresses of their signs, sample after sample, and
+directions (floats), solver, batch, number of times, adaptive, max_steps, address of the times (times of each sample one
+after the other), address of how many each sample has, address of the results (evaluations, the time of the event, and
+the position of its value as in `find_event`, of each sample, as floats); number of state tensors, then for each the size of
+a sample and its address; then twice, for the field and for the event function: number of tensors of `θ`, then for each
+its size (of a sample, if it has rows), its address, and whether it has a row for each sample.
+Floats: rtol, atol, dt.
+"""
+function find_event_each(ints::Int, n_ints::Int, floats::Int)
+    r = Reader(wrap(Int, ints, n_ints), 0)
+    fields, of_events, m = sample_fields(next!(r)), sample_fields(next!(r)), next!(r)
+    return find_event_each_typed(fields, [EventValues(f, m, 1) for f in of_events], r, wrap(Float64, floats, 8), m)
+end
+
+function find_event_each_typed(fields::Vector{<:TracedField{T}}, events, r::Reader, x, m::Int) where {T}
+    signs, directions, solver, batch, times = next!(r), next!(r), SOLVER_NAMES[next!(r)], next!(r), next!(r)
+    adaptive, max_steps = next!(r) == 1, next!(r)
+    all_times, counts = reshape(wrap(Time, next!(r), times * batch), times, batch), wrap(Int, next!(r), batch)
+    results = reshape(wrap(Float64, next!(r), 3 * batch), 3, batch)
+    states = [(next!(r), next!(r)) for _ in 1:next!(r)]
+    from = [reshape(wrap(T, address, n * batch), n, batch) for (n, address) in states]
+    θ, of_events = sample_theta(first(fields), r, batch), sample_theta(first(events).field, r, batch)
+    u0 = [reduce(vcat, [x[:, b] for x in from]) for b in 1:batch]
+    ts = [all_times[1:counts[b], b] for b in 1:batch]
+    searches = [search_of(first(fields), m, signs, directions, b) for b in 1:batch]
+    o = Options(; solver, rtol = x[1], atol = x[2], dt = x[3], adaptive, max_steps)
+    find_event_each(fields, events, u0, ts, θ, of_events, searches, o) do b, found, evaluations
+        results[:, b] .= (evaluations, found.t, found.index)
+    end
+    return 0
+end

@@ -35,23 +35,31 @@ end
 
 haschanged(sign, value) = sign != 0 && sign * value <= 0
 
-"""
-    find_event(field, event, u0, ts, θ, signs, options) -> Crossing
-
-Solve from `ts[1]` towards `ts[end]` until a value of `event` has another sign than in `signs`, where 0 stands for the
-first sign that the value takes. Nothing is kept of the steps.
-"""
-function find_event(field::TracedField{T}, event::EventValues{T}, u0, ts::Vector{Time}, θ, signs, o::Options) where {T}
-    alg = algorithm(o.solver)
-    f = ode_function(field, o.solver)
-    return Base.invokelatest(find_event_with, field, event, f, u0, ts, θ, signs, o, alg)
+"What is looked for: for each value its sign so far, 0 where that is not known yet, and which changes count: 0 all, else
+those to the sign given."
+struct Search{T}
+    signs::Vector{T}
+    directions::Vector{Int}
 end
 
-function find_event_with(field::TracedField{T}, event, f, u0, ts::Vector{Time}, θ, signs, o::Options, alg) where {T}
-    bind!(field, θ)
+ismet(s::Search, i::Int, value) = haschanged(s.signs[i], value) && s.directions[i] * s.signs[i] <= 0
+
+"""
+    find_event(field, event, u0, ts, search, options) -> Crossing
+
+Solve with the `θ` that are bound from `ts[1]` towards `ts[end]` until a value of `event` changes its sign, in a direction
+that counts. Nothing is kept of the steps; the signs of `search` become those at the end.
+"""
+function find_event(field::TracedField{T}, event::EventValues{T}, u0, ts::Vector{Time}, search::Search{T}, o::Options) where {T}
+    alg = algorithm(o.solver)
+    f = ode_function(field, o.solver)
+    return Base.invokelatest(find_event_with, field, event, f, u0, ts, search, o, alg)::Crossing
+end
+
+function find_event_with(field::TracedField{T}, event, f, u0, ts::Vector{Time}, search::Search{T}, o::Options, alg) where {T}
     problem = ODEProblem{true}(f, u0, (first(ts), last(ts)), field.θ)
     integrator = ready!(init(problem, alg; keywords(T, ts, o)..., save_everystep = false, dense = false, calck = true))
-    between = similar(u0)
+    between, changed = similar(u0), fill(false, length(search.signs))
     while integrator.t != last(ts)
         a = integrator.t
         step!(integrator)
@@ -63,15 +71,17 @@ function find_event_with(field::TracedField{T}, event, f, u0, ts::Vector{Time}, 
             values = event(k > CHECKS ? integrator.u : integrator(between, right), right)
             any(isnan, values) && return Crossing(right, -2)
             found = Crossing(right, 0)
-            for i in findall(haschanged.(signs, values))
-                t = bisect(event, integrator, between, left, right, signs[i], i)
+            changed .= ismet.(Ref(search), eachindex(values), values)
+            for i in eachindex(changed)
+                changed[i] || continue
+                t = bisect(event, integrator, between, left, right, search.signs[i], i)
                 if found.index == 0 || abs(t - a) < abs(found.t - a)
                     found = Crossing(t, i)
                 end
             end
             found.index == 0 || return found
-            for i in eachindex(signs)
-                signs[i] == 0 && (signs[i] = sign(event.values[i]))
+            for (i, value) in enumerate(event.values)
+                value == 0 || (search.signs[i] = sign(value))
             end
             left = right
         end

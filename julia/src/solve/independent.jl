@@ -152,3 +152,29 @@ function pullback_each(store!, each::Each, g; wants_t::Bool = true)
     end
     return sums.total
 end
+
+"""
+    find_event_each(store!, fields, events, u0, ts, θ, of_events, searches, options)
+
+The first event of every sample, each by steps of its own; `store!(b, crossing, evaluations)` takes each result. `events`
+are the event functions beside `fields`, `θ` and `of_events` what the two read.
+"""
+function find_event_each(
+    store!, fields::Vector{F}, events, u0, ts::Vector{Vector{Time}}, θ::SampleTheta, of_events::SampleTheta, searches, o::Options
+) where {F}
+    parts = blocks(length(ts))
+    share_out(min(length(fields), length(parts)), length(parts)) do task, take
+        field, event = fields[task], events[task]
+        copyto!(field.θ, θ.shared)
+        copyto!(event.field.θ, of_events.shared)
+        while (i = take()) != 0
+            for b in parts[i]
+                bind_sample!(field, θ, b)
+                bind_sample!(event.field, of_events, b)
+                before = field.counts[1]
+                store!(b, find_event(field, event, u0[b], ts[b], searches[b], o), field.counts[1] - before)
+            end
+        end
+    end
+    return
+end

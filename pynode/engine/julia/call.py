@@ -40,7 +40,8 @@ class Entries:
         found = {str(name): self._function(int(address), int(n)) for name, n, address in module.entry_points()}
         self.forward, self.pullback, self.tangent = found["forward"], found["pullback"], found["tangent"]
         self.forward_each, self.pullback_each = found["forward_each"], found["pullback_each"]
-        self.find_event, self.interpolate, self.release = found["find_event"], found["interpolate"], found["release"]
+        self.find_event, self.find_event_each = found["find_event"], found["find_event_each"]
+        self.interpolate, self.release = found["interpolate"], found["release"]
 
     def _function(self, address: int, n: int) -> Callable[..., int]:
         function = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * n)(address)

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from pynode.engine.continuous import Unchanged
-from pynode.engine.each import EachDerivatives, is_per_sample, sample_of, solve_each, summary
+from pynode.engine.each import EachDerivatives, sample_of, solve_each, summary
 from pynode.engine.julia.call import RETCODES, Floats, integers
 from pynode.engine.julia.device import Device
 from pynode.engine.julia.lowering import traced
 from pynode.engine.julia.reached import take_reached
+from pynode.engine.julia.rows import own_and_shared
 from pynode.engine.julia.runtime import alone
 from pynode.engine.julia.session import Kept, Session
 from pynode.engine.protocol import Gradients, Integration, PerSample, Problem, Retcode
-from pynode.field._trace import as_numbers
 
 __all__ = ["solve_samples"]
 
@@ -54,9 +54,7 @@ def solve_samples(
     counts = (~t.isnan()).sum(1)
     results = torch.zeros(batch, 5, dtype=torch.float64)
     out = [z.new_empty((times, *z.shape)) for z in z0]
-    has_rows = [is_per_sample(a, batch) for a in problem.args]
-    args = [as_numbers(a, z0[0].dtype).contiguous() for a in problem.args]
-    rest = [x.detach().contiguous() for x in lowered.read]
+    tensors, has_rows, layout = own_and_shared(problem, lowered.read)
     solver = problem.solver
     assert solver.julia is not None
     values = [lowered.kernel, session.number("solver", solver.julia), batch, times]
@@ -64,13 +62,10 @@ def solve_samples(
     values += [t.data_ptr(), counts.data_ptr(), results.data_ptr(), len(z0)]
     for z, o in zip(z0, out, strict=True):
         values += (z.numel() // batch, z.data_ptr(), o.data_ptr())
-    values.append(len(args) + len(rest))
-    for x, rows in zip((*args, *rest), (*has_rows, *[False] * len(rest)), strict=True):
-        values += (x.numel() // batch if rows else x.numel(), x.data_ptr(), int(rows))
-    data, address, length = integers(values)
+    data, address, length = integers(values + list(layout))
     floats = Floats(problem.rtol, problem.atol, problem.dt or 0.0)
     kept = julia.forward_each(address, length, floats.address)
-    del data
+    del data, tensors
     codes = tuple(RETCODES[int(i)] for i in results[:, 3])
     nfe, accepted, rejected = results[:, :3].long().unbind(1)
     t_end = results[:, 4].clone()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from pynode.engine.julia import runtime as julia_runtime
 from pynode.engine.julia.call import RETCODES, Floats, addresses, integers
 from pynode.engine.julia.derivatives import DiscreteDerivatives
 from pynode.engine.julia.each import solve_samples
-from pynode.engine.julia.event import find_event
+from pynode.engine.julia.event import find_event, find_event_each
 from pynode.engine.julia.lowering import lower
 from pynode.engine.julia.pullback import Pullback
 from pynode.engine.julia.reached import take_reached
@@ -128,6 +129,13 @@ class JuliaEngine:
             EngineUnavailable: Julia cannot be started, or does not work on the state's device.
         """
         return find_event(self.session, problem, search, julia_device.device_of(problem))
+
+    @julia_runtime.alone
+    def find_event_each(
+        self, problem: Problem, search: EventSearch, signs: Sequence[tuple[float, ...]]
+    ) -> Sequence[Crossing]:
+        """As `find_event`, for all samples in one call."""
+        return find_event_each(self.session, problem, search, signs, julia_device.device_of(problem))
 
 
 def _memory(problem: Problem) -> int:

@@ -17,7 +17,7 @@ import torchdiffeq
 from torch import Tensor
 
 from pynode.engine.continuous import ContinuousDerivatives
-from pynode.engine.each import solve_each
+from pynode.engine.each import find_each, solve_each
 from pynode.engine.forward import solve_forward
 from pynode.engine.grid import step_grid, substeps
 from pynode.engine.protocol import (
@@ -94,6 +94,12 @@ class TorchEngine:
                 rhs.diagnose(error)  # which raises what is not the solver's
                 failed = True
         return Crossing(None, -1, rhs.nfe, failed)
+
+    def find_event_each(
+        self, problem: Problem, search: EventSearch, signs: Sequence[tuple[float, ...]]
+    ) -> Sequence[Crossing]:
+        """As `find_event`, one sample after the other."""
+        return find_each(self.find_event, problem, search, signs)
 
     def solve(self, problem: Problem) -> Integration:
         """Integrate with torchdiffeq.

@@ -51,10 +51,15 @@ class EventWatch:
         if any(map(math.isnan, values)) and all_finite(z):
             raise self.search.not_a_number(float(t))
         if self.before is not None:
-            found = [i for i, (s, v) in enumerate(zip(self.signs, values, strict=True)) if s * v < 0 or (s and v == 0)]
+            told = enumerate(zip(self.signs, values, self.search.directions, strict=True))
+            found = [i for i, (s, v, d) in told if s and s * v <= 0 and d * s <= 0]
             if found:
                 raise Crossed(self, *self.before, t, found)
-        self.signs = [s or (v > 0) - (v < 0) for s, v in zip(self.signs, values, strict=True)]
+        new = [(v > 0) - (v < 0) for v in values]
+        if self.before is None:  # what is zero at the start may have the other sign by rounding
+            self.signs = [s or v for s, v in zip(self.signs, new, strict=True)]
+        else:
+            self.signs = [v or s for s, v in zip(self.signs, new, strict=True)]
         self.before = (t.detach(), tuple(x.detach().clone() for x in z))
 
 
