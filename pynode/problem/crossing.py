@@ -120,7 +120,7 @@ class Watched:
             value = torch.where(held, torch.zeros_like(value), value)
             slope = torch.where(held, torch.ones_like(slope), slope)
         delay = _newton(value, slope, limit)
-        moved = [x + rate * _beside(delay, x) for x, rate in zip(z, rates, strict=True)]  # the rate is held
+        moved = [x + rate * _beside(delay.to(x.dtype), x) for x, rate in zip(z, rates, strict=True)]  # the rate is held
         t, *end = (x.clone() for x in once_differentiable(*NO_FURTHER, (t + delay, *moved)))
         return Arrival(t, tuple(end), residual)  # clones, for the user to change in place
 

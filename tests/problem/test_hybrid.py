@@ -279,7 +279,7 @@ def test_joint_is_independent(engine: str) -> None:
     field, bounce = Ball(), Bounce()
     z0 = torch.tensor([[1.0, 0.0], [0.3, 1.0], [2.0, -1.0], [50.0, 0.0]], dtype=DOUBLE, requires_grad=True)
     kick = At([0.2, 0.9], lambda t, z: z + torch.tensor([0.0, 0.5], dtype=DOUBLE))
-    events = [Event(ground, -1, affect=bounce), kick, Event(lambda t, z: t - 1.1 * (z[0, 0] < 1.0) - 5.0)]
+    events = [Event(ground, -1, affect=bounce), kick, Event(lambda t, z: t - 5.0)]
     t = [0.0, 0.5, 1.0, 1.5]
 
     def cost(t: Tensor, z: Tensor) -> Tensor:
@@ -360,7 +360,7 @@ def test_what_comes_at_one_time(engine: str) -> None:
     k = number(0.5)
 
     def field(t: Tensor, z: Tensor) -> Tensor:
-        return -k * z + 3.0 * (t >= 1.0)
+        return -k * z + 3.0 * (t >= 1.0).to(z.dtype)
 
     times = torch.tensor([1.0, 1.5], dtype=DOUBLE, requires_grad=True)
     twice, more = At(times, lambda t, z: 2 * z), At([1.0, 2.0], lambda t, z: z + 1)
@@ -430,8 +430,7 @@ def test_two_balls_on_the_ground_at_once(engine: str) -> None:
 
 
 def test_gradients_of_jumps_by_every_sensitivity(engine: str) -> None:
-    names = ("discrete", "backsolve", "forward") + (("gauss", "interpolating") if engine == "julia" else ())
-    for how in names:
+    for how in ("discrete", "gauss") if engine == "julia" else ("discrete", "backsolve", "forward"):
         field, bounce = Ball(), Bounce()
         h = number(1.0)
         z0 = torch.stack([h, torch.zeros_like(h)])[None]
