@@ -46,6 +46,8 @@ def interpret(
             continue
         operands = [operand(i) for i in node.inputs]
         if node.op in POINTWISE:
+            if node.dtype == "float" and not any(isinstance(x, Tensor) for x in operands):  # which have no dtype
+                operands = [torch.tensor(float(x), dtype=z.dtype, device=z.device) for x in operands]
             values[index] = POINTWISE[node.op](*operands)
             assert (values[index].dtype == torch.bool) == (node.dtype == "bool"), node
             continue
