@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -129,11 +130,11 @@ class SideBySide:
         units, n = self.units, len(rows)
         states = tuple(units.join(x) for x in z)
         own = args.tensors
-        batching = "joint"
+        batching, more = "joint", self._padding(n)
         if units.joint:
             t = t[0]
         else:
-            batching, more = "independent", self._padding(n)
+            batching = "independent"
             if len(more) > n:
                 states, t = tuple(x[more] for x in states), t[more]
                 own = tuple(a[more] if has else a for a, has in zip(own, args.has_rows, strict=True))
@@ -144,6 +145,10 @@ class SideBySide:
         for x in (steps.n_accepted, steps.n_rejected):
             if x is not None:
                 self._used[rows] += x if units.joint else x[:n].numpy()
+        part = solution._interpolant
+        if part is not None and not units.joint and len(more) > n:
+            own_part = functools.partial(_of_first, part, more, n)
+            solution = dataclasses.replace(solution, _interpolant=own_part)
         found = tuple(units.split(x, 1)[:, :n] for x in as_tuple(solution.z))
         cost = solution.running_cost
         return solution, found, None if cost is None else units.split(cost)[:n]
@@ -162,3 +167,8 @@ class SideBySide:
 
     def _tensor(self, rows: Array) -> Tensor:
         return torch.from_numpy(rows).to(self.problem.t.device)
+
+
+def _of_first(part: Callable[[Tensor], tuple[Tensor, ...]], more: Tensor, n: int, times: Tensor) -> tuple[Tensor, ...]:
+    """The interpolant of the first `n` of units that some others were added to, at times `(n, …)`."""
+    return tuple(x[:, :n] for x in part(times[more.to(times.device)]))

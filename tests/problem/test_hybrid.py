@@ -172,6 +172,25 @@ def test_doses_of_each_sample(engine: str) -> None:
     torch.testing.assert_close(sol(at), field.exact(at, where, given).detach(), rtol=1e-6, atol=1e-6)
 
 
+def test_a_shared_tensor_with_as_many_rows_as_samples_are_left(engine: str) -> None:
+    """Two of three samples go on from the second dose: an arg of two rows stays what all share."""
+    weights = torch.tensor([0.2, 0.5], dtype=DOUBLE, requires_grad=True)
+    times = torch.tensor([[1.0], [1.5], [math.nan]], dtype=DOUBLE)
+    event = At(times, lambda t, z, w: z + w[1])
+    z0 = torch.tensor([[1.0], [2.0], [3.0]], dtype=DOUBLE, requires_grad=True)
+    sol = pynode.solve(
+        lambda t, z, w: -w.sum() * z, z0, [0.0, 2.0], args=(weights,), event=event, batching="independent",
+        engine=engine, dense=True, **FINE,
+    )  # fmt: skip
+    added = torch.exp(-weights.sum() * (2.0 - times.nan_to_num(0.0))) * weights[1]
+    want = z0 * torch.exp(-2 * weights.sum()) + torch.where(times.isnan(), 0.0, added)
+    check(sol.z[-1], want, [z0, weights])
+    torch.testing.assert_close(sol(2.0), want.detach(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        sol(1.75).detach(), (want * torch.exp(0.25 * weights.sum())).detach(), rtol=1e-6, atol=1e-6
+    )
+
+
 class Room(nn.Module):
     """Temperature and whether the heating is on, `(batch, 2)`."""
 
