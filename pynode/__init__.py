@@ -28,6 +28,7 @@ from pynode.julia_field import trust_julia_code as trust_julia_code
 from pynode.problem.event import At as At
 from pynode.problem.event import Event as Event
 from pynode.problem.event_log import EventLog as EventLog
+from pynode.problem.progress import Progress as Progress
 from pynode.sensitivity import Backsolve as Backsolve
 from pynode.sensitivity import Discrete as Discrete
 from pynode.sensitivity import Forward as Forward
@@ -37,6 +38,7 @@ from pynode.sensitivity import Quadrature as Quadrature
 from pynode.sensitivity import Sensitivity as Sensitivity
 from pynode.solution import Solution as Solution
 from pynode.solve import solve as solve
+from pynode.step_control import StepControl as StepControl
 
 __version__ = "0.1.0"
 
@@ -54,6 +56,7 @@ __all__ = [
     "Interpolating",
     "JuliaField",
     "NotComparable",
+    "Progress",
     "PyNODEError",
     "PyNODEWarning",
     "Quadrature",
@@ -62,6 +65,7 @@ __all__ = [
     "Solution",
     "SolveError",
     "Stats",
+    "StepControl",
     "StudyError",
     "TraceError",
     "__version__",

@@ -8,16 +8,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from pynode.engine.protocol import Retcode, Stats
+from pynode.engine.refused import never_differentiable
 from pynode.errors import InputError
 from pynode.problem.event_log import EventLog, EventLogs
 from pynode.problem.independent import at_last_times, last_times, span
+from pynode.problem.saving import saved
 from pynode.problem.state import TENSOR, State
 from pynode.torch_state import leaves_thread_state
 
-__all__ = ["Solution", "at_given_times", "dtype_of_found_times", "in_dtype_of", "in_form"]
+__all__ = ["Solution", "at_given_times", "dtype_of_found_times", "in_dtype_of", "in_form", "saved_of"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -28,6 +30,7 @@ class Solution:
         t: `(time,)`, the times asked for, in their own dtype; `(batch, time)` where each sample has its own.
         z: `(time, batch, *features)`, or what holds such as the state its tensors, a tuple for example; at the first
             time it is `z0`, and at the time of a jump the state before it. Entries after the solve has ended are NaN.
+            Where `save` is a callable, what that makes of the states.
         running_cost: `(batch,)`, the integral of the running cost over `t`, or to the event; `None` where none was
             given.
         stats: what the solve cost.
@@ -68,6 +71,8 @@ class Solution:
     _interpolant: Callable[[Tensor], tuple[Tensor, ...]] | None = None
     _failed_at: tuple[Tensor, tuple[Tensor, ...]] | None = None
     _form: State = TENSOR
+    _again: Callable[[Tensor], tuple[Tensor, ...]] | None = None
+    _last: Any = None  # `z_end`, where `z` does not have it
 
     @property
     def events(self) -> EventLog | EventLogs | None:
@@ -90,6 +95,8 @@ class Solution:
         """The state at `t_end`."""
         if self._failed_at is not None:
             return self._form.state(self._failed_at[1])
+        if self._last is not None:
+            return self._last
         form = self._form
         ends = [x[-1] if self.t.dim() == 1 else at_last_times(x, self.t) for x in form.tensors(self.z, leading=1)]
         if self.event_t is not None:
@@ -101,11 +108,16 @@ class Solution:
     def __getstate__(self) -> dict[str, Any]:
         # A tensor with its graph is not copied by PyTorch, and an interpolant belongs to the engine.
         state = tree_map_only(Tensor, Tensor.detach, dict(self.__dict__))
-        return {**state, "_interpolant": None if self._interpolant is None else _not_saved}
+        return {**state, "_again": None, "_interpolant": None if self._interpolant is None else _not_saved}
 
     @leaves_thread_state
     def __call__(self, t: Tensor | float | Sequence[float]) -> Any:
-        """The state between the reported times; carries no gradient (put times into `solve(t=…)` for that).
+        """The state between the reported times.
+
+        Where the states of the solution have a gradient, so have these, to all that was solved with and to `t`. For
+        that the solve is made once more, of a fixed-step solver by steps that end at these times too; under
+        `torch.no_grad()` it is not. Of independent samples, and of a solve that started afresh or ended at an event,
+        there is no such gradient, and whoever asks for it gets an error: report the times in `solve(t=…)`.
 
         Args:
             t: a time or a 1-d tensor or sequence of times within the span that was solved, in any order.
@@ -114,7 +126,8 @@ class Solution:
             `(batch, *features)` for one time, `(time, batch, *features)` for several, in the form of the state.
 
         Raises:
-            InputError: the solve was made without `dense=True`, or a time lies outside of the span.
+            InputError: the solve was made without `dense=True`, a time lies outside of the span, or what was solved
+                with has been changed in place since.
         """
         if self._interpolant is None:
             raise InputError(
@@ -131,11 +144,25 @@ class Solution:
                 "Solve over a span that contains them"
             )
         times = times.clamp(low, high)
-        states = [z.reshape(*times.shape, *z.shape[1:]) for z in self._interpolant(times.reshape(-1))]
+        states = [z.reshape(*times.shape, *z.shape[1:]) for z in self._between(times.reshape(-1))]
         return self._form.state(states[: len(self._form.names)], leading=times.dim())
 
+    def _between(self, times: Tensor) -> tuple[Tensor, ...]:
+        """The tensors that are solved at `(n,)` times."""
+        assert self._interpolant is not None
+        tracked = [x for x in tree_leaves(self.z) if isinstance(x, Tensor) and x.requires_grad]
+        if not (torch.is_grad_enabled() and (tracked or times.requires_grad)):
+            return self._interpolant(times.detach())
+        if self._again is not None:
+            return self._again(times)
+        message = (
+            "sol(t) has no gradient for independent samples, nor where the solve started afresh at a stop or ended at "
+            "an event: report the times in solve(t=…), or interpolate under torch.no_grad()"
+        )
+        return never_differentiable(message, self._interpolant(times.detach()), tracked[0] if tracked else times)
+
     def __repr__(self) -> str:
-        shapes = ", ".join(str(tuple(z.shape)) for z in self._form.parts(self.z))
+        shapes = ", ".join(str(tuple(z.shape)) for z in tree_leaves(self.z))
         times = f"{float(self.t[0]):g} to {float(self.t[-1]):g}" if self.t.dim() == 1 else tuple(self.t.shape)
         return f"Solution({self.retcode.name}, {self.solver} on {self.engine}, z: {shapes}, t: {times}, {self.stats})"
 
@@ -202,3 +229,10 @@ def in_form(form: State, solution: Solution) -> Solution:
         event_z=whole(solution.event_z),
         running_cost=cost[0] if cost is not None and form.is_single else cost,
     )
+
+
+def saved_of(solution: Solution, save: Callable[[Tensor, Any], Any]) -> Solution:
+    """The solution with what a callable makes of its states in their place."""
+    form, leading = solution._form, solution._form.tensors(solution.z, leading=1)
+    z = saved(save, solution.t, lambda i: form.state([x[i] for x in leading]))
+    return replace(solution, z=z, _last=None if solution._failed_at is not None else solution.z_end)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from pynode.control import Control
-from pynode.derivatives import Failed, Run, differentiable
+from pynode.derivatives import Again, Failed, Run, differentiable
 from pynode.engine.choose import choose, named_engine
-from pynode.engine.protocol import PerSample, Problem, Retcode, Stats
+from pynode.engine.protocol import PerSample, Problem, Retcode, Stats, Watched
 from pynode.engine.recorded import record
 from pynode.errors import EngineUnavailable, InputError, SolveError
 from pynode.field import Field
@@ -36,13 +36,17 @@ from pynode.problem.inputs import (
     check_times,
 )
 from pynode.problem.precision import autocast_dtype, in_full_precision, without_autocast
+from pynode.problem.progress import Progress, ended, shown
 from pynode.problem.resolution import check_recorded, check_resolution
+from pynode.problem.saving import check_save, times_of_steps
 from pynode.problem.solved_field import solved_field
 from pynode.problem.state import State, state_of, with_args
 from pynode.problem.stops import check_continuous, check_stops, find_stops
+from pynode.problem.tolerances import check_step_control, check_tolerance, check_unchosen, first_step, step_choice
 from pynode.problem.watch import NO_TRANSFORMS
 from pynode.sensitivity import Sensitivity
-from pynode.solution import Solution, at_given_times, dtype_of_found_times, in_dtype_of, in_form
+from pynode.solution import Solution, at_given_times, dtype_of_found_times, in_dtype_of, in_form, saved_of
+from pynode.step_control import StepControl
 from pynode.torch_state import leaves_thread_state
 
 __all__ = ["solve"]
@@ -59,9 +63,10 @@ def solve(
     *,
     args: Sequence[Tensor] = (),
     solver: str = "auto",
-    rtol: float = 1e-3,
-    atol: float = 1e-6,
+    rtol: Any = 1e-3,
+    atol: Any = 1e-6,
     dt: float | None = None,
+    step_control: StepControl | None = None,
     sensitivity: str | Sensitivity = "auto",
     running_cost: Callable[..., Tensor] | None = None,
     event: Callable[..., Tensor] | Event | At | Sequence[Callable[..., Tensor] | Event | At] | None = None,
@@ -72,7 +77,9 @@ def solve(
     max_steps: int = 10_000,
     max_events: int = 10_000,
     engine: str = "auto",
+    save: str | Callable[[Tensor, Any], Any] = "times",
     dense: bool = False,
+    progress: bool | Callable[[Progress], object] = False,
     throw: bool = True,
 ) -> Solution:
     """Solve dz/dt = f(t, z, *args) from z(t[0]) = z0, differentiably.
@@ -94,10 +101,14 @@ def solve(
             (times of day as seconds since 1970 in float32, say): then they are float64.
         args: tensors that condition the field.
         solver: a name from `pynode.solvers()`, or `"auto"` for the engine's best 5(4) Runge-Kutta pair.
-        rtol: relative tolerance.
-        atol: absolute tolerance.
+        rtol: relative tolerance; a number, or a tensor that broadcasts against the state, for a tuple of states a tuple
+            of such. The error that is kept below 1 is the root mean square over all components of all samples, each
+            divided by `atol + rtol * |z|`; see `StepControl.norm` for others. An extended system, such as that of a
+            continuous adjoint, is solved to the least of them.
+        atol: absolute tolerance, like `rtol`.
         dt: the step of a fixed-step solver (from each `t[i]`, the last step cut to end on `t[i + 1]`), or the
             first step of an adaptive one.
+        step_control: how an adaptive solver chooses its steps in the forward solve: controller, bounds, norm.
         sensitivity: how gradients are computed: `"auto"`, a name, or an object with options (`pynode.Discrete`,
             `Backsolve`, `Interpolating`, `Quadrature`, `Gauss`, `Forward`).
         running_cost: `l(t, z, *args) -> (batch,)`; its integral over `t` is `Solution.running_cost`.
@@ -133,7 +144,15 @@ def solve(
             the solve is given up, as it is before where events follow one another without time passing in between.
         engine: `"julia"`, `"torch"`, or `"auto"`: what the variable `PYNODE_ENGINE` says, else the first
             available one of these that has the solver and the sensitivity that are asked for.
+        save: `"times"`, the state at each entry of `t`; `"steps"`, at the end of each step that the solver takes from
+            `t[0]` to `t[-1]`, which are then `Solution.t`; or a callable `save(t, z)` that returns a tensor, or several
+            in a tuple or dictionary, which `Solution.z` has in the place of the states, stacked over the times:
+            some of the features, an energy. Gradients flow through it, and of the states is kept what that needs. Steps
+            are found by a solve of their own, and are no function of anything to a gradient.
         dense: whether the solution can be interpolated, see `Solution.__call__`.
+        progress: whether to show a bar with the time that was reached, the step and the rate, at a terminal, in a
+            notebook, or every ten seconds in a log; or a callable, which gets a `pynode.Progress` at most ten times a
+            second, and once at the end, on a thread of its own.
         throw: whether a failed integration raises, rather than come back with its `retcode`.
 
     Time is kept in double within a solve. The field, `running_cost` and `event` get it in the state's dtype all the
@@ -168,7 +187,8 @@ def solve(
         "solver": solver,
         "rtol": rtol,
         "atol": atol,
-        "dt": dt,
+        "dt": first_step(dt, step_control),
+        "step_control": step_control,
         "sensitivity": sensitivity,
         "running_cost": running_cost,
         "events": events,
@@ -181,16 +201,46 @@ def solve(
         "dense": dense,
         "throw": throw,
     }
+    if progress is False and save == "times":
+        solution = _known(form, field, state, t, given, options)
+    else:
+        times = functools.partial(_known_times, t, state[0], batching)
+        check_save(save, batching != "joint" or (isinstance(t, Tensor) and t.dim() == 2))
+        with shown(progress, times) as watched:
+            if save == "steps":
+                first = functools.partial(_known, form, field, state, t, given)
+                t = times_of_steps(lambda steps: first({**options, "watched": steps}), times())
+            solution = _known(form, field, state, t, given, {**options, "watched": watched})
+            if watched is not None:
+                ended(watched, solution.t_end)
+    solution = solution if form.is_plain else in_form(form, solution)
+    return saved_of(solution, save) if callable(save) else solution
+
+
+def _known_times(t: Any, like: Tensor, batching: str) -> Tensor:
+    times, _ = check_times(t, like)
+    independent = batching != "joint" or times.dim() == 2
+    return per_sample_times(times, like) if independent else times
+
+
+def _known(
+    form: State,
+    field: Callable[..., Any],
+    state: tuple[Tensor, ...],
+    t: Tensor | Sequence[float],
+    args: tuple[Tensor, ...],
+    options: Mapping[str, Any],
+) -> Solution:
+    """`_in_context` once all that the field reads is known to be an input."""
     attempts = 0
     while True:
         try:
-            solution = _in_context(form, field, state, t, given, options)
+            return _in_context(form, field, state, t, args, options)
         except LateRead:
             attempts += 1
             if attempts == _ATTEMPTS:
                 raise
-            continue  # it is known now, and an input from the start
-        return solution if form.is_plain else in_form(form, solution)
+            # It is known now, and an input from the start.
 
 
 def _in_context(
@@ -219,9 +269,10 @@ def _solve(
     autocast: torch.dtype | None = None,
     *,
     solver: str,
-    rtol: float,
-    atol: float,
+    rtol: Any,
+    atol: Any,
     dt: float | None,
+    step_control: StepControl | None,
     sensitivity: str | Sensitivity,
     running_cost: Callable[..., Tensor] | None,
     events: Events | None,
@@ -233,6 +284,7 @@ def _solve(
     engine: str,
     dense: bool,
     throw: bool,
+    watched: Watched | None = None,
     on_field: Field | None = None,
 ) -> Solution:
     """`solve`, of the tensors that are solved; the solution's states are these, a tuple if `form.is_tuple`.
@@ -246,7 +298,7 @@ def _solve(
     if independent:
         check_batching(batching)
         times = per_sample_times(times, state[0])
-    rtol, atol = check_number("rtol", rtol), check_number("atol", atol)
+    rtol, atol = (check_tolerance(name, x, form, state) for name, x in (("rtol", rtol), ("atol", atol)))
     dt = None if dt is None else check_number("dt", dt)
     max_steps, max_events = check_count("max_steps", max_steps), check_count("max_events", max_events)
     check_lowering(lowering)
@@ -254,6 +306,7 @@ def _solve(
     if recording and named_engine(engine) == "auto":
         engine = "torch"
     chosen, info, how = choose(engine, solver, sensitivity)
+    step_control = check_step_control(step_control, info)
     if dt is None and not info.adaptive:
         raise InputError(
             f"the fixed-step solver {info.name!r} needs its step: pass dt=…, or use an adaptive solver, e.g. 'auto'"
@@ -263,6 +316,7 @@ def _solve(
     if running_cost is not None:
         state = (*state, state[0].new_zeros(state[0].shape[0]))
     if recording:
+        check_unchosen(step_control, rtol, atol)
         function = solved_field(field, running_cost, form, len(args))
         check_recorded(function, state, times, args, is_tuple, dt)
         check_continuous(function, state, times, args, is_tuple, tstops)
@@ -308,14 +362,16 @@ def _solve(
         args=values,
         parameters=vector_field.parameters,
         solver=info,
-        rtol=rtol,
-        atol=atol,
+        rtol=rtol.least,
+        atol=atol.least,
         dt=dt,
         max_steps=max_steps,
         sensitivity=how if any(wanted) else None,
         wants=wants,
         dense=dense,
         lowering=lowering,
+        watched=watched,
+        steps=step_choice(step_control, rtol, atol, examples, independent),
     )
     if dense and transformed:
         raise EngineUnavailable(
@@ -323,10 +379,10 @@ def _solve(
         )
     asked_for = events is not None or not (type(tstops) is tuple and not tstops)
     if on_field is None and state[0].shape[0] and (asked_for or vector_field.facts.switches):
-        watched = None if events is None else events.function
-        if watched is not None and (transformed or any(map(moves, inputs))):
+        observed = None if events is None else events.function
+        if observed is not None and (transformed or any(map(moves, inputs))):
             raise EngineUnavailable(NO_TRANSFORMS)
-        stops = find_stops(check_stops(tstops, state[0]), tstops is not None, problem, inputs, watched, form)
+        stops = find_stops(check_stops(tstops, state[0]), tstops is not None, problem, inputs, observed, form)
         if stops or events is not None:
             again = functools.partial(
                 _solve,
@@ -337,6 +393,7 @@ def _solve(
                 rtol=rtol,
                 atol=atol,
                 dt=dt,
+                step_control=step_control,
                 sensitivity=sensitivity,
                 running_cost=running_cost,
                 events=None,
@@ -345,13 +402,14 @@ def _solve(
                 max_events=max_events,
                 engine=engine,
                 dense=dense,
+                watched=watched,
                 throw=False,
             )
             whole = replace(problem, field=given_field)
             solution, culprit = solve_course(
                 again, chosen, whole, form, given_state, times, args, stops, events, max_steps, max_events
             )
-            reads = None if watched is None else functools.partial(event_reads_time, watched, form, problem)
+            reads = None if observed is None else functools.partial(event_reads_time, observed, form, problem)
             check_resolution(problem, numbers, solution.stats, reads)
             if throw and solution.retcode is not Retcode.SUCCESS:
                 raise _failure(
@@ -390,6 +448,7 @@ def _solve(
     cost = None
     if running_cost is not None:
         z, cost = z[:-1], at_last_times(z[-1], problem.t) if independent else z[-1][-1]
+    again_later = dense and any(wanted) and on_field is None and not independent and not failed_at
     return Solution(
         given.detach(),
         z if form.is_tuple else z[0],
@@ -401,6 +460,7 @@ def _solve(
         _interpolant=done.interpolant,
         _failed_at=failed_at,
         _form=form,
+        _again=Again(chosen, problem, of_inputs, (*state, times, *inputs[n + 1 :])) if again_later else None,
     )
 
 

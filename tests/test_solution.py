@@ -203,3 +203,54 @@ def test_a_module_that_keeps_its_solution_is_freed(engine: str, sensitivity: str
     del keeper, loss
     gc.collect()
     assert gone() is None
+
+
+# ---- between the times, with a gradient ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("solver", ["dopri5", "rk4", "bosh3"])
+@pytest.mark.parametrize("span", [(0.0, 1.0), (1.0, 0.25)])
+def test_the_gradient_between_times(engine: str, solver: str, span: tuple[float, float]) -> None:
+    """That of a solve which reports there, to the state, the parameters, and the times."""
+    field, z0 = Field(), start()
+    options: dict[str, Any] = {"solver": solver, "engine": engine, "rtol": 1e-9, "atol": 1e-9}
+    options |= {"dt": 0.02} if solver == "rk4" else {}
+    sol = pynode.solve(field, z0, span, dense=True, **options)
+    inner = torch.tensor([0.7, 0.3, 0.55], dtype=DOUBLE, requires_grad=True)
+    found = sol(inner)
+    order = [1, 2, 0] if span[0] < span[1] else [0, 2, 1]
+    other = inner.detach().clone().requires_grad_()
+    times = torch.cat([torch.tensor(span[:1], dtype=DOUBLE), other[order], torch.tensor(span[1:], dtype=DOUBLE)])
+    expected = pynode.solve(field, z0, times, **options).z[1:-1][torch.tensor(order).argsort()]
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    weights = torch.randn(found.shape, dtype=DOUBLE)
+    inputs = [z0, *field.parameters()]
+    ours = torch.autograd.grad((found * weights).sum(), [*inputs, inner])
+    theirs = torch.autograd.grad((expected * weights).sum(), [*inputs, other])
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
+    again = sol([span[1], 0.7, span[0], 0.7])
+    torch.testing.assert_close(again[1], again[3], rtol=0, atol=0)
+    torch.testing.assert_close(again[2], z0, rtol=0, atol=0)
+    torch.testing.assert_close(torch.autograd.grad(again[2].sum(), z0)[0], torch.ones_like(z0))
+    with torch.no_grad():
+        assert not sol(0.5).requires_grad
+
+
+def test_no_wrong_gradient_between_times(engine: str) -> None:
+    """Where there is none, or what was solved with has changed, it is an error."""
+    field, z0 = Field(), start()
+    for options in ({"batching": "independent"}, {"tstops": [0.5]}, {"event": lambda t, z: t - 0.8}):
+        sol = pynode.solve(field, z0, [0.0, 1.0], dense=True, engine=engine, **options)
+        value = sol(0.3)
+        with torch.no_grad():
+            torch.testing.assert_close(value, sol(0.3))
+        with pytest.raises(pynode.EngineUnavailable, match="report the times"):
+            value.sum().backward()
+    sol = pynode.solve(field, z0, [0.0, 1.0], dense=True, engine=engine)
+    with pytest.raises(pynode.InputError, match="differ from one another"):
+        sol(torch.tensor([0.5, 0.5], requires_grad=True))
+    with torch.no_grad():
+        next(iter(field.parameters())).mul_(2.0)
+    with pytest.raises(pynode.InputError, match="changed in place"):
+        sol(0.5)

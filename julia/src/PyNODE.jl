@@ -12,7 +12,7 @@ using JSON: JSON
 using LinearAlgebra: BLAS, Symmetric, dot, eigen!, mul!, svd!, transpose
 using LuxCore: LuxCore
 using NNlib: batched_mul!, batched_transpose, sigmoid, tanh_fast
-using OrdinaryDiffEqCore: IController
+using OrdinaryDiffEqCore: IController, PIController, PIDController, alg_adaptive_order, alg_order, default_dt_factor_limiter
 using OrdinaryDiffEqHighOrderRK: DP8
 using OrdinaryDiffEqLowOrderRK: BS3, DP5, Euler, Heun, Midpoint, RK4
 using OrdinaryDiffEqTsit5: Tsit5
@@ -44,6 +44,7 @@ include("lower/columns.jl")
 include("lower/convolution.jl")
 include("lower/kernel.jl")
 
+include("solve/progress.jl")
 include("solve/interrupt.jl")
 include("solve/callback.jl")
 include("solve/tape.jl")
@@ -51,6 +52,7 @@ include("solve/field.jl")
 include("solve/function.jl")
 include("solve/solvers.jl")
 include("solve/tableau.jl")
+include("solve/control.jl")
 include("solve/forward.jl")
 include("solve/steps.jl")
 include("solve/event.jl")

@@ -123,7 +123,7 @@ def _solvers(arguments: argparse.Namespace) -> int:
     from pynode.engine.solvers import solvers
     from pynode.text import table
 
-    header = ("name", "order", "step", "stiff", "engines", "OrdinaryDiffEq", "torchdiffeq")
+    header = ("name", "order", "step", "stiff", "engines", "OrdinaryDiffEq", "torchdiffeq", "for")
     rows = [
         (
             s.name,
@@ -133,6 +133,7 @@ def _solvers(arguments: argparse.Namespace) -> int:
             ", ".join(s.engines),
             s.julia or "-",
             s.torch or "-",
+            s.purpose,
         )
         for s in solvers()
     ]

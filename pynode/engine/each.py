@@ -75,7 +75,11 @@ def solve_each(solve: Callable[[Problem], Integration], problem: Problem) -> Int
         problem: a problem of independent samples.
     """
     batch, time = problem.t.shape
-    parts = [solve(sample_of(problem, b)) for b in range(batch)]
+    parts: list[Integration] = []
+    if problem.watched is not None:
+        problem.watched.samples = lambda: len(parts)
+    for b in range(batch):
+        parts.append(solve(sample_of(problem, b)))
     z = tuple(x.new_full((time, *x.shape), float("nan")) for x in problem.z0)
     for b, part in enumerate(parts):
         for whole, x in zip(z, part.z, strict=True):

@@ -13,6 +13,7 @@ from pynode.engine.solvers import SolverInfo
 from pynode.errors import InputError
 from pynode.field import Field
 from pynode.sensitivity import Sensitivity
+from pynode.step_control import StepControl
 
 __all__ = [
     "Availability",
@@ -26,6 +27,8 @@ __all__ = [
     "Problem",
     "Retcode",
     "Stats",
+    "StepChoice",
+    "Watched",
 ]
 
 
@@ -106,6 +109,45 @@ class Availability:
     fix: str = ""
 
 
+@dataclass(frozen=True)
+class StepChoice:
+    """How an adaptive solver is to choose its steps.
+
+    Attributes:
+        control: the user's, or one that leaves everything to the solver.
+        tolerances: relative and absolute ones of each number of the state tensors, or of one independent sample;
+            `None` where two numbers say all.
+    """
+
+    control: StepControl
+    tolerances: tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]] | None
+
+    def tolerances_of(
+        self, state: Sequence[torch.Tensor]
+    ) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]] | None:
+        """Those of each number of a state, `None` for another one: an extended one has the least for all."""
+        if self.tolerances is None or [x.shape for x in self.tolerances[0]] != [z.shape for z in state]:
+            return None
+        return self.tolerances
+
+
+@dataclass
+class Watched:
+    """How far a solve is; what an engine sets may be called on another thread while it solves.
+
+    Attributes:
+        look: the time that was reached, and the step, NaN where it is not known.
+        samples: how many independent samples are done.
+        shown: whether anyone looks.
+        steps: what an engine adds the times to at which its steps ended; `None`: not wanted.
+    """
+
+    look: Callable[[], tuple[float, float]] | None = None
+    samples: Callable[[], int] | None = None
+    shown: bool = True
+    steps: list[float] | None = None
+
+
 @dataclass(eq=False)  # not frozen, which makes it eight times as long in the making
 class Problem:
     """One initial value problem, validated, as an engine gets it; nothing changes it.
@@ -118,8 +160,9 @@ class Problem:
         args: conditioning tensors, detached.
         parameters: the leaf tensors of `field.parameters`, in that order.
         solver: which solver, resolved for the engine.
-        rtol: relative tolerance.
-        atol: absolute tolerance.
+        rtol: relative tolerance, the least of all components.
+        atol: absolute tolerance, the same.
+        steps: what else is asked of the choice of steps.
         dt: step of a fixed-step solver, or first step of an adaptive one (`None`: automatic).
         max_steps: bound on the number of steps.
         sensitivity: how gradients will be asked for; `None` when nothing requires one.
@@ -127,6 +170,7 @@ class Problem:
             (`t` a single-element tuple).
         dense: whether an interpolant is wanted.
         lowering: how the field comes to an engine that does not run in Python: `"trace"`, `"callback"` or `"auto"`.
+        watched: where the engine lets others see how far it is, if they want to.
     """
 
     field: Field
@@ -143,6 +187,8 @@ class Problem:
     wants: Mapping[str, tuple[bool, ...]]
     dense: bool = False
     lowering: str = "trace"
+    watched: Watched | None = None
+    steps: StepChoice | None = None
 
     def field_time(self, t: torch.Tensor) -> torch.Tensor:
         """The time that the field is to see at a time of the problem's."""

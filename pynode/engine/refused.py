@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pynode.errors import EngineUnavailable
 
-__all__ = ["no_derivative_of", "once_differentiable"]
+__all__ = ["never_differentiable", "no_derivative_of", "once_differentiable"]
 
 
 def once_differentiable(what: str, remedy: str, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -35,6 +35,18 @@ def no_derivative_of(what: str, remedy: str, gradients: Sequence[Any], inputs: S
         inputs: what they depend on.
     """
     found: tuple[Tensor, ...] = _Last.apply((what, remedy), len(gradients), *gradients, *inputs)
+    return found
+
+
+def never_differentiable(message: str, tensors: Sequence[Tensor], like: Tensor) -> tuple[Tensor, ...]:
+    """The same tensors, which require a gradient as `like` does; whoever asks for it gets an error.
+
+    Args:
+        message: what the error says.
+        tensors: floating-point tensors without a graph.
+        like: a tensor that requires a gradient.
+    """
+    found: tuple[Tensor, ...] = _Never.apply(message, like, *tensors)
     return found
 
 
@@ -87,3 +99,23 @@ class _Last(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
         raise _refuse(ctx.message)
+
+
+class _Never(torch.autograd.Function):
+    """Tensors, with an error for a derivative of them."""
+
+    @staticmethod
+    def forward(message: str, like: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(x.view_as(x) for x in tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.message = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
+        raise EngineUnavailable(ctx.message)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        raise EngineUnavailable(ctx.message)

@@ -20,6 +20,9 @@ class SolverInfo:
         stiff: whether it is meant for stiff fields.
         matrix_free: whether it solves its linear systems by GMRES, from products with the Jacobian, and never makes
             that: for large states.
+        opaque: whether the julia engine has no discrete adjoint of its steps, though it is not stiff: it is a multistep
+            method, or one whose number of stages depends on the state.
+        multistep: whether it has memory of earlier steps, and is not stiff.
         torch: torchdiffeq's name, or `None` where the torch engine lacks it.
         julia: the OrdinaryDiffEq algorithm, or `None` where the julia engine lacks it.
     """
@@ -31,6 +34,18 @@ class SolverInfo:
     torch: str | None = None
     julia: str | None = None
     matrix_free: bool = False
+    opaque: bool = False
+    multistep: bool = False
+
+    @property
+    def purpose(self) -> str:
+        """What it is for, in a few words."""
+        return _PURPOSES[self.name]
+
+    @property
+    def takes_controller(self) -> bool:
+        """Whether the julia engine's solver takes another controller of its steps: the one-step methods."""
+        return self.adaptive and not self.multistep and self.julia not in ("FBDF", "FBDFKrylov", "QNDF", "AutoStiff")
 
     @property
     def engines(self) -> tuple[str, ...]:
@@ -56,6 +71,14 @@ _TABLE = [
     SolverInfo("vern8", 8, True, False, None, "Vern8"),
     SolverInfo("vern9", 9, True, False, None, "Vern9"),
     SolverInfo("dopri8", 8, True, False, "dopri8", "DP8"),
+    SolverInfo("vcabm", 12, True, False, None, "VCABM", opaque=True, multistep=True),
+    SolverInfo("ssprk33", 3, False, False, None, "SSPRK33"),
+    SolverInfo("ssprk43", 3, True, False, None, "SSPRK43"),
+    SolverInfo("ssprk104", 4, False, False, None, "SSPRK104"),
+    SolverInfo("rdpk3spfsal35", 3, True, False, None, "RDPK3SpFSAL35"),
+    SolverInfo("rdpk3spfsal49", 4, True, False, None, "RDPK3SpFSAL49"),
+    SolverInfo("rock2", 2, True, False, None, "ROCK2", opaque=True),
+    SolverInfo("rock4", 4, True, False, None, "ROCK4", opaque=True),
     SolverInfo("lsoda", 12, True, True, "LSODA", None),
     SolverInfo("bdf", 5, True, True, "BDF", None),
     SolverInfo("radau", 5, True, True, "Radau", None),
@@ -69,6 +92,46 @@ _TABLE = [
     SolverInfo("fbdf_krylov", 5, True, True, None, "FBDFKrylov", True),
     SolverInfo("auto_stiff", 5, True, True, None, "AutoStiff"),  # Tsit5, and Rodas5P where it turns out stiff
 ]
+
+# What a solver is for, by name.
+_PURPOSES = {
+    "euler": "one evaluation a step; residual networks as ODEs",
+    "midpoint": "fixed steps, second order",
+    "heun2": "fixed steps, second order; the trapezoidal rule",
+    "heun3": "fixed steps, third order",
+    "rk4": "fixed steps, fourth order; when every step has to cost the same",
+    "adams": "fixed steps, implicit multistep; smooth fields that are expensive",
+    "fehlberg2": "adaptive, very loose tolerances",
+    "adaptive_heun": "adaptive, loose tolerances",
+    "bosh3": "adaptive, tolerances of 1e-2 to 1e-3",
+    "dopri5": "adaptive, tolerances of 1e-3 to 1e-7; what other packages have as default",
+    "tsit5": "adaptive, tolerances of 1e-3 to 1e-7; the default, more accurate per step than dopri5",
+    "vern6": "adaptive, tolerances of 1e-6 to 1e-9",
+    "vern7": "adaptive, tolerances of 1e-7 to 1e-11",
+    "vern8": "adaptive, tolerances of 1e-9 to 1e-13",
+    "vern9": "adaptive, tolerances below 1e-10; reference solutions",
+    "dopri8": "adaptive, tight tolerances",
+    "vcabm": "adaptive multistep; smooth fields that are expensive, tight tolerances",
+    "ssprk33": "fixed steps; hyperbolic equations with shocks, whose bounds it keeps",
+    "ssprk43": "adaptive; hyperbolic equations with shocks",
+    "ssprk104": "fixed steps, long ones; hyperbolic equations with shocks",
+    "rdpk3spfsal35": "adaptive; wave-dominated equations, steps bounded by stability",
+    "rdpk3spfsal49": "adaptive; wave-dominated equations, steps bounded by stability, tighter tolerances",
+    "rock2": "stabilised; diffusion and other stiffness along the negative real axis, loose tolerances",
+    "rock4": "stabilised; diffusion and other stiffness along the negative real axis",
+    "lsoda": "switches between Adams and BDF; SciPy's",
+    "bdf": "stiff; SciPy's",
+    "radau": "stiff, tight tolerances; SciPy's",
+    "rosenbrock23": "stiff, loose tolerances, small states",
+    "rodas5p": "stiff, tolerances of 1e-4 to 1e-9, states up to some hundred numbers",
+    "trbdf2": "stiff, loose tolerances, jumps",
+    "kencarp4": "stiff, medium tolerances, larger states",
+    "fbdf": "stiff, large states, expensive fields",
+    "qndf": "stiff, large states, expensive fields",
+    "kencarp4_krylov": "stiff, very large states (PDEs): no Jacobian is made",
+    "fbdf_krylov": "stiff, very large states (PDEs): no Jacobian is made",
+    "auto_stiff": "when it is not known whether the field is stiff, or that changes",
+}
 
 SOLVERS: dict[str, SolverInfo] = {s.name: s for s in _TABLE}
 

@@ -165,7 +165,8 @@ class Events:
         return Events(found)
 
     def measure(self, count: Callable[[Callable[..., Any]], int]) -> None:
-        """Take note of how many values each event function has."""
+        """Take note of how many values each event function has, also once more."""
+        self.directions, self.source, self.entry = (), [], []
         for i in self.watched:
             event = self.given[i]
             assert isinstance(event, Event)

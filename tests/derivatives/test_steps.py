@@ -19,7 +19,7 @@ LOOSE: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-5, "dt": 0.07, "engine": "juli
 
 
 def explicit() -> list[Any]:
-    solvers = [info for info in pynode.solvers() if info.julia is not None and not info.stiff]
+    solvers = [info for info in pynode.solvers() if info.julia is not None and not (info.stiff or info.opaque)]
     return [pytest.param(info, id=info.name) for info in solvers]
 
 

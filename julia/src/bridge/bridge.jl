@@ -45,7 +45,7 @@ end
 "How many kernels have been lowered."
 kernel_count() = length(KERNELS)
 
-const SOLVER_NAMES = (EXPLICIT..., STIFF...)
+const SOLVER_NAMES = (EXPLICIT..., STIFF..., STRONG_STABILITY..., LOW_STORAGE..., STABILIZED..., ADAMS...)
 const SENSITIVITIES = (:discrete, :backsolve, :interpolating, :quadrature, :gauss)
 const KEEP = (:ends, :stages, :dense, :saved)
 
@@ -83,7 +83,7 @@ Integers: device, kernel, solver, batch, number of times, what to keep, products
 bytes of memory for the steps, address of the times; number of state tensors, then for each its size, address and the
 address of its results; number of tensors of `θ`, then for each its size and address. The times, and their cotangents, are
 the processor's and of type `Time`, all else is the device's and of the state's type.
-Floats: rtol, atol, dt; on return evaluations, accepted and rejected steps, outcome, the time reached. Outcome -1: the
+Floats: rtol, atol, dt, 0, 0, whether `set_step_control` was called for this; on return evaluations, accepted and rejected steps, outcome, the time reached. Outcome -1: the
 state, a conditioning tensor or a parameter is not finite, and nothing was solved.
 
 Returns the number under which the solve is kept for `pullback` and `interpolate`; 0 if nothing was to be kept.
@@ -106,7 +106,7 @@ function forward_typed(device, field::TracedField{T}, r::Reader, x, solver, time
     read_theta!(field, device, r)
     u0 = gather!(similar(field.u), device, [(n, from) for (n, from, _) in states])
     allfinite(u0, length(u0)) && allfinite(field.θ, length(field.dθ)) || (x[4] = -1; return 0)
-    options = Options(; solver, rtol = x[1], atol = x[2], dt = x[3], adaptive, max_steps, keep, memory)
+    options = Options(; solver, rtol = x[1], atol = x[2], dt = x[3], adaptive, max_steps, keep, memory, control = asked_control(x))
     before = field.counts[1]
     # The results of a single tensor are written where they belong.
     single = length(states) == 1
@@ -120,6 +120,8 @@ function forward_typed(device, field::TracedField{T}, r::Reader, x, solver, time
     x[1:5] .= (field.counts[1] - before, summary.accepted, summary.rejected, Int(summary.outcome), summary.reached)
     return solved === nothing ? 0 : enter!(solved)
 end
+
+asked_control(x) = x[6] == 1 ? STEP_CONTROL[] : nothing
 
 "Copy the tensors of `θ`, each given by its size and address after their number, to where a field reads them."
 read_theta!(f::TracedField, device, r::Reader) = gather!(f.θ, device, [(next!(r), next!(r)) for _ in 1:next!(r)])
@@ -261,6 +263,9 @@ function interpolate_typed(device, fw::Dense{T}, r::Reader) where {T}
     scatter(device, values, [(next!(r), next!(r)) for _ in 1:next!(r)])
     return 0
 end
+
+"The times at which the steps of a kept solve began or ended."
+step_times(kept::Int) = dense(KEPT[kept]).solution.t
 
 "Let independent samples use at most this many of Julia's threads, and BLAS so many of its own if it is not the user's to say."
 function set_threads(n::Int, blas::Bool)

@@ -20,6 +20,7 @@ function guarded(f::F, arguments...) where {F}
         return -1
     end
     code = caught(f, arguments...)
+    PROGRESS.integrator = nothing
     INTERRUPTED[] || return code
     INTERRUPTED[] = false
     return -4

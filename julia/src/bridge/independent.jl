@@ -31,7 +31,7 @@ function forward_each_typed(fields::Vector{<:TracedField{T}}, r::Reader, x, solv
     u0 = [reduce(vcat, [x[:, b] for x in from]) for b in 1:batch]
     ts = [all_times[1:counts[b], b] for b in 1:batch]
     foreach(x -> fill!(x, T(NaN)), to)
-    o = Options(; solver, rtol = x[1], atol = x[2], dt = x[3], adaptive, max_steps, keep, memory)
+    o = Options(; solver, rtol = x[1], atol = x[2], dt = x[3], adaptive, max_steps, keep, memory, control = asked_control(x))
     each = forward_each!(fields, u0, ts, θ, o) do b, values, summary, evaluations
         offset = 0
         for x in to
@@ -135,7 +135,7 @@ function find_event_each_typed(fields::Vector{<:TracedField{T}}, events, r::Read
     u0 = [reduce(vcat, [x[:, b] for x in from]) for b in 1:batch]
     ts = [all_times[1:counts[b], b] for b in 1:batch]
     searches = [search_of(first(fields), m, signs, directions, b) for b in 1:batch]
-    o = Options(; solver, rtol = x[1], atol = x[2], dt = x[3], adaptive, max_steps)
+    o = Options(; solver, rtol = x[1], atol = x[2], dt = x[3], adaptive, max_steps, control = asked_control(x))
     find_event_each(fields, events, u0, ts, θ, of_events, searches, o) do b, found, evaluations
         results[:, b] .= (evaluations, found.t, found.index)
     end

@@ -58,7 +58,8 @@ end
 
 function find_event_with(field::TracedField{T}, event, f, u0, ts::Vector{Time}, search::Search{T}, o::Options, alg) where {T}
     problem = ODEProblem{true}(f, u0, (first(ts), last(ts)), field.θ)
-    integrator = ready!(init(problem, alg; keywords(T, ts, o)..., save_everystep = false, dense = false, calck = true))
+    integrator = integrator_of(problem, alg, T, ts, o; save_everystep = false, dense = false, calck = true)
+    PROGRESS.integrator = integrator
     between, changed = similar(u0), fill(false, length(search.signs))
     while integrator.t != last(ts)
         a = integrator.t

@@ -10,6 +10,7 @@ Base.@kwdef struct Options
     max_steps::Int = 10_000
     keep::Symbol = :ends        # of the steps: nothing (:ends, :saved), :stages (discrete adjoint), or :dense
     memory::Int = 2^30          # bytes that the steps kept for the discrete adjoint may take
+    control::Union{Nothing,StepControl} = nothing
 end
 
 "Whether nothing but the states at the times asked for is stored."
@@ -65,18 +66,21 @@ end
 
 "Solve with the `θ` that is bound; what is kept of the solve refers to `θ`."
 function integrate!(values, field::TracedField, u0, ts::Vector{Time}, θ, o::Options)
-    if o.keep === :dense || o.keep === :saved || isstiff(o.solver)
+    if o.keep === :dense || o.keep === :saved || isopaque(o.solver)
         f, alg = ode_function(field, o.solver), algorithm(o.solver; dense = o.keep === :dense)
         return Base.invokelatest(forward_whole!, values, field, f, u0, ts, θ, o, alg)
     end
-    return forward_steps!(values, field, u0, ts, θ, o)
+    o.solver in EXPLICIT && return forward_steps!(values, field, u0, ts, θ, o)
+    algorithm(o.solver)  # whose package may have to be loaded
+    return Base.invokelatest(forward_steps!, values, field, u0, ts, θ, o)
 end
 
 function forward_whole!(values, field::TracedField{T}, f, u0, ts::Vector{Time}, θ, o::Options, alg) where {T}
     problem = ODEProblem{true}(f, u0, (first(ts), last(ts)), field.θ)
     ends = only_saved(o)
     saved = (; saveat = ends ? ts : Time[], save_everystep = !ends, dense = !ends)
-    integrator = ready!(init(problem, alg; keywords(T, ts, o)..., saved...))
+    integrator = integrator_of(problem, alg, T, ts, o; saved...)
+    PROGRESS.integrator = integrator
     solution = solve!(integrator)
     # After a failure the solution may end at the last time that was to be saved, the integrator at the one it reached.
     done = successful_retcode(solution.retcode)
@@ -114,6 +118,14 @@ function keywords(T, ts::Vector{Time}, o::Options)
         controller = o.adaptive && o.solver in INTERPOLATED ? IController() : nothing,
         verbose = false,
     )
+end
+
+"An integrator before its first step."
+function integrator_of(problem, alg, T, ts::Vector{Time}, o::Options; saved...)
+    o.control === nothing && return ready!(init(problem, alg; keywords(T, ts, o)..., saved...))
+    return controlled(T, alg, o.control) do further
+        ready!(init(problem, alg; keywords(T, ts, o)..., further..., saved...))
+    end
 end
 
 "Times to stop at. There may be millions, which OrdinaryDiffEq sorts first: Python's signal handlers run meanwhile."

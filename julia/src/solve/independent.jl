@@ -118,6 +118,7 @@ function forward_each!(store!, fields::Vector{F}, u0, ts::Vector{Vector{Time}}, 
                 values = Matrix{T}(undef, length(u0[b]), length(ts[b]))
                 summary, forwards[b] = integrate!(values, field, u0[b], ts[b], field.θ, o)
                 store!(b, values, summary, field.counts[1] - before)
+                Threads.atomic_add!(SAMPLES, 1)
             end
         end
     end

@@ -96,6 +96,7 @@ end
     spent = now - w.last
     w.every = spent < 2_000_000 ? min(2w.every, 4096) : spent > 20_000_000 ? max(w.every ÷ 4, 1) : w.every
     w.last, w.left = now, w.every
+    observe!()
     INTERRUPTED[] && throw(Interrupted())
     Threads.threadid() == PYTHON.thread && now - PYTHON.asked > PATIENCE && ask()
     return

@@ -34,7 +34,7 @@ function dense(fw::Stepped{T}) where {T}
     if fw.dense[] === nothing
         u0 = fw.steps.every == 0 ? fw.steps.stages[1].u : last(fw.steps.checkpoints[1])
         o = fw.options
-        options = Options(; o.solver, o.rtol, o.atol, o.dt, o.adaptive, o.max_steps, keep = :dense)
+        options = Options(; o.solver, o.rtol, o.atol, o.dt, o.adaptive, o.max_steps, keep = :dense, o.control)
         values = similar(u0, T, length(u0), length(fw.ts))
         summary, found = forward!(values, fw.field, copy(u0), fw.ts, fw.θ, options)
         summary.outcome === fw.summary.outcome ||
@@ -71,7 +71,9 @@ An integrator, ready to start at `u0`. It is taken again for solves that differ 
 its allocation.
 """
 function integrator_for(field::TracedField, u0, ts, o::Options)
-    lands_on_times(o) && return new_integrator(field, u0, ts, o)
+    # Other controllers, of the further methods or asked for, remember errors that `reinit!` leaves.
+    reused = o.solver in EXPLICIT && o.control === nothing && !lands_on_times(o)
+    reused || return new_integrator(field, u0, ts, o)
     key = (o.solver, first(ts), last(ts), o.rtol, o.atol, o.dt, o.max_steps)
     found = get(field.integrators, key, nothing)
     if found === nothing
@@ -92,11 +94,12 @@ function new_integrator(field::TracedField{T}, u0, ts, o::Options) where {T}
     problem = ODEProblem{true}(ode_function(field, o.solver), u0, (first(ts), last(ts)), field.θ)
     # What interpolation needs is computed where there is interpolation.
     nothing_saved = (; save_everystep = false, save_start = false, save_end = false, dense = false, calck = !lands_on_times(o))
-    return ready!(init(problem, algorithm(o.solver); keywords(T, ts, o)..., nothing_saved...))
+    return integrator_of(problem, algorithm(o.solver), T, ts, o; nothing_saved...)
 end
 
 function step_through!(values, field::TracedField{T}, integrator, steps::Steps{T}, ts::Vector{Time}, o::Options) where {T}
     tape, tab = field.tape, tableau(o.solver, T)
+    PROGRESS.integrator = integrator
     copyto!(view(values, :, 1), integrator.u)
     start!(steps, tape, tab, first(ts))
     span, column, accepted, rejected = last(ts) - first(ts), 2, integrator.stats.naccept, integrator.stats.nreject

@@ -59,11 +59,26 @@ end
 
 convert_tableau(T, x::Tableau) = Tableau{T}(x.s, T.(x.A), T.(x.b), T.(x.c), T.(x.W), x.fsal, x.calls)
 
-for solver in EXPLICIT
-    exact = probe(solver)
+function add_tableau!(solver, exact::Tableau)
     for T in (Float32, Float64)
         TABLEAUS[(solver, T)] = convert_tableau(T, exact)
     end
+    return
+end
+
+foreach(solver -> add_tableau!(solver, probe(solver)), EXPLICIT)
+
+"The tableaus of an extension's solvers, for `add_explicit!` once it is loaded."
+function probe_all(solvers)
+    merge!(SOLVERS, Dict(solvers...))
+    return [name => probe(name) for (name, _) in solvers]
+end
+
+"Add an extension's explicit Runge–Kutta methods."
+function add_explicit!(solvers, tableaus)
+    merge!(SOLVERS, Dict(solvers...))
+    foreach(((name, exact),) -> add_tableau!(name, exact), tableaus)
+    return
 end
 
 "The weights of the interpolant at `θ`, and their derivatives in `θ`."

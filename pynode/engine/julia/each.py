@@ -63,7 +63,7 @@ def solve_samples(
     for z, o in zip(z0, out, strict=True):
         values += (z.numel() // batch, z.data_ptr(), o.data_ptr())
     data, address, length = integers(values + list(layout))
-    floats = Floats(problem.rtol, problem.atol, problem.dt or 0.0)
+    floats = Floats(problem.rtol, problem.atol, problem.dt or 0.0, 0.0, 0.0, session.choose_steps(problem))
     kept = julia.forward_each(address, length, floats.address)
     del data, tensors
     codes = tuple(RETCODES[int(i)] for i in results[:, 3])

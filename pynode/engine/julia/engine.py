@@ -57,7 +57,10 @@ class JuliaEngine:
         """The discrete adjoint for explicit Runge–Kutta methods, SciMLSensitivity's continuous adjoints, `forward`."""
         if solver.matrix_free:  # the tangents have no derivative of their own in a trace
             return _CONTINUOUS
-        return (*_CONTINUOUS, "forward") if solver.stiff else ("discrete", *_CONTINUOUS, "forward")
+        if solver.multistep:  # whose interpolant is far less accurate than its steps
+            return ("backsolve", "forward")
+        steps_are_ours = not (solver.stiff or solver.opaque)
+        return ("discrete", *_CONTINUOUS, "forward") if steps_are_ours else (*_CONTINUOUS, "forward")
 
     @julia_runtime.alone
     def solve(self, problem: Problem) -> Integration:
@@ -69,6 +72,8 @@ class JuliaEngine:
         """
         state = problem.z0[0]
         device = julia_device.device_of(problem)
+        if problem.watched is not None and problem.watched.shown:
+            self.session.watch(problem.watched)
         if problem.t.dim() == 2:
             return solve_samples(self.session, problem, self.solve, device, _memory(problem))
         if isinstance(problem.sensitivity, Forward):
@@ -78,7 +83,8 @@ class JuliaEngine:
         lowered = lower(session, problem, device)
         julia = session.start()
         sensitivity = problem.sensitivity
-        keep = "dense" if problem.dense else "ends"
+        steps = None if problem.watched is None else problem.watched.steps
+        keep = "dense" if problem.dense or steps is not None else "ends"
         if sensitivity is not None and not (problem.dense and sensitivity.name == "backsolve"):
             keep = _NEEDS.get(sensitivity.name, "dense")
         z0 = [z.contiguous() for z in problem.z0]
@@ -93,7 +99,7 @@ class JuliaEngine:
         for z, o in zip(z0, out, strict=True):
             values += (z.numel(), z.data_ptr(), o.data_ptr())
         data, address, length = integers(values + addresses(lowered.values))
-        floats = Floats(problem.rtol, problem.atol, problem.dt or 0.0)
+        floats = Floats(problem.rtol, problem.atol, problem.dt or 0.0, 0.0, 0.0, session.choose_steps(problem))
         with lowered:
             kept = julia.forward(address, length, floats.address)
         del data
@@ -107,6 +113,8 @@ class JuliaEngine:
             integration.t_end, integration.z_end = take_reached(problem.t, out, reached)
         if kept:
             held = Kept(session, kept, lowered)
+            if steps is not None:
+                steps += map(float, session.module.step_times(kept))
             lowered.keep()
             problem = lowered.problem
             if sensitivity is not None:

@@ -49,7 +49,7 @@ def find_event(session: Session, problem: Problem, search: EventSearch, device: 
     for z in z0:
         values += (z.numel(), z.data_ptr(), 0)
     data, address, length = integers(values + addresses(lowered.values) + addresses(of_event.values))
-    floats = Floats(problem.rtol, problem.atol, problem.dt or 0.0)
+    floats = Floats(problem.rtol, problem.atol, problem.dt or 0.0, 0.0, 0.0, session.choose_steps(problem))
     with lowered, of_event:
         julia.find_event(address, length, floats.address)
     del data
@@ -94,7 +94,7 @@ def find_event_each(
     for tensors in read:
         values += tensors.layout
     data, address, length = integers(values)
-    floats = Floats(problem.rtol, problem.atol, problem.dt or 0.0)
+    floats = Floats(problem.rtol, problem.atol, problem.dt or 0.0, 0.0, 0.0, session.choose_steps(problem))
     julia.find_event_each(address, length, floats.address)
     del data, read
     found = []

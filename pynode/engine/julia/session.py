@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -12,7 +14,8 @@ from torch import Tensor
 from pynode.engine.julia import runtime
 from pynode.engine.julia.call import Entries
 from pynode.engine.julia.device import Device
-from pynode.engine.protocol import Problem
+from pynode.engine.protocol import Problem, Watched
+from pynode.errors import EngineUnavailable
 from pynode.field._trace import Trace
 
 __all__ = ["Kept", "Lowered", "Session"]
@@ -63,6 +66,7 @@ class Session:
         self._numbers: dict[str, int] = {}
         self._released: list[tuple[int, object]] = []
         self._forgotten: list[int] = []
+        self._progress: Any = None
 
     def start(self) -> Entries:
         """The entry points of Julia, which is started where it does not run yet.
@@ -105,6 +109,38 @@ class Session:
         if name not in self._numbers:
             self._numbers[name] = getattr(self.module, f"{kind}_number")(name)
         return self._numbers[name]
+
+    def watch(self, watched: Watched) -> None:
+        """Let others see how far the next solve is."""
+        if self._progress is None:
+            self.start()
+            now, samples = self.module.progress_addresses()
+            self._progress = (ctypes.c_double * 2).from_address(int(now)), ctypes.c_int64.from_address(int(samples))
+        now, samples = self._progress
+        now[0] = now[1] = math.nan
+        before = samples.value
+        watched.look = lambda: (now[0], now[1])
+        watched.samples = lambda: samples.value - before
+
+    def choose_steps(self, problem: Problem) -> float:
+        """Tell Julia of the choice of steps in the next solve; 1 if there is something to tell, else 0."""
+        if problem.steps is None:
+            return 0.0
+        control = problem.steps.control
+        if control.exponents is not None and not problem.solver.takes_controller:
+            raise EngineUnavailable(
+                f"the solver {problem.solver.name!r} has a controller of its own: leave step_control's controller out"
+            )
+        names = ("dt_min", "dt_max", "safety", "factor_min", "factor_max")
+        numbers = [math.nan if (x := getattr(control, name)) is None else float(x) for name in names]
+        batch = 1 if problem.t.dim() == 2 else problem.z0[0].shape[0]
+        sizes = [math.prod(z.shape[1:]) for z in problem.z0]
+        one = [z[:1] for z in problem.z0] if problem.t.dim() == 2 else problem.z0
+        each = problem.steps.tolerances_of(one)
+        rtol, atol = ([y for x in of for y in x.reshape(-1).tolist()] for of in each or ((), ()))
+        self.start()
+        self.module.set_step_control(list(control.exponents or ()), numbers, control.norm, sizes, batch, rtol, atol)
+        return 1.0
 
     def release(self, number: int, called: object) -> None:
         """Let Julia forget a solve, at the next call, until when it may call this; this may run anywhere."""

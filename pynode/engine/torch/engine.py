@@ -37,6 +37,7 @@ from pynode.engine.torch.origin import counts_from_zero, crossing_at, from_zero,
 from pynode.engine.torch.rhs import SCIPY, UNBOUNDED, AdaptiveRhs, Rhs, Stop, all_finite, right_hand_side
 from pynode.engine.torch.scipy_solvers import scipy_solver
 from pynode.engine.torch.stacked import odeint_dopri5
+from pynode.engine.torch.steps import step_options, step_tolerances
 from pynode.errors import EngineUnavailable, SolveError
 from pynode.sensitivity import Forward
 
@@ -138,6 +139,8 @@ class TorchEngine:
                 stop = rhs.diagnose(error)
             finally:
                 tracked.field.settle()
+        if problem.watched is not None and problem.watched.steps is not None:
+            problem.watched.steps += rhs.steps_taken()
         stats = rhs.stats()
         pullback = interpolant = z_end = None
         derivatives: Derivatives | None = None
@@ -220,6 +223,8 @@ def _options(problem: Problem, t: Tensor) -> dict[str, Any]:
             return {"grid_constructor": lambda func, y0, t: _even_grid(t, dt), "interp": "cubic", **UNBOUNDED}
         return {"grid_constructor": lambda func, y0, t: step_grid(t, dt)}
     options: dict[str, Any] = {"step_t": t[-1:]}  # so that the field is not evaluated beyond the last time
+    if problem.steps is not None:
+        options |= step_options(problem.steps.control)
     return options if dt is None else options | {"first_step": dt}
 
 
@@ -254,7 +259,8 @@ def _odeint(problem: Problem, rhs: Rhs, t: Tensor, options: dict[str, Any] | Non
         return tuple(torch.cat(x) for x in zip(*parts, strict=True))
     if solver.name in SCIPY:
         options = {"solver": scipy_solver(solver.name, rhs.tell)}
-    call: dict[str, Any] = {"rtol": problem.rtol, "atol": problem.atol, "options": options or _options(problem, t)}
+    rtol, atol = step_tolerances(problem)
+    call: dict[str, Any] = {"rtol": rtol, "atol": atol, "options": options or _options(problem, t)}
     odeint: Callable[..., Any] = torchdiffeq.odeint
     if discrete and solver.name == "dopri5":
         odeint = odeint_dopri5
@@ -262,6 +268,7 @@ def _odeint(problem: Problem, rhs: Rhs, t: Tensor, options: dict[str, Any] | Non
         call["method"] = "scipy_solver" if solver.name in SCIPY else solver.torch
     if tracked and how is not None and how.name == "backsolve":
         odeint = torchdiffeq.odeint_adjoint
+        call |= {"adjoint_rtol": problem.rtol, "adjoint_atol": problem.atol}
         call |= {f"adjoint_{key}": value for key, value in how.options.items()}
         call["adjoint_params"] = (*problem.args, *problem.parameters)
         if solver.name in SCIPY:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import deque
 from collections.abc import Iterable
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pynode.engine.protocol import Problem, Retcode, Stats
+from pynode.errors import EngineUnavailable
 
 __all__ = ["SCIPY", "UNBOUNDED", "AdaptiveRhs", "GaveUp", "Rhs", "Stop", "all_finite", "right_hand_side"]
 
@@ -41,8 +43,11 @@ class Rhs:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.nfe = self.steps = 0
+        self.starts: list[float] = []  # of a fixed-step solver's steps
         self.t_last = float(problem.t[0])  # start of the last step that began
         self.trail = deque([(self.t_last, problem.z0)], maxlen=2)  # where the forward solve's last steps ended
+        if problem.watched is not None and problem.watched.shown:
+            problem.watched.look = self.look
 
     def __call__(self, t: Tensor, z: Any) -> Any:
         """The field at `t` and `z`, counted."""
@@ -56,6 +61,25 @@ class Rhs:
             # torchdiffeq's adjoint differentiates whatever it gets, also a field that depends on nothing here.
             dz = tuple(_DependsOn.apply(x, z) for x, z in zip(dz, states, strict=True))
         return dz if field.is_tuple else dz[0]
+
+    def look(self) -> tuple[float, float]:
+        """See `Watched`; the solver may be within a step."""
+        return self._shown(self.t_last), math.nan
+
+    def _shown(self, t: float) -> float:
+        """A time of the solver's as the user's."""
+        return float(self.problem.field_time(torch.tensor(t, dtype=torch.float64)))
+
+    def steps_taken(self) -> list[float]:
+        """See `Watched`.
+
+        Raises:
+            EngineUnavailable: the solver does not tell.
+        """
+        raise EngineUnavailable(
+            f"the torch engine's {self.problem.solver.name!r}, which is SciPy's, does not tell its steps: use another "
+            "solver, or pass the times at which the states are wanted"
+        )
 
     def tell(self, t: float, z: Any) -> None:
         """Take note of the end of a step of the forward solve."""
@@ -102,6 +126,14 @@ class _DependsOn(torch.autograd.Function):
 class _FixedRhs(Rhs):
     """Of a fixed-step solver, which by itself would step on through NaN."""
 
+    def look(self) -> tuple[float, float]:
+        """As `Rhs.look`."""
+        return self._shown(self.t_last), self.problem.dt or math.nan
+
+    def steps_taken(self) -> list[float]:
+        """As `Rhs.steps_taken`."""
+        return [self._shown(t) for t in self.starts]
+
     def callback_step(self, t: Tensor, z: Any, dt: Tensor) -> None:
         """At the start of each step."""
         self.callback_step_adjoint(t, z, dt)
@@ -111,6 +143,7 @@ class _FixedRhs(Rhs):
         """At the start of each step of a backward solve."""
         self.steps += 1
         self.t_last = t.item()
+        self.starts.append(self.t_last)
         if not all_finite(as_tuple(z)):
             raise Stop(Retcode.NON_FINITE, self.t_last)
 
@@ -171,6 +204,14 @@ class AdaptiveRhs(Rhs):
         self.steps += 1
         if self.steps > self.problem.max_steps:
             raise Stop(Retcode.MAX_STEPS, self.t_last)
+
+    def look(self) -> tuple[float, float]:
+        """As `Rhs.look`."""
+        return self._shown(self.t_last), self.accepted[-1][1] if self.accepted else math.nan
+
+    def steps_taken(self) -> list[float]:
+        """As `Rhs.steps_taken`."""
+        return [self._shown(t) for t, _ in self.accepted]
 
     @property
     def dt_last(self) -> float:

@@ -1,0 +1,83 @@
+"""What a solution keeps: the states at the times asked for, at the end of each step, or what is computed from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from pynode.engine.protocol import Watched
+from pynode.errors import InputError, unknown_name
+from pynode.field._transforms import example
+
+__all__ = ["check_save", "saved", "times_of_steps"]
+
+
+def check_save(save: Any, independent: bool) -> None:
+    """Refuse what `solve` cannot save.
+
+    Raises:
+        InputError: it is something else, or asks for the steps of independent samples.
+    """
+    if callable(save):
+        return
+    if not isinstance(save, str):
+        raise InputError(f"save must be 'times', 'steps' or a callable(t, z), got {type(save).__name__}")
+    if save not in ("times", "steps"):
+        raise unknown_name("save", save, ("times", "steps"))
+    if save == "steps" and independent:
+        raise InputError(
+            "save='steps' has one series of times, and independent samples have steps of their own: solve each by "
+            "itself, or pass the times at which the states are wanted"
+        )
+
+
+def times_of_steps(solve: Callable[[Watched], Any], times: Tensor) -> Tensor:
+    """The ends of the steps of a solve, from the first time to the last one, in double.
+
+    Args:
+        solve: solves without a gradient, and tells the steps.
+        times: `(time,)`.
+    """
+    watched = Watched(shown=False, steps=[])
+    with torch.no_grad():
+        solve(watched)
+    assert watched.steps is not None
+    first, last = (float(x) for x in example(times).double()[[0, -1]])
+    low, high = min(first, last), max(first, last)
+    inner = sorted({t for t in watched.steps if low < t < high}, reverse=last < first)
+    times = times.double()
+    return torch.cat([times[:1], times.new_tensor(inner), times[-1:]])
+
+
+def saved(save: Callable[[Tensor, Any], Any], t: Tensor, states: Callable[[int], Any]) -> Any:
+    """What a callable makes of the state at each time, stacked: tensors `(time, …)`.
+
+    Args:
+        save: the user's.
+        t: `(time,)`, or `(batch, time)`.
+        states: gives the state at a time.
+
+    Raises:
+        InputError: it returns no tensors, or not the same ones each time.
+    """
+    rows: list[list[Tensor]] = []
+    spec = None
+    for i in range(t.shape[-1]):
+        found, own = tree_flatten(save(t[..., i], states(i)))
+        if not found or not all(isinstance(x, Tensor) for x in found):
+            kinds = ", ".join(sorted({type(x).__name__ for x in found})) or "nothing"
+            raise InputError(f"save must return a tensor, or several in a tuple or dictionary, got {kinds}")
+        shapes = [x.shape for x in found]
+        if spec is not None and (own != spec or shapes != [x.shape for x in rows[0]]):
+            raise InputError(
+                f"save must return tensors of the same shapes each time, got {[tuple(x.shape) for x in rows[0]]} at "
+                f"first, and {[tuple(s) for s in shapes]} at t[{i}]"
+            )
+        spec = own
+        rows.append(found)
+    assert spec is not None
+    return tree_unflatten([torch.stack(x) for x in zip(*rows, strict=True)], spec)
