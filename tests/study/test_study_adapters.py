@@ -278,3 +278,19 @@ def test_the_default_contenders_have_valid_options():
     assert {package for package, quick in names if quick} == {"pynode", "torchdiffeq", "scipy"}
     assert {"torchode", "torchdyn", "diffrax"} <= {package for package, _ in names}
     assert all("Radau" not in c.options.values() for c in default_contenders(problem()))
+
+
+@pytest.mark.julia
+def test_diffeqflux_takes_a_chain_of_layers_as_its_neural_ode_with_the_weights_given():
+    layers = [nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 4), nn.Sigmoid(), nn.Linear(4, 2, bias=False)]
+    net = nn.Sequential(*layers).double()
+    given = Problem(net, problem().z0, problem().t)
+    right = made("torchdiffeq", {}, given, Setting(1e-10))
+    how = {"interface": "NeuralODE", "sensitivity": "InterpolatingAdjoint", "vjp": "ZygoteVJP"}
+    adapter = made("diffeqflux", how, given)
+    assert distance(adapter.solve().z, right.solve().z.numpy()) < 1e-6
+    got, gradient = adapter.gradient().gradient, right.gradient().gradient
+    assert set(got) == set(gradient)
+    assert max(distance(got[name], g.numpy()) for name, g in gradient.items()) < 1e-6
+    with pytest.raises(NotComparable, match="this field is none"):
+        made("diffeqflux", how, problem())
