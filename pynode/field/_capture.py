@@ -126,6 +126,22 @@ def _column(tolerance: Any) -> Any:
     return tolerance.unsqueeze(-1) if isinstance(tolerance, Tensor) and tolerance.dim() else tolerance
 
 
+def _roll(x: Tensor, shifts: Sequence[int], dims: Sequence[int] = ()) -> Tensor:
+    """By slices: along the batch for any size of it that the shift does not exceed."""
+    if not dims:
+        return _roll(x.reshape(-1), shifts, [0]).reshape(x.shape)
+    for shift, d in zip(shifts, dims, strict=True):
+        n = x.shape[d]
+        if isinstance(n, int):
+            shift %= max(n, 1)
+        elif abs(shift) > n:
+            return NotImplemented
+        start = -shift if shift < 0 else n - shift
+        if shift:
+            x = torch.cat([x.narrow(d, start, n - start), x.narrow(d, 0, start)], d)
+    return x
+
+
 # torch has no rule for these that works with a symbolic batch size.
 _OWN: dict[Any, Callable[..., Any]] = {
     _aten.hardshrink_backward.default: _hardshrink_backward,
@@ -134,6 +150,7 @@ _OWN: dict[Any, Callable[..., Any]] = {
     _aten._cdist_backward.default: _cdist_backward,
     _aten.hypot.default: lambda x, y: (x * x + y * y).sqrt(),
     _aten.rrelu_with_noise.default: _rrelu,
+    _aten.roll.default: _roll,
     _aten._trilinear.default: _trilinear,
     _aten._weight_norm_interface_backward.default: _weight_norm_backward,
     _aten.linalg_pinv.atol_rtol_tensor: _pinv,

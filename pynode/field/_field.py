@@ -281,10 +281,16 @@ class Field:
 
     def __call__(self, t: Tensor, z: Sequence[Tensor], args: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
         """Evaluate: `t` 0-d, of any dtype, `z` and the result tuples of `(batch, *features)` tensors."""
-        t = t.to(self.time_dtype)
+        if t.dtype is not self.time_dtype:
+            t = t.to(self.time_dtype)
         if self.facts.differentiates:
             return self._differentiable(t, z, args)
         return self._outputs(t, z, args)
+
+    def plain(self) -> Callable[..., Any] | None:
+        """The function itself, if that does for one tensor and a float64 time; `None` if it is not enough."""
+        live, needed = self._live, self.is_tuple or self.facts.differentiates or self.autocast is not None
+        return None if needed or live.looks or self.time_dtype != torch.float64 else live.frozen.function
 
     def _differentiable(self, t: Tensor, z: Sequence[Tensor], args: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Evaluate a function that differentiates by its arguments, whatever context this one is in."""
@@ -296,6 +302,8 @@ class Field:
 
     def _outputs(self, t: Tensor, z: Sequence[Tensor], args: Sequence[Tensor]) -> tuple[Tensor, ...]:
         out = self._live(t, tuple(z) if self.is_tuple else z[0], *args)
+        if not self.is_tuple and self.autocast is None and isinstance(out, Tensor) and out.shape == z[0].shape:
+            return (out,)
         outputs = tuple(out) if self.is_tuple else (out,)
         if len(outputs) != len(z) or any(o.shape != x.shape for o, x in zip(outputs, z, strict=True)):
             check_outputs(out, z, self.is_tuple, self.autocast)  # right for one batch size or time, wrong for another

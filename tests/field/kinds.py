@@ -239,6 +239,17 @@ def entry_of_each_sample() -> Case:
 
 
 @case
+def ranks_in_the_batch() -> Case:
+    """The median and another rank of all samples, and the sample before each and behind it."""
+
+    def f(t: Tensor, z: Tensor) -> Tensor:
+        middle = z.median(0).values + z.kthvalue(1, 0)[0]
+        return z.roll(1, 0) * z - z.roll((-1, 1), (0, 1)).tanh() + z.roll(1) / 4 - middle * z
+
+    return Case(f, (4,), batches=(3, 4, 6))
+
+
+@case
 def order_of_the_batch() -> Case:
     """Samples that are ranked, picked and counted among each other."""
 

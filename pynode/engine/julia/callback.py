@@ -61,6 +61,7 @@ class PythonField:
         read: tensors that the field reads.
         called: the functions that Julia calls, with their memory.
         field: the copy.
+        plain: what evaluates it without any layer, if there is such.
         args: the conditioning tensors, as the field gets them.
         graphs: evaluations that autograd has followed, by the number that Julia gives them.
         opened: the evaluation that rows of the Jacobian are taken of.
@@ -90,7 +91,7 @@ class PythonField:
                 (a.clone() if a.is_inference() else a.detach()).requires_grad_(wanted)
                 for a, wanted in zip(problem.args, problem.wants["args"], strict=True)
             )
-        self.field, self.parameters = field, field.parameters
+        self.field, self.plain, self.parameters = field, field.plain(), field.parameters
         self.problem = replace(problem, field=field, args=self.args, parameters=field.parameters)
         self.graphs: dict[int, Graph] = {}
         self.opened: Graph | None = None
@@ -147,10 +148,11 @@ class PythonField:
         )
         places = evaluator.dtheta or [torch.empty(0)] * len(theta)
         pairs = [(x, place) for x, place, w in zip(theta, places, wanted, strict=True) if w]
-        self.of_state = evaluator.z, evaluator.dz
-        self.of_theta = [x for x, _ in pairs], [place for _, place in pairs]
-        own = ([evaluator.t], [evaluator.dt]) if self.wants_time else ([], [])
-        self.of_all = [*evaluator.z, *own[0], *self.of_theta[0]], [*evaluator.dz, *own[1], *self.of_theta[1]]
+        self.of_state = tuple(evaluator.z), tuple(evaluator.dz)
+        self.of_theta = tuple(x for x, _ in pairs), tuple(place for _, place in pairs)
+        own = ((evaluator.t,), (evaluator.dt,)) if self.wants_time else ((), ())
+        parts = (self.of_state, own, self.of_theta)
+        self.of_all = sum((inputs for inputs, _ in parts), ()), sum((places for _, places in parts), ())
 
     def __enter__(self) -> None:
         evaluator = self.called.evaluator

@@ -6,6 +6,7 @@ write lies in tensors over memory that both know. What a function raises ends th
 
 from __future__ import annotations
 
+import contextlib
 from array import array
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -19,15 +20,16 @@ from pynode.field._tangents import products
 __all__ = ["Evaluated", "Evaluator", "Graph"]
 
 # An evaluation that autograd has followed: results that depend on what is differentiated by, and their cotangents.
-Graph = tuple[list[Tensor], list[Tensor]]
+Graph = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
 # What is differentiated by, and where the products belong.
-Inputs = tuple[list[Tensor], list[Tensor]]
+Inputs = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
 
 
 class Evaluated(Protocol):
     """What is evaluated, see `PythonField`."""
 
     field: Field
+    plain: Callable[..., Any] | None
     args: tuple[Tensor, ...]
     graphs: dict[int, Graph]
     opened: Graph | None
@@ -92,16 +94,27 @@ class Evaluator:
         """The value at `u`, to `du`."""
         field = self._begun()
         field.evaluated = True
+        if field.plain is not None:
+            out = field.plain(self.time.clone(), self.z[0].clone(), *field.args)
+            if isinstance(out, Tensor) and out.shape == self.z[0].shape:
+                self.du[0].copy_(out)
+                return
         self._give(field.field(self.time.clone(), [x.clone() for x in self.z], field.args))
 
     def followed(self, field: Evaluated, time: bool) -> Sequence[Tensor]:
         """The value at `u`, which autograd has followed; from the time too if so asked."""
-        with torch.enable_grad():
+        # Gradients are off while Julia runs (see `PythonField`); a context manager would take a microsecond.
+        torch._C._set_grad_enabled(True)
+        try:
             return field.field((self.t if time else self.time).clone(), [x.clone() for x in self.z], field.args)
+        finally:
+            torch._C._set_grad_enabled(False)
 
     def _graph(self, out: Sequence[Tensor]) -> Graph:
+        if len(out) == 1 and out[0].requires_grad:
+            return (out[0],), (self.v[0],)
         pairs = [(o, v) for o, v in zip(out, self.v, strict=True) if o.requires_grad]
-        return [o for o, _ in pairs], [v for _, v in pairs]
+        return tuple(o for o, _ in pairs), tuple(v for _, v in pairs)
 
     def record(self) -> None:
         """The value at `u`, to `du`; its graph is kept under the number of `call`."""
@@ -117,9 +130,12 @@ class Evaluator:
         inputs, places = of
         if not inputs:
             return
-        found: Sequence[Tensor | None] = [None] * len(inputs)
+        found: tuple[Tensor | None, ...] = (None,) * len(inputs)
         if outputs:
             found = _products(outputs, inputs, cotangents, keep)
+            with contextlib.suppress(TypeError):  # some of them are none
+                torch._foreach_copy_(places, found)  # type: ignore[arg-type]
+                return
         for place, g in zip(places, found, strict=True):
             if g is None:
                 place.zero_()
@@ -181,12 +197,12 @@ class Evaluator:
 
 
 def _products(
-    outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor], keep: bool
-) -> Sequence[Tensor | None]:
+    outputs: tuple[Tensor, ...], inputs: tuple[Tensor, ...], cotangents: tuple[Tensor, ...], keep: bool
+) -> tuple[Tensor | None, ...]:
     """`torch.autograd.grad` without its checks, which take as long as the products of a small field."""
     engine: Any = torch.autograd.Variable._execution_engine
-    found: Sequence[Tensor | None] = engine.run_backward(
-        tuple(outputs), tuple(cotangents), keep, False, tuple(inputs), allow_unreachable=True, accumulate_grad=False
+    found: tuple[Tensor | None, ...] = engine.run_backward(
+        outputs, cotangents, keep, False, inputs, allow_unreachable=True, accumulate_grad=False
     )
     return found
 

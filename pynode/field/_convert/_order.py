@@ -6,7 +6,7 @@ from typing import Any
 
 from pynode.field._convert._call import Call, Unsupported, handles
 from pynode.field._convert._reduce import extremum
-from pynode.field._graph import Number
+from pynode.field._graph import Dim, Number
 from pynode.field._shapes import product
 
 
@@ -47,14 +47,17 @@ def _kth(c: Call) -> Any:
         flat = c.b.reshape(i, [product(shape)])
         return int(_kth(Call(c.b, c.op, [flat, 0], {}, c.shape, "float"))[0])
     d = c.dim(1 if c.op == "median" else 2, "dim", i, -1)
-    size = shape[d] if shape else 1
-    if not isinstance(size, int):
-        raise Unsupported("a rank along the batch dimension: fields act on the features of each sample")
-    k = (size - 1) // 2 if c.op == "median" else int(c.args[1]) - 1
+    size: Dim = shape[d] if shape else 1
     both = _sorted(c, i, d, False)
     if not shape:
         return list(both)
     one = [*shape[:d], 1, *shape[d + 1 :]]
+    if c.op == "median" and isinstance(size, tuple):
+        last = c.b.add("full", [Number((size[0], size[1] - 1))], ())
+        middle = c.b.pointwise("div", [last, Number(2.0)], ())
+        place = c.b.expand(c.b.pointwise("floor", [middle], ()), one)
+        return [c.b.reshape(c.b.add("gather", [x, place], one, dim=d), c.shape) for x in both]
+    k = (size - 1) // 2 if isinstance(size, int) and c.op == "median" else int(c.args[1]) - 1
     return [c.b.reshape(c.b.slice(x, d, k, k + 1, 1, one), c.shape) for x in both]
 
 
