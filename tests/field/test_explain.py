@@ -162,15 +162,15 @@ def keeps(t: Tensor, z: Tensor) -> Tensor:
     return z + KEPT  # keeps
 
 
-def ranks(t: Tensor, z: Tensor) -> Tensor:
-    return z - z.median(0).values  # ranks
+def tabulates(t: Tensor, z: Tensor) -> Tensor:
+    return z - torch.searchsorted(z[:, 0].contiguous(), z)  # tabulates
 
 
 REASONS: dict[Callable[..., Any], str] = {
     looks: "what is computed depends on the batch size at {place}",
     counts: "a number is made of the batch size at {place}",
     keeps: "an operation fails at {place}: RuntimeError: The size of tensor a (batch) must match the size of tensor b ",
-    ranks: "the field uses a rank along the batch dimension: fields act on the features of each sample at {place}",
+    tabulates: "the field uses a table along the batch dimension: fields act on the features of each sample at {place}",
 }
 
 
