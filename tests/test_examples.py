@@ -245,12 +245,3 @@ def test_conditional_flow(tmp_path):
         assert results[name]["nll"] < results[name]["nll_other_context"] - 0.2
         assert results[name]["integral"] == pytest.approx(1, abs=1e-3)
     assert_figures(tmp_path, "densities.png")
-
-
-@pytest.mark.slow
-def test_bouncing_ball(tmp_path):
-    results, _ = run("bouncing_ball", tmp_path, "--iterations", "150")
-    assert results["gravity"] == pytest.approx(9.81, abs=0.3)
-    assert results["restitution"] == pytest.approx(0.8, abs=0.02)
-    assert results["rms"] < 0.01
-    assert_figures(tmp_path, "ball.png")
