@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import torchdiffeq
+from cases import Conv
 from torch import Tensor, nn
 from torch.func import grad, hessian, jacrev, vmap
 
@@ -108,6 +109,7 @@ def cases() -> dict[str, tuple[nn.Module, Tensor, Tensor, dict[str, Any]]]:
         ),
         "forced": (Forced(), torch.tensor([[1.0, 0.0]]).double(), torch.tensor([0.0, 10.0]).double(), single),
         "graph": (Graph(), 0.5 * torch.randn(1, 2700, 16), torch.tensor([0.0, 1.0]), single),
+        "convolutions": (Conv(16), torch.randn(128, 16, 8, 8), torch.tensor([0.0, 1.0]), single),
     }
 
 
