@@ -70,8 +70,9 @@ def derivatives(case: Case, options: dict[str, Any] | None) -> list[Tensor]:
 
 def kinds(engine: str) -> list[Any]:
     marks = [pytest.mark.julia] if engine == "julia" else []
+    quick = {"mlp", "tuple_state"} if engine == "julia" else QUICK  # there are kernels to be compiled
     return [
-        pytest.param(engine, name, marks=marks if name in QUICK else [*marks, pytest.mark.slow], id=f"{engine}-{name}")
+        pytest.param(engine, name, marks=marks if name in quick else [*marks, pytest.mark.slow], id=f"{engine}-{name}")
         for name in sorted(set(EVERY) - LEFT_OUT - (SPARSE if engine == "torch" else set()))
     ]
 
