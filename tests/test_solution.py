@@ -254,3 +254,11 @@ def test_no_wrong_gradient_between_times(engine: str) -> None:
         next(iter(field.parameters())).mul_(2.0)
     with pytest.raises(pynode.InputError, match="changed in place"):
         sol(0.5)
+
+
+def test_times_made_in_inference_mode_are_interpolated(engine: str) -> None:
+    with torch.inference_mode():
+        t = torch.tensor([0.0, 1.0], dtype=DOUBLE)
+    z0 = start()
+    sol = pynode.solve(Field(), z0, t, dense=True, engine=engine)
+    assert torch.isfinite(torch.autograd.grad(sol(0.5).sum(), z0)[0]).all()

@@ -31,7 +31,11 @@ class Again:
     ) -> None:
         self.engine, self.levels, self.inputs = engine, levels, tuple(inputs)
         self.problem = replace(problem, dense=False, watched=None)
-        self.versions = [x._version for x in inputs]
+        self.versions = self._versions()
+
+    def _versions(self) -> list[int]:
+        """How often each input was changed in place; of tensors made in inference mode, which do not tell, 0."""
+        return [0 if x.is_inference() else x._version for x in self.inputs]
 
     def __call__(self, times: Tensor) -> tuple[Tensor, ...]:
         """The state tensors, `(n, batch, *features)`.
@@ -43,7 +47,7 @@ class Again:
             InputError: what the field reads has been changed in place; or times that require a gradient are equal.
             SolveError: the integration failed.
         """
-        if self.versions != [x._version for x in self.inputs]:
+        if self.versions != self._versions():
             raise InputError(
                 "sol(t) solves once more for its gradient, and a tensor that was solved with has been changed in place "
                 "since: call sol(t) before the optimizer's step, or under torch.no_grad()"
