@@ -183,7 +183,7 @@ def solve(
             events = events.of(functools.partial(reads_control, form=control.form))
         given_args = (*control.tensors, *given_args)
     form, given = with_args(form, given_args)
-    options = {
+    options: dict[str, Any] = {
         "solver": solver,
         "rtol": rtol,
         "atol": atol,
@@ -202,15 +202,16 @@ def solve(
         "throw": throw,
     }
     if progress is False and save == "times":
-        solution = _known(form, field, state, t, given, options)
+        solution = _known(functools.partial(_in_context, form, field, state, t, given, options))
     else:
         times = functools.partial(_known_times, t, state[0], batching)
         check_save(save, batching != "joint" or (isinstance(t, Tensor) and t.dim() == 2))
         with shown(progress, times) as watched:
             if save == "steps":
-                first = functools.partial(_known, form, field, state, t, given)
-                t = times_of_steps(lambda steps: first({**options, "watched": steps}), times())
-            solution = _known(form, field, state, t, given, {**options, "watched": watched})
+                first = functools.partial(_in_context, form, field, state, t, given)
+                t = times_of_steps(lambda w: _known(lambda: first({**options, "watched": w})), times())
+            options["watched"] = watched
+            solution = _known(functools.partial(_in_context, form, field, state, t, given, options))
             if watched is not None:
                 ended(watched, solution.t_end)
     solution = solution if form.is_plain else in_form(form, solution)
@@ -223,19 +224,12 @@ def _known_times(t: Any, like: Tensor, batching: str) -> Tensor:
     return per_sample_times(times, like) if independent else times
 
 
-def _known(
-    form: State,
-    field: Callable[..., Any],
-    state: tuple[Tensor, ...],
-    t: Tensor | Sequence[float],
-    args: tuple[Tensor, ...],
-    options: Mapping[str, Any],
-) -> Solution:
-    """`_in_context` once all that the field reads is known to be an input."""
+def _known(solve: Callable[[], Solution]) -> Solution:
+    """What this returns once all that the field reads is known to be an input."""
     attempts = 0
     while True:
         try:
-            return _in_context(form, field, state, t, args, options)
+            return solve()
         except LateRead:
             attempts += 1
             if attempts == _ATTEMPTS:

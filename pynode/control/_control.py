@@ -58,6 +58,7 @@ class Control:
         InputError: times or values are not as above.
     """
 
+    powers: ClassVar[int]  # coefficients of a piece
     is_smooth: ClassVar[bool] = False  # whether value and derivative are continuous between a sample's ends
     goes_on: ClassVar[bool] = False  # whether there is a last piece that does not end
 
@@ -145,11 +146,7 @@ class Control:
         else:
             began = knots.gather(1, index)
             found = self.coefficients.gather(1, index.unsqueeze(-1).expand(-1, -1, self.coefficients.shape[-1]))
-        return (t - began).unsqueeze(-1), list(found.chunk(self._powers(), -1))
-
-    @classmethod
-    def _powers(cls) -> int:
-        raise NotImplementedError
+        return (t - began).unsqueeze(-1), list(found.chunk(self.powers, -1))
 
     def _shaped(self, x: Tensor, t: Tensor) -> Tensor:
         if self.form.dims == 0:

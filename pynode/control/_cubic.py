@@ -27,9 +27,7 @@ class CubicHermite(Control):
 
     is_smooth = True
 
-    @classmethod
-    def _powers(cls) -> int:
-        return 4
+    powers = 4
 
     @staticmethod
     def _coefficients(samples: Samples) -> Sequence[Tensor]:
@@ -52,9 +50,7 @@ class NaturalCubic(Control):
 
     is_smooth = True
 
-    @classmethod
-    def _powers(cls) -> int:
-        return 4
+    powers = 4
 
     @staticmethod
     def _coefficients(samples: Samples) -> Sequence[Tensor]:

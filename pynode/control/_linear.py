@@ -19,9 +19,7 @@ class Linear(Control):
     ends of a sample, the nearest is taken. See `Control` for the arguments.
     """
 
-    @classmethod
-    def _powers(cls) -> int:
-        return 2
+    powers = 2
 
     @staticmethod
     def _coefficients(samples: Samples) -> Sequence[Tensor]:
@@ -38,9 +36,7 @@ class PiecewiseConstant(Control):
 
     goes_on = True
 
-    @classmethod
-    def _powers(cls) -> int:
-        return 1
+    powers = 1
 
     @staticmethod
     def _coefficients(samples: Samples) -> Sequence[Tensor]:
