@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,6 +16,7 @@ from pynode.errors import EngineUnavailable, InputError
 from pynode.field._outside import unhooked
 from pynode.field._tangents import TangentField
 from pynode.sensitivity import find_sensitivity
+from pynode.weak import WeakMap
 
 __all__ = ["solve_forward"]
 
@@ -136,7 +136,7 @@ def solve_forward(
 
 
 # For each field the batch sizes and shapes for which samples do not, or do, depend on one another.
-_SEPARATE: weakref.WeakKeyDictionary[object, dict[object, bool]] = weakref.WeakKeyDictionary()
+_SEPARATE: WeakMap[object, dict[object, bool]] = WeakMap()
 
 
 def _is_separate(problem: Problem) -> bool:

@@ -22,6 +22,7 @@ from pynode.field._bindings import INTERNAL, Reads, is_compiled, slots_of
 from pynode.field._kept import for_the_user
 from pynode.field._parametrized import is_computing
 from pynode.field._scripted import Scripted
+from pynode.weak import WeakMap
 
 __all__ = ["Frozen", "original"]
 
@@ -30,7 +31,7 @@ _GROUPS = ("_parameters", "_buffers")
 
 
 # Of each copy of a module the module.
-_ORIGINALS: weakref.WeakKeyDictionary[nn.Module, weakref.ref[nn.Module]] = weakref.WeakKeyDictionary()
+_ORIGINALS: WeakMap[nn.Module, weakref.ref[nn.Module]] = WeakMap()
 
 
 def original(module: nn.Module) -> nn.Module:
@@ -168,7 +169,7 @@ class Frozen:
             kind = nn.utils.parametrize.type_before_parametrizations(module)
         made = object.__new__(kind)
         self.copies[id(module)] = made
-        _ORIGINALS[made] = weakref.ref(module)
+        _ORIGINALS.setdefault(made, weakref.ref(module))
         own, new = module.__dict__, made.__dict__
         new.update(own)
         for group in _GROUPS:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import types
-import weakref
 from typing import Any
 
 from pynode.field._substitution import LateRead
+from pynode.weak import WeakMap
 
 __all__ = ["Memory", "memory_of"]
 
@@ -40,7 +40,7 @@ class _Recent(dict[Any, Any]):
 
 
 _KEPT = 64
-_MEMORIES: weakref.WeakKeyDictionary[Any, Memory] = weakref.WeakKeyDictionary()
+_MEMORIES: WeakMap[Any, Memory] = WeakMap()
 
 
 def memory_of(function: Any) -> Memory:
@@ -52,8 +52,6 @@ def memory_of(function: Any) -> Memory:
         function = function.__code__
     try:
         found = _MEMORIES.get(function)
-        if found is None:
-            found = _MEMORIES[function] = Memory()
-        return found
+        return _MEMORIES.setdefault(function, Memory()) if found is None else found
     except TypeError:  # not weakly referenceable
         return Memory()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from pynode.field._field import Field
+from pynode.weak import WeakMap
 
 __all__ = ["PieceField", "within"]
 
@@ -47,4 +47,4 @@ class _Key:
     """What tells the traces of fields on pieces; it can be referred to weakly."""
 
 
-_KEYS: weakref.WeakKeyDictionary[object, _Key] = weakref.WeakKeyDictionary()
+_KEYS: WeakMap[object, _Key] = WeakMap()

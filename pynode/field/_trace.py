@@ -197,7 +197,8 @@ def _first_trace(
         raise TraceError(
             "the field's graph and the field itself give different values for the same t and z: the field "
             "depends on something that changes between calls (a counter, a random number, a cache). Make "
-            'it a function of t, z and args, or use engine="torch"'
+            'it a function of t, z and args, or use engine="torch". Where second derivatives are asked for (Forward, '
+            "hvp), an operation may have none at zero, as logcumsumexp in PyTorch: use an adjoint, or logsumexp"
         )
     # The first choice is the one that a field is meant for.
     found = known[key, batch] = replace(found, bound_by=bound_by[0])

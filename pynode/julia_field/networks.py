@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import weakref
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from typing import Any
@@ -18,6 +17,7 @@ from pynode.errors import FieldError
 from pynode.field._field import Field
 from pynode.field._frozen import original
 from pynode.field._trace import trace_field
+from pynode.weak import WeakMap
 
 __all__ = ["Network", "find", "learn"]
 
@@ -63,16 +63,17 @@ class _Known:
     traced: dict[torch.dtype, Network] = dataclass_field(default_factory=dict)
 
 
-_KNOWN: weakref.WeakKeyDictionary[nn.Module, dict[int, _Known]] = weakref.WeakKeyDictionary()
+_KNOWN: WeakMap[nn.Module, dict[int, _Known]] = WeakMap()
 _KERNELS: dict[tuple[str, torch.dtype], int] = {}
 
 
 def find(owner: nn.Module, index: int, module: nn.Module, dtype: torch.dtype, recording: bool) -> Network:
     """The traced network of a field; while a trace is being recorded, as it was when it was last evaluated."""
     owner, module = original(owner), original(module)
-    known = _KNOWN.setdefault(owner, {}).get(index)
+    of_owner = _KNOWN.setdefault(owner, {})
+    known = of_owner.get(index)
     if known is None or known.as_field.module is not module:
-        known = _KNOWN[owner][index] = _Known(_AsField(module))
+        known = of_owner[index] = _Known(_AsField(module))
     if known.shape is None:
         return Network()
     if not recording:
@@ -82,7 +83,7 @@ def find(owner: nn.Module, index: int, module: nn.Module, dtype: torch.dtype, re
 
 def learn(owner: nn.Module, index: int, shape: tuple[int, ...]) -> None:
     """Take note of the shape, without the batch, of what a network is given."""
-    _KNOWN[original(owner)][index].shape = shape
+    _KNOWN.setdefault(original(owner), {})[index].shape = shape
 
 
 def _trace(as_field: _AsField, shape: tuple[int, ...], dtype: torch.dtype) -> Network:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +11,7 @@ from pynode.engine.each import is_per_sample
 from pynode.errors import FieldError, InputError, unknown_name
 from pynode.field import Field
 from pynode.field._time import first_time
+from pynode.weak import WeakMap
 
 __all__ = [
     "at_last_times",
@@ -24,7 +24,7 @@ __all__ = [
 
 _BATCHINGS = ("joint", "independent")
 # Fields of which it has been seen that they treat each sample by itself.
-_UNMIXED: weakref.WeakSet[object] = weakref.WeakSet()
+_UNMIXED: WeakMap[object, bool] = WeakMap()
 
 
 def check_batching(batching: str) -> None:
@@ -53,7 +53,7 @@ def check_unmixed(field: Field, z0: Sequence[Tensor], t: Tensor, args: Sequence[
         FieldError: it does, as with statistics over the batch.
     """
     batch = z0[0].shape[0]
-    if batch < 2 or field.key in _UNMIXED:
+    if batch < 2 or _UNMIXED.get(field.key):
         return
     t0 = first_time(t)
     with torch.no_grad():
@@ -73,7 +73,7 @@ def check_unmixed(field: Field, z0: Sequence[Tensor], t: Tensor, args: Sequence[
                         "over the batch) out of the field. A tensor in args whose first dimension is the batch size "
                         "is taken to have a row for each sample"
                     )
-    _UNMIXED.add(field.key)
+    _UNMIXED.setdefault(field.key, True)
 
 
 def last_times(t: Tensor) -> Tensor:

@@ -139,14 +139,19 @@ def least(prepared: Callable[[], Callable[[], Any]], delay: float = 0.7) -> str:
 
 
 def seconds(work: Callable[[], Any], delay: float) -> float:
-    """From a SIGINT that comes after `delay` to the KeyboardInterrupt."""
+    """From a SIGINT that comes after `delay` to the KeyboardInterrupt.
+
+    Another one comes much later, as one that Python handles within a `__del__`, or the like, is lost.
+    """
     started = time.perf_counter()
-    sender = subprocess.Popen(["sh", "-c", f"sleep {delay}; kill -INT {os.getpid()}"])
+    send = f"kill -INT {os.getpid()}"
+    sender = subprocess.Popen(["sh", "-c", f"sleep {delay}; {send}; sleep 10; {send}"], stdout=subprocess.DEVNULL)
     try:
         work()
     except KeyboardInterrupt:
         return time.perf_counter() - started - delay
     finally:
+        sender.kill()
         sender.wait()
     raise SystemExit(f"{work} came to its end in {time.perf_counter() - started} s")
 

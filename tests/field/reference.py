@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -55,14 +56,18 @@ def zeros(x: Tensor, like: Tensor) -> Tensor:
 
 
 def error(got: Sequence[Tensor | None], expected: Sequence[Tensor]) -> float:
-    """The largest difference, relative to the largest entry of each tensor that exceeds one; `None` is zero."""
+    """The largest difference, relative to the largest entry of each tensor that exceeds one; `None` is zero.
+
+    What is not a number is infinitely far off.
+    """
     assert len(got) == len(expected)
     worst = 0.0
     for a, b in zip(got, expected, strict=True):
         assert a is None or a.shape == b.shape
         difference = (b if a is None else a - b).abs()
         if b.numel():
-            worst = max(worst, (difference.max() / b.abs().max().clamp(min=1)).item())
+            found = (difference.max() / b.abs().max().clamp(min=1)).item()
+            worst = max(worst, math.inf if math.isnan(found) else found)
     return worst
 
 

@@ -16,8 +16,9 @@ import pynode
 
 TIMES, DT = (0.3, 0.31, 0.32), 0.01  # so short that no state leaves its domain
 QUICK = {"mlp", "attention", "conv_with_time", "gat_over_edges", "hodgkin_huxley", "layer_norm", "tuple_state"}
-# What PyTorch itself has no second derivative of (of `cdist`, of `hardsigmoid`, of what SciPy computes).
+# What PyTorch itself has no second derivative of (of `cdist`, `hardsigmoid`, `logcumsumexp`, of what SciPy computes).
 LEFT_OUT = {"Hardsigmoid", "flocking", "interacting_particles", "radial_basis_functions", "scipy_inside"}
+LEFT_OUT |= {"running_logarithms"}
 # PyTorch's sparse matrices have no rule for several directions at once: the torch engine refuses, with PyTorch's words.
 SPARSE = {"excitable_network", "sparse_matrices"}
 

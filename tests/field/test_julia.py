@@ -33,7 +33,7 @@ QUICK = {
         "special_functions",
         "windows",
     ),
-    *("entry_of_each_sample", "orthogonal_factors", "running", "singular_values", "state_space"),
+    *("entry_of_each_sample", "orthogonal_factors", "running", "running_logarithms", "singular_values", "state_space"),
     *("gat_over_edges", "neural_cde", "kuramoto", "double_pendulum", "gray_scott"),
 }
 

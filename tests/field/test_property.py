@@ -14,6 +14,8 @@ from modules import ACTIVATIONS, Case, linear, parameter
 from reference import check, check_tangent
 from torch import Tensor, nn
 
+from pynode.errors import TraceError
+
 Layer = Callable[[Tensor, Tensor], Tensor]
 
 # Hardsigmoid: see `activation`; the others take other shapes or have parameters of single precision.
@@ -239,7 +241,11 @@ def test_each_further_operation(name: str) -> None:
     found = check(case, 3)
     assert found.graph.batch is None
     assert check(case, 1) is found
-    check_tangent(case, 3)
+    if name == "logcumsumexp":  # PyTorch's derivative of it takes the logarithm of the cotangent
+        with pytest.raises(TraceError, match="an operation may have none at zero"):
+            check_tangent(case, 3)
+    else:
+        check_tangent(case, 3)
 
 
 class Alone(nn.Module):

@@ -25,10 +25,8 @@ __all__ = ["PythonField"]
 class _Registered:
     """An evaluator that Julia knows, under a number like that of a kernel, for as long as this object lives."""
 
-    kernel = 0
-
     def __init__(self, session: Session, evaluator: Evaluator, z0: Sequence[Tensor], n_bytes: int) -> None:
-        self.session, self.evaluator = session, evaluator
+        self.evaluator = evaluator
         self.functions = evaluator.functions()  # whose addresses Julia has
         batch = z0[0].shape[0]
         values = [batch, n_bytes, len(self.functions), *map(id, self.functions)]
@@ -36,11 +34,8 @@ class _Registered:
         values += [len(evaluator.flat[4]), len(z0), *(z.numel() // batch for z in z0)]
         data, address, length = integers(values)
         self.kernel = session.register_callback(z0[0].dtype, address, length)
+        session.forget_after(self, self.kernel)
         del data
-
-    def __del__(self) -> None:
-        if self.kernel:
-            self.session.forget(self.kernel)
 
 
 class PythonField:

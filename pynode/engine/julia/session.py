@@ -17,6 +17,7 @@ from pynode.engine.julia.device import Device
 from pynode.engine.protocol import Problem, Watched
 from pynode.errors import EngineUnavailable
 from pynode.field._trace import Trace
+from pynode.weak import Departure
 
 __all__ = ["Kept", "Lowered", "Session"]
 
@@ -64,8 +65,9 @@ class Session:
         self._entries: Entries | None = None
         self._kernels: dict[tuple[str, torch.dtype], int] = {}
         self._numbers: dict[str, int] = {}
-        self._released: list[tuple[int, object]] = []
-        self._forgotten: list[int] = []
+        self._living: set[Departure] = set()
+        self._released: list[Departure] = []
+        self._forgotten: list[Departure] = []
         self._progress: Any = None
 
     def start(self) -> Entries:
@@ -79,11 +81,11 @@ class Session:
             self.module, self._entries = module, Entries(module)
         # Entries go only when they are done, as an interrupt may come in between; others may have been added.
         while self._released:
-            self._entries.release(self._released[0][0])
-            del self._released[0]
+            self._entries.release(self._released[0].number)
+            self._living.discard(self._released.pop(0))
         while self._forgotten:
-            self.module.forget_callback(self._forgotten[0])
-            del self._forgotten[0]
+            self.module.forget_callback(self._forgotten[0].number)
+            self._living.discard(self._forgotten.pop(0))
         return self._entries
 
     def kernel(self, trace: Trace, dtype: torch.dtype) -> int:
@@ -100,9 +102,9 @@ class Session:
         self.start()
         return int(self.module.register_callback(str(dtype).removeprefix("torch."), address, length))
 
-    def forget(self, number: int) -> None:
-        """Let Julia forget a field that Python evaluates, at the next call: this may run anywhere."""
-        self._forgotten.append(number)
+    def forget_after(self, owner: object, number: int) -> None:
+        """Let Julia forget a field that Python evaluates, at the first call after its owner is no more."""
+        self._living.add(Departure(owner, self._forgotten.append, number))
 
     def number(self, kind: str, name: str) -> int:
         """Julia's number of a solver or a sensitivity."""
@@ -142,9 +144,9 @@ class Session:
         self.module.set_step_control(list(control.exponents or ()), numbers, control.norm, sizes, batch, rtol, atol)
         return 1.0
 
-    def release(self, number: int, called: object) -> None:
-        """Let Julia forget a solve, at the next call, until when it may call this; this may run anywhere."""
-        self._released.append((number, called))
+    def release_after(self, owner: object, number: int, called: object) -> None:
+        """Let Julia forget a solve, at the first call after its owner is no more; until then it may call this."""
+        self._living.add(Departure(owner, self._released.append, number, called))
 
 
 class Kept:
@@ -156,13 +158,8 @@ class Kept:
         lowered: the field, the context in which Julia may be called for the solve.
     """
 
-    number = 0  # where an interrupt comes before the next line is through
-
     def __init__(self, session: Session, number: int, lowered: Lowered) -> None:
         self.session, self.number, self.lowered = session, number, lowered
         if number:
+            session.release_after(self, number, lowered.called)
             runtime.UNCLAIMED[0] = 0
-
-    def __del__(self) -> None:
-        if self.number:
-            self.session.release(self.number, self.lowered.called)
