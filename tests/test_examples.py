@@ -11,6 +11,7 @@ import pytest
 from pynode import plot
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+TRAINED = [pytest.mark.exhaustive, pytest.mark.timeout(1000)]
 
 
 def run(name, out, *options, engine="torch", timeout=300):
@@ -101,13 +102,17 @@ def test_odenet(tmp_path):
     assert_figures(tmp_path, "odenet.png")
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1000)
-def test_image_strategies(tmp_path):
-    results, stdout = run("image_strategies", tmp_path, "--seeds", "2", "--epochs", "4", timeout=900)
+@pytest.mark.parametrize("how", [pytest.param((1, 1), marks=pytest.mark.slow), pytest.param((2, 4), marks=TRAINED)])
+def test_image_strategies(how, tmp_path):
+    seeds, epochs = how
+    results, stdout = run("image_strategies", tmp_path, "--seeds", f"{seeds}", "--epochs", f"{epochs}", timeout=900)
     runs = results["runs"]
     parameters = [r["parameters"] for seeds in runs.values() for r in seeds]
     assert max(parameters) <= 1.1 * min(parameters)
+    assert_figures(tmp_path, "training.png")
+    if epochs == 1:
+        assert min(r["accuracy"][-1] for seeds in runs.values() for r in seeds) > 0.3
+        return
 
     def mean(name, key):
         return sum(r[key][-1] for r in runs[name]) / len(runs[name])
@@ -118,7 +123,6 @@ def test_image_strategies(tmp_path):
         assert mean(name, "loss") < mean("NODE", "loss")
         assert mean(name, "nfe_forward") < mean("NODE", "nfe_forward")
     assert "±" in stdout
-    assert_figures(tmp_path, "training.png")
 
 
 def test_image_strategies_without_the_files_of_a_data_set(tmp_path):

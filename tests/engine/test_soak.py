@@ -96,7 +96,12 @@ def soak(made: list[Case], expected: list[Result], n: int, drawn: random.Random)
 
 
 @pytest.mark.parametrize(
-    "how", [(5, 100), pytest.param((150, 10_000), marks=[pytest.mark.slow, pytest.mark.timeout(7200)])]
+    "how",
+    [
+        (5, 100),
+        pytest.param((60, 2_000), marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
+        pytest.param((150, 10_000), marks=[pytest.mark.exhaustive, pytest.mark.timeout(7200)]),
+    ],
 )
 def test_many_solves(engine: str, how: tuple[int, int]) -> None:
     """Each gives the numbers, counts and messages of the first time; memory stays as it was after a fifth of them."""
