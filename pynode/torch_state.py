@@ -152,7 +152,10 @@ def leaves_thread_state(function: F) -> F:
             raise
         finally:
             if first:
-                _CALLS.end()
+                try:
+                    _CALLS.end()
+                finally:  # again, as a signal may have cut that short
+                    _CALLS.end()
 
     return cast(F, outer)
 

@@ -22,6 +22,7 @@ from torch.autograd import forward_ad
 from torch.fx import _symbolic_trace
 
 import pynode
+from pynode import torch_state
 from pynode.torch_state import leaves_thread_state
 
 ROOT = str(Path(pynode.__file__).parent)
@@ -154,6 +155,32 @@ def interruptible() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@leaves_thread_state
+def nested(n: int) -> None:
+    if n:
+        nested(n - 1)
+
+
+def test_no_call_is_left_under_way() -> None:
+    """Else no later call of this thread would put back what the process has."""
+    caught, drawn = 0, random.Random(0)
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        for _ in range(3000):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 1e-5 + 1e-4 * drawn.random())
+                while True:
+                    nested(2)
+            except KeyboardInterrupt:
+                caught += 1
+            assert not torch_state._CALLS.threads
+            assert not torch_state._CALLS.lock.locked()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert caught == 3000
 
 
 @pytest.mark.usefixtures("interruptible")
