@@ -28,7 +28,8 @@ def cases() -> list[Any]:
             return list(case.marks)
         if info.name in ("dopri5", "rk4") or engine != "julia":
             by_solver = problem == "driven" and how != "forward"  # whose evaluations, all in Python, are many
-            quick = engine != "julia" and (by_solver or info.name in ("dopri5", "rk4"))
+            of_fields = info.name in ("dopri5", "rk4") and (how != "forward" or problem == "driven")
+            quick = engine != "julia" and (by_solver or of_fields) and info.name != "radau"
             return list(case.marks) if quick else [*case.marks, pytest.mark.slow]
         return [*case.marks, pytest.mark.exhaustive]
 

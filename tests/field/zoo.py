@@ -27,5 +27,7 @@ _LONG = {
     *("hodgkin_huxley", "kan", "kuramoto_sivashinsky", "learned_stencils", "linear_attention", "message_passing"),
     *("nonlinear_schroedinger", "orthogonal_dynamics", "recurrent_over_features", "schnet", "set_transformer"),
     *("sinkhorn_attention", "slot_attention", "springs", "mlp_mixer", "perceiver", "koopman"),
+    *("filled_from_zeros", "fno_with_complex_weights", "neural_diffusion", "lstm_cell", "extrema", "flocking"),
+    *("cart_pole", "separable_hamiltonian", "radial_basis_functions", "kalman_bucy", "rotary_by_complex_numbers"),
 }
 QUICK = set(CASES) - _VARIANTS - _LONG

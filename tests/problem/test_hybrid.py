@@ -258,7 +258,7 @@ class Oscillator(nn.Module):
         return self.omega * torch.stack([z[:, 1], -z[:, 0]], 1)
 
 
-@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("backwards", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_nth_occurrence_and_directions(engine: str, backwards: bool) -> None:
     """Rising and falling are meant along the solve: sin(-ωs) falls through each level where sin(ωs) rises."""
     field, z0 = Oscillator(), torch.tensor([[0.0, 1.0]], dtype=DOUBLE)
@@ -318,6 +318,7 @@ def test_joint_is_independent(engine: str) -> None:
     assert sol.stats.nfe == sol.stats.per_sample.nfe.sum()
 
 
+@pytest.mark.slow
 def test_a_ball_that_comes_to_rest(engine: str) -> None:
     """Infinitely many bounces by t = 4.0643…: a clear end, and what was reached."""
     field, bounce = Ball(), Bounce()

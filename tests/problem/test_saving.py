@@ -34,8 +34,10 @@ def exact(k: Tensor, t: Tensor) -> Tensor:
     return torch.stack([x, v], -1)
 
 
-@pytest.mark.parametrize("solver", ["dopri5", "bosh3", "rk4", "adaptive_heun"])
-@pytest.mark.parametrize("span", [(0.0, 1.5), (2.0, 0.5)])
+@pytest.mark.parametrize(
+    ("solver", "span"),
+    [("dopri5", (0.0, 1.5)), ("bosh3", (2.0, 0.5)), ("rk4", (2.0, 0.5)), ("adaptive_heun", (0.0, 1.5))],
+)
 def test_steps(engine: str, solver: str, span: tuple[float, float]) -> None:
     """As many as the solver counts, with the states and gradients of a solve that reports at these times."""
     field = Oscillator()

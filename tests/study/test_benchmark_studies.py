@@ -25,6 +25,7 @@ def test_a_study_has_its_problems_and_valid_contenders(name, problems):
     assert len({cell.key for cell in cells}) == len(cells)
 
 
+@pytest.mark.slow
 def test_the_discrete_adjoint_is_the_gradient_of_the_steps_and_backsolve_is_not():
     study = Study.from_toml(STUDIES / "discrete.toml")
     few = next(problem for problem in study.resolved() if problem.name == "10 midpoint steps")

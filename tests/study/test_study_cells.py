@@ -25,6 +25,7 @@ def by_behaviour(result):
     return {row["options"]["behave"]: row for row in result}
 
 
+@pytest.mark.slow
 def test_each_failure_is_a_row_with_its_reason():
     expected = {
         "nan": ("not_finite", "the states are not finite from the time at position 0 on"),
@@ -87,6 +88,7 @@ def test_a_row_has_all_that_was_measured():
     assert with_memory.problems["decay"]["how"] == "the exact solution"
 
 
+@pytest.mark.slow
 def test_all_packages_have_the_same_number_of_threads():
     (row,) = study(["tell"], threads=2).run(progress=False)
     assert row["reason"] == "RuntimeError: 2 2 2 2 2 2"

@@ -126,6 +126,7 @@ def test_bad_input_is_refused():
         default_contenders(MINE)
 
 
+@pytest.mark.slow
 def test_annuli_runs_as_a_study():
     training = annuli(points=250, epochs=2, width=8)
     contenders = [c for c in default_contenders(training) if c.options["sensitivity"] == "discrete"]
