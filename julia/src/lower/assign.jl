@@ -26,7 +26,7 @@ function assign!(l::Lowering, b::Int, shape, i::Int)
     broadcast = :($(bufsym(to)) .= $e)
     isempty(groups) && return emit!(l, broadcast)
     onhost = mapreduce(s -> :($s isa Host), (x, y) -> :($x && $y), sort!(collect(keys(indices))))
-    return emit!(l, Expr(:if, onhost, loops(bufsym(to), e, indices, length(groups)), broadcast))
+    return emit!(l, Expr(:if, onhost, loops(bufsym(to), e, indices, grouped(shape, groups)), broadcast))
 end
 
 "The dimensions of a broadcast in groups, for buffers and their shapes, of which the first has all dimensions."
@@ -85,20 +85,25 @@ function regroup!(l::Lowering, b::Int, shape, groups)
     return reshaped!(l, b, sizes), places[1:length(sizes)]
 end
 
-"Loops over the dimensions of an expression's result."
-function loops(to::Symbol, e, indices, n::Int)
-    counter(d) = Symbol(:i, d)
+"""
+Loops over the dimensions of an expression's result, whose sizes these are. Those of size 1, as of a column that is cut
+out, are none: the inner loop is over the first of the others.
+"""
+function loops(to::Symbol, e, indices, sizes)
+    over = findall(!=(1), sizes)
+    inner = isempty(over) ? 1 : popfirst!(over)
+    counter(d) = d == inner || d in over ? Symbol(:i, d) : 1
     at(s) = Expr(:ref, s, (spans ? counter(d) : 1 for (d, spans) in enumerate(indices[s]))...)
     # What does not change in the inner loop is read before it.
-    fixed = [s for s in keys(indices) if s !== to && !(!isempty(indices[s]) && indices[s][1])]
+    fixed = [s for s in keys(indices) if s !== to && !get(indices[s], inner, false)]
     held = Dict(s => Symbol(:x, s) for s in fixed)
     reads = Dict(s => get(() -> at(s), held, s) for s in keys(indices))
-    whole = Expr(:ref, to, map(counter, 1:n)...)
-    body = :(@simd ivdep for $(counter(1)) in axes($to, 1)
+    whole = Expr(:ref, to, map(counter, eachindex(sizes))...)
+    body = :(@simd ivdep for $(counter(inner)) in axes($to, $inner)
         $whole = $(scalar(e, reads))
     end)
     body = Expr(:block, (:($(held[s]) = $(at(s))) for s in fixed)..., body)
-    for d in 2:n
+    for d in over
         body = :(for $(counter(d)) in axes($to, $d)
             $body
         end)
