@@ -67,22 +67,24 @@ function forward_steps!(values, field::TracedField{T,V}, u0, ts::Vector{Time}, �
 end
 
 """
-An integrator, ready to start at `u0`. It is taken again for solves that differ in `u0` and `θ` alone, which spares them
-its allocation.
+An integrator, ready to start at `u0`. It is taken again for solves that differ in `u0`, `θ` and the times alone, if these
+run in the same direction, which spares them its allocation.
 """
 function integrator_for(field::TracedField, u0, ts, o::Options)
     # Other controllers, of the further methods or asked for, remember errors that `reinit!` leaves.
     reused = o.solver in EXPLICIT && o.control === nothing && !lands_on_times(o)
     reused || return new_integrator(field, u0, ts, o)
-    key = (o.solver, first(ts), last(ts), o.rtol, o.atol, o.dt, o.max_steps)
+    span = last(ts) - first(ts)
+    key = (o.solver, span > 0, o.rtol, o.atol, o.dt, o.max_steps)
     found = get(field.integrators, key, nothing)
     if found === nothing
         length(field.integrators) < MAX_INTEGRATORS || empty!(field.integrators)
         return field.integrators[key] = new_integrator(field, u0, ts, o)
     end
-    reinit!(found, u0)
+    found.opts.dtmax = span
+    reinit!(found, u0; t0 = first(ts), tf = last(ts))
     if o.dt > 0  # it would go on with the step that it had last
-        found.dt = copysign(o.dt, last(ts) - first(ts))
+        found.dt = copysign(o.dt, span)
         set_proposed_dt!(found, found.dt)
     end
     return ready!(found)
