@@ -129,7 +129,10 @@ class _Bar:
     def __init__(self) -> None:
         from tqdm.auto import tqdm
 
-        self.in_log = tqdm.__name__ != "tqdm_notebook" and not sys.stderr.isatty()
+        # A notebook has widgets, or else shows what is written to a stream that is no terminal, as a log is none.
+        in_notebook = any(c.__name__ == "tqdm_notebook" for c in tqdm.__mro__)
+        in_notebook = in_notebook or type(sys.stderr).__module__.startswith("ipykernel")
+        self.in_log = not in_notebook and not sys.stderr.isatty()
         self.bar = tqdm(total=1.0, bar_format="{desc}{percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}")
         self.drawn = time.perf_counter() - _EVERY_IN_LOGS
 

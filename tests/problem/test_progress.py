@@ -104,3 +104,48 @@ def test_an_error_of_the_callable_is_raised(engine: str) -> None:
 def test_refusals(progress: Any) -> None:
     with pytest.raises(pynode.InputError, match="progress must be True, False, or a callable"):
         solve("torch", progress)
+
+
+IN_A_KERNEL = """
+{before}
+import torch, pynode
+with torch.no_grad():
+    pynode.solve(
+        lambda t, z: torch.sin(1000 * t) - 0.1 * z, torch.ones(1, 2, dtype=torch.float64), [0.0, {span}],
+        progress=True, rtol=1e-6, max_steps=10**8, engine="{engine}",
+    )
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("widgets", [True, False])
+def test_a_notebook(engine: str, widgets: bool) -> None:
+    """The bar moves while the solve runs, as a widget, or as text where there are none."""
+    from jupyter_client.manager import start_new_kernel
+
+    before = "" if widgets else "import sys; sys.modules['ipywidgets'] = None"
+    manager, client = start_new_kernel(kernel_name="python3")
+    shown: list[str] = []
+    try:
+        span = 0.8 if engine == "torch" else 4000.0
+        message = client.execute(IN_A_KERNEL.format(before=before, span=span, engine=engine))
+        while True:
+            found = client.get_iopub_msg(timeout=500)
+            kind, content = found["msg_type"], found["content"]
+            assert kind != "error", content["traceback"]
+            if kind == "stream":
+                shown += content["text"].split("\r")
+            if kind == "comm_msg":
+                shown.append(str(content["data"]["state"].get("value")))
+            if (
+                kind == "status"
+                and content["execution_state"] == "idle"
+                and found["parent_header"]["msg_id"] == message
+            ):
+                break
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    reached = {text for text in shown if "t=" in text}
+    assert len(reached) >= 5, shown
+    assert any("100%" in text for text in shown)
