@@ -9,6 +9,7 @@ import contextlib
 import functools
 import linecache
 import logging
+import math
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -142,6 +143,35 @@ def _roll(x: Tensor, shifts: Sequence[int], dims: Sequence[int] = ()) -> Tensor:
     return x
 
 
+def _signbit(x: Tensor) -> Tensor:
+    """Of minus zero too."""
+    return (x < 0) | ((x == 0) & (1 / x < 0))
+
+
+def _copysign(x: Tensor, sign: Tensor) -> Tensor:
+    return torch.where(_signbit(sign), -x.abs(), x.abs())
+
+
+def _masked_scatter(x: Tensor, mask: Tensor, source: Tensor) -> Tensor:
+    """The entries of the mask get those of the source, one after the other."""
+    mask = mask.expand(x.shape)
+    places = (mask.reshape(-1).to(torch.int64).cumsum(0) - 1).clamp(min=0)
+    return torch.where(mask, source.reshape(-1).index_select(0, places).reshape(x.shape), x)
+
+
+def _masked_scatter_backward(grad: Tensor, mask: Tensor, sizes: Sequence[int]) -> Tensor:
+    mask = mask.expand(grad.shape)
+    places = (mask.reshape(-1).to(torch.int64).cumsum(0) - 1).clamp(min=0)
+    of_source = torch.where(mask, grad, torch.zeros_like(grad)).reshape(-1)
+    return grad.new_zeros(math.prod(sizes)).index_add(0, places, of_source).reshape(tuple(sizes))
+
+
+def _put(x: Tensor, index: Tensor, source: Tensor, accumulate: bool = False) -> Tensor:
+    where, flat = index.reshape(-1), x.reshape(-1)
+    put = flat.index_add(0, where, source.reshape(-1)) if accumulate else flat.index_copy(0, where, source.reshape(-1))
+    return put.reshape(x.shape)
+
+
 # torch has no rule for these that works with a symbolic batch size.
 _OWN: dict[Any, Callable[..., Any]] = {
     _aten.hardshrink_backward.default: _hardshrink_backward,
@@ -154,6 +184,13 @@ _OWN: dict[Any, Callable[..., Any]] = {
     _aten._trilinear.default: _trilinear,
     _aten._weight_norm_interface_backward.default: _weight_norm_backward,
     _aten.linalg_pinv.atol_rtol_tensor: _pinv,
+    _aten.signbit.default: _signbit,
+    _aten.copysign.Tensor: _copysign,
+    _aten.copysign.Scalar: lambda x, sign: math.copysign(1.0, sign) * x.abs(),
+    _aten.ldexp.Tensor: lambda x, power: x * torch.pow(2.0, power.to(x.dtype)),
+    _aten.masked_scatter.default: _masked_scatter,
+    _aten.masked_scatter_backward.default: _masked_scatter_backward,
+    _aten.put.default: _put,
 }
 
 

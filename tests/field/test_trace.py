@@ -68,6 +68,22 @@ def test_tangents(name: str) -> None:
     check_tangent(CASES[name](), 3)
 
 
+@pytest.mark.parametrize(
+    "f",
+    [
+        pytest.param(lambda x: torch.copysign(x, x.new_tensor([-0.0, 0.0])), id="copysign"),
+        pytest.param(lambda x: x * torch.signbit(x * x.new_tensor([0.0, -0.0])), id="signbit"),
+        pytest.param(lambda x: torch.copysign(x, -2.0) + torch.ldexp(x, torch.tensor([3, -2])), id="scalars"),
+        pytest.param(lambda x: x.masked_scatter(x > 0, x.flip(1).exp()), id="masked_scatter"),
+        pytest.param(lambda x: x + x.take(torch.tensor([[0, 0], [2, 1], [3, 3]])), id="take"),
+        pytest.param(lambda x: x.put(torch.tensor([1, 4]), x[0]) + x.put(torch.tensor([2]), x[1, 1], True), id="put"),
+    ],
+)
+def test_signs_and_places(f: Callable[[Tensor], Tensor]) -> None:
+    """Of minus zero too; places are counted over all samples, so that a graph is for one batch size."""
+    check(Case(lambda t, z: torch.tanh(f(z)), (2,)), 3)
+
+
 def test_a_mask_that_changes(recordings: list[int]) -> None:
     """A mask is part of the graph: another one is another graph."""
 

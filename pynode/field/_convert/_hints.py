@@ -18,6 +18,8 @@ _HINTS = {
     "_sparse_mm": "with rows, columns = A.indices() outside of the field: torch.zeros_like(y).index_add(0, rows, "
     "values[:, None] * x[columns])",
     "_embedding_bag": "torch.nn.functional.embedding(index, weight).sum(-2)",
+    "_embedding_bag_forward_only": "torch.nn.functional.embedding(index, weight).sum(-2)",
+    "_pdist_forward": "torch.cdist(x, x), of which torch.triu_indices chooses the pairs",
     "grid_sampler_2d": "torch.nn.functional.interpolate, or weights of the four neighbours by gather",
     "_ctc_loss": "the loss outside of the field",
     "cond": "both branches and torch.where(condition, one, other)",
