@@ -69,12 +69,12 @@ def cases(engine: str, n: int, *, stiff: bool, continuous: bool) -> list[Case]:
         how: dict[str, Any] = {"solver": solver, "engine": engine, "rtol": 1e-2, "atol": 1e-3}
         if solver == "rk4":
             how["dt"] = drawn.choice([0.1, 0.23])
-        kind = drawn.choice(["value", "gradient", "gradient", "gradient", "independent", "dense", "event", "cost"])
+        kind = drawn.choice(["value", *3 * ["gradient"], "independent", "dense", "event", "cost", "doses", "steps"])
         if kind == "gradient":
             how["sensitivity"] = drawn.choice(sensitivities)
             if solver in STIFF[engine]:
                 how["sensitivity"] = "gauss" if engine == "julia" else "backsolve"
-        if solver in STIFF[engine] and kind in ("independent", "dense", "event", "cost"):
+        if solver in STIFF[engine] and kind != "gradient":
             kind = "value"
         times = [0.0, *sorted(drawn.uniform(0.1, 1.0) for _ in range(drawn.choice([1, 2, 5])))]
         if drawn.random() < 0.3:
@@ -113,6 +113,12 @@ def one(
             options["dense"] = True
         if kind == "event":
             options["event"] = lambda t, z, *_: t - sum(times) / len(times) + 0 * first(z).sum()
+        if kind == "doses":
+            middle = (times[0] + times[-1]) / 2
+            switch = pynode.Event(lambda t, z, *_: t - middle + 0 * first(z).sum(), affect=jumped)
+            options["event"] = [pynode.At(torch.tensor([0.9 * middle]), jumped), switch]
+        if kind == "steps":
+            options["save"] = "steps"
         if kind == "cost":
             options["running_cost"] = lambda t, z, *_: first(z).square().sum(1)
         with torch.set_grad_enabled(bool(wanted)):
@@ -130,9 +136,13 @@ def one(
             total = sum(x.square().sum() for x in out)
             result += torch.autograd.grad(total, wanted, allow_unused=True)
         s = sol.stats
-        return [*result, s.nfe, s.nfe_backward, s.n_accepted, s.n_rejected, sol.retcode], sol
+        return [*result, s.nfe, s.nfe_backward, s.n_accepted, s.n_rejected, sol.retcode, len(sol.events or ())], sol
 
     return run
+
+
+def jumped(t: Tensor, z: Any, *_: Tensor) -> Any:
+    return tuple(1.5 * x for x in z) if isinstance(z, tuple) else 1.5 * z
 
 
 def first(z: Any) -> Tensor:
