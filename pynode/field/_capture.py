@@ -155,19 +155,23 @@ def _copysign(x: Tensor, sign: Tensor) -> Tensor:
 def _masked_scatter(x: Tensor, mask: Tensor, source: Tensor) -> Tensor:
     """The entries of the mask get those of the source, one after the other."""
     mask = mask.expand(x.shape)
-    places = (mask.reshape(-1).to(torch.int64).cumsum(0) - 1).clamp(min=0)
-    return torch.where(mask, source.reshape(-1).index_select(0, places).reshape(x.shape), x)
+    return torch.where(mask, source.reshape(-1).index_select(0, _places(mask)).reshape(x.shape), x)
+
+
+def _places(mask: Tensor) -> Tensor:
+    """For each entry of the mask how many came before it."""
+    return (mask.reshape(-1).to(torch.int64).cumsum(0) - 1).clamp(min=0)
 
 
 def _masked_scatter_backward(grad: Tensor, mask: Tensor, sizes: Sequence[int]) -> Tensor:
     mask = mask.expand(grad.shape)
-    places = (mask.reshape(-1).to(torch.int64).cumsum(0) - 1).clamp(min=0)
     of_source = torch.where(mask, grad, torch.zeros_like(grad)).reshape(-1)
-    return grad.new_zeros(math.prod(sizes)).index_add(0, places, of_source).reshape(tuple(sizes))
+    return grad.new_zeros(math.prod(sizes)).index_add(0, _places(mask), of_source).reshape(tuple(sizes))
 
 
 def _put(x: Tensor, index: Tensor, source: Tensor, accumulate: bool = False) -> Tensor:
     where, flat = index.reshape(-1), x.reshape(-1)
+    where = torch.where(where < 0, where + flat.shape[0], where)
     put = flat.index_add(0, where, source.reshape(-1)) if accumulate else flat.index_copy(0, where, source.reshape(-1))
     return put.reshape(x.shape)
 

@@ -76,6 +76,7 @@ def test_tangents(name: str) -> None:
         pytest.param(lambda x: torch.copysign(x, -2.0) + torch.ldexp(x, torch.tensor([3, -2])), id="scalars"),
         pytest.param(lambda x: x.masked_scatter(x > 0, x.flip(1).exp()), id="masked_scatter"),
         pytest.param(lambda x: x + x.take(torch.tensor([[0, 0], [2, 1], [3, 3]])), id="take"),
+        pytest.param(lambda x: x * x.take(torch.tensor([[-1, 0], [2, -3], [3, 3]])), id="take from the end"),
         pytest.param(lambda x: x.put(torch.tensor([1, 4]), x[0]) + x.put(torch.tensor([2]), x[1, 1], True), id="put"),
     ],
 )
