@@ -154,8 +154,9 @@ def leaves_thread_state(function: F) -> F:
             if first:
                 try:
                     _CALLS.end()
-                finally:  # again, as a signal may have cut that short
+                except BaseException:  # of a signal, which may have cut that short
                     _CALLS.end()
+                    raise
 
     return cast(F, outer)
 

@@ -82,10 +82,12 @@ class Session:
         # Entries go only when they are done, as an interrupt may come in between; others may have been added.
         while self._released:
             self._entries.release(self._released[0].number)
-            self._living.discard(self._released.pop(0))
+            self._living.discard(self._released[0])
+            del self._released[0]
         while self._forgotten:
             self.module.forget_callback(self._forgotten[0].number)
-            self._living.discard(self._forgotten.pop(0))
+            self._living.discard(self._forgotten[0])
+            del self._forgotten[0]
         return self._entries
 
     def kernel(self, trace: Trace, dtype: torch.dtype) -> int:
