@@ -33,7 +33,7 @@ def test_the_two_commands_name_what_exists():
     ]
     ci = (ROOT / ".ci" / "run").read_text()
     assert "install --quiet -e" in ci
-    assert '".[test]"' in ci
+    assert '".[test,docs]"' in ci
     assert "pytest" in ci
 
 

@@ -64,7 +64,7 @@ class Contender:
     ) -> list[Contender]:
         """A contender for each combination of the options, each of which may be a list.
 
-        Example:
+        Examples:
             >>> [c.label for c in Contender.grid("pynode", engine="torch", solver=["dopri5", "bosh3"])]
             ['pynode torch dopri5', 'pynode torch bosh3']
         """

@@ -1,0 +1,146 @@
+"""The figures of the guides: `python docs/figures/make.py` computes and writes them, on the torch engine.
+
+Memory, and the steps of independent samples, are read from the tables of benchmarks/README.md.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
+
+import pynode
+from pynode import study
+
+HERE = Path(__file__).parent
+TABLES = HERE.parents[1] / "benchmarks" / "README.md"
+# Okabe and Ito's colours, with a marker each, so that no colour has to be told apart.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = "osD^vPX"
+STYLE = {"svg.hashsalt": "pynode", "svg.fonttype": "path", "font.size": 10}
+
+
+def figures() -> dict[str, Figure]:
+    """Every figure by the name of its file."""
+    return {
+        "solvers.svg": work_precision(),
+        "sensitivities.svg": gradients(),
+        "memory.svg": memory(),
+        "batching.svg": batching(),
+    }
+
+
+def work_precision() -> Figure:
+    """Error of the states against evaluations of the field, of the torch engine's solvers."""
+    figure, axes = panels(2)
+    for axis, name in zip(axes, ("lotka_volterra", "pleiades"), strict=True):
+        problem = study.problem(name)
+        curves = {}
+        for solver in ("adaptive_heun", "bosh3", "dopri5", "dopri8"):
+            tolerances = [10.0**-k for k in range(2, 11 if solver in ("dopri5", "dopri8") else 6)]
+            curves[solver] = [solved(problem, solver=solver, rtol=r, atol=r * 1e-3) for r in tolerances]
+        apart, first = float(problem.t[1] - problem.t[0]), 4 if name == "lotka_volterra" else 16
+        curves["rk4, fixed steps"] = [solved(problem, solver="rk4", dt=apart / (first * 2**k)) for k in range(5)]
+        draw(axis, curves)
+        axis.set(title=name, xlabel="evaluations of the field", ylabel="relative error of the states")
+    axes[0].legend(fontsize=8)
+    return figure
+
+
+def solved(problem: study.Problem, **how: object) -> tuple[float, float]:
+    """Evaluations and error, relative to the largest state."""
+    with torch.no_grad():
+        solution = pynode.solve(problem.field, problem.z0, problem.t, engine="torch", max_steps=100_000, **how)
+    right = torch.as_tensor(problem.reference.z)
+    return solution.stats.nfe, float((solution.z - right).abs().max() / right.abs().max())
+
+
+def gradients() -> Figure:
+    """Error of the gradient against the tolerance, by sensitivity."""
+    figure, axes = panels(2)
+    problem = study.problem("lotka_volterra")
+    right = torch.as_tensor(problem.reference.gradient["rates"])
+    errors: dict[str, list[tuple[float, float]]] = {}
+    costs: dict[str, list[tuple[float, float]]] = {}
+    for sensitivity in ("discrete", "backsolve", "forward"):
+        for k in range(2, 10):
+            rtol = 10.0**-k
+            problem.field.zero_grad()
+            how = {"rtol": rtol, "atol": rtol * 1e-3, "solver": "dopri5", "max_steps": 100_000}
+            solution = pynode.solve(
+                problem.field, problem.z0, problem.t, engine="torch", sensitivity=sensitivity, **how
+            )
+            problem.loss_of(solution.z).backward()
+            error = float((problem.field.rates.grad - right).abs().max() / right.abs().max())
+            errors.setdefault(sensitivity, []).append((rtol, error))
+            costs.setdefault(sensitivity, []).append((solution.stats.nfe + solution.stats.nfe_backward, error))
+    draw(axes[0], errors)
+    axes[0].set(xlabel="rtol", ylabel="relative error of the gradient")
+    axes[0].legend(fontsize=8)
+    draw(axes[1], costs)
+    axes[1].set(xlabel="evaluations, forward and backward", ylabel="relative error of the gradient")
+    return figure
+
+
+def memory() -> Figure:
+    """Peak memory of a gradient against the length of the integration."""
+    figure, axes = panels(2)
+    steps = (10, 20, 40, 80)
+    rows = table("## Memory against the length of the integration")
+    for axis, engine in zip(axes, ("julia", "torch"), strict=True):
+        curves = {row[1]: list(zip(steps, map(float, row[2:6]), strict=True)) for row in rows if row[0] == engine}
+        draw(axis, curves)
+        axis.set(title=f"{engine} engine", xlabel="steps of rk4", ylabel="memory of a gradient, MB", ylim=(10, 1200))
+        axis.set_xticks(steps, steps)
+        axis.legend(fontsize=8, ncols=3, loc="lower right")
+    return figure
+
+
+def batching() -> Figure:
+    """Steps of a joint solve and of independent ones."""
+    figure, (axis,) = panels(1)
+    rows = table("## 2026-11-26: joint and independent batching")
+    names = ("joint", "independent, the slowest sample")
+    draw(axis, {name: [(float(row[0]), float(row[i])) for row in rows] for i, name in enumerate(names, 1)})
+    axis.set(xlabel="oscillators in the batch", ylabel="steps")
+    axis.set_xticks([1, 2, 4, 8, 16, 32], [1, 2, 4, 8, 16, 32])
+    axis.set_yticks([200, 400, 800], [200, 400, 800])
+    axis.legend()
+    return figure
+
+
+def table(heading: str) -> list[list[str]]:
+    """The rows of the first table behind a heading of the benchmarks."""
+    lines = iter(TABLES.read_text().split(f"{heading}\n")[1].splitlines())
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    end = next(i for i, row in enumerate(rows) if set("".join(row)) <= set("-: "))
+    found = rows[end + 1 :]
+    return [row for row in found if len(row) == len(rows[0])]
+
+
+def panels(n: int) -> tuple[Figure, list]:
+    """A figure with n panels in a row."""
+    figure = Figure(figsize=(4.2 * n, 3.6), layout="constrained")
+    axes = figure.subplots(1, n, squeeze=False)[0]
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(True, alpha=0.25)
+    return figure, list(axes)
+
+
+def draw(axis: object, curves: dict[str, list[tuple[float, float]]]) -> None:
+    """A line with markers for each curve, on logarithmic axes."""
+    for (name, points), colour, marker in zip(curves.items(), COLOURS, MARKERS, strict=False):
+        axis.loglog(*zip(*points, strict=True), color=colour, marker=marker, markersize=4, linewidth=1.3, label=name)
+    for each in (axis.xaxis, axis.yaxis):
+        each.set_minor_formatter(NullFormatter())
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for name, figure in figures().items():
+        with rc_context(STYLE):
+            figure.savefig(HERE / name, metadata={"Date": None})
