@@ -5,16 +5,40 @@ import html
 import pynode
 
 MARK = "<!-- solvers -->"
-HEADER = ("name", "for", "order", "step", "stiff", "engines", "OrdinaryDiffEq", "torchdiffeq")
+HEADER = (
+    "name",
+    "for",
+    "order",
+    "step",
+    "stiff",
+    "engines",
+    "OrdinaryDiffEq",
+    "torchdiffeq",
+)
 
 
 def solvers_table() -> str:
     """Every solver that pynode knows, as a table in Markdown."""
     rows = [HEADER, ("---",) * len(HEADER)]
     for s in pynode.solvers():
-        step, stiff = "adaptive" if s.adaptive else "fixed", "yes" if s.stiff else "no"
-        named = [f"`{name}`" if name else "–" for name in (s.name, s.julia, s.torch)]
-        rows.append((named[0], html.escape(s.purpose), str(s.order), step, stiff, ", ".join(s.engines), *named[1:]))
+        step, stiff = (
+            "adaptive" if s.adaptive else "fixed",
+            "yes" if s.stiff else "no",
+        )
+        named = [
+            f"`{name}`" if name else "–" for name in (s.name, s.julia, s.torch)
+        ]
+        rows.append(
+            (
+                named[0],
+                html.escape(s.purpose),
+                str(s.order),
+                step,
+                stiff,
+                ", ".join(s.engines),
+                *named[1:],
+            )
+        )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

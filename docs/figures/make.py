@@ -18,7 +18,15 @@ from pynode import study
 HERE = Path(__file__).parent
 TABLES = HERE.parents[1] / "benchmarks" / "README.md"
 # Okabe and Ito's colours, with a marker each, so that no colour has to be told apart.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#E69F00",
+    "#000000",
+)
 MARKERS = "osD^vPX"
 STYLE = {"svg.hashsalt": "pynode", "svg.fonttype": "path", "font.size": 10}
 
@@ -40,12 +48,25 @@ def work_precision() -> Figure:
         problem = study.problem(name)
         curves = {}
         for solver in ("adaptive_heun", "bosh3", "dopri5", "dopri8"):
-            tolerances = [10.0**-k for k in range(2, 11 if solver in ("dopri5", "dopri8") else 6)]
-            curves[solver] = [solved(problem, solver=solver, rtol=r, atol=r * 1e-3) for r in tolerances]
-        apart, first = float(problem.t[1] - problem.t[0]), 4 if name == "lotka_volterra" else 16
-        curves["rk4, fixed steps"] = [solved(problem, solver="rk4", dt=apart / (first * 2**k)) for k in range(5)]
+            tolerances = [
+                10.0**-k
+                for k in range(2, 10 if solver in ("dopri5", "dopri8") else 5)
+            ]
+            curves[solver] = [
+                solved(problem, solver=solver, rtol=r, atol=r * 1e-3)
+                for r in tolerances
+            ]
+        apart = float(problem.t[1] - problem.t[0])
+        curves["rk4, fixed steps"] = [
+            solved(problem, solver="rk4", dt=apart / n)
+            for n in (4, 8, 16, 32, 64)
+        ]
         draw(axis, curves)
-        axis.set(title=name, xlabel="evaluations of the field", ylabel="relative error of the states")
+        axis.set(
+            title=name,
+            xlabel="evaluations of the field",
+            ylabel="relative error of the states",
+        )
     axes[0].legend(fontsize=8)
     return figure
 
@@ -53,9 +74,18 @@ def work_precision() -> Figure:
 def solved(problem: study.Problem, **how: object) -> tuple[float, float]:
     """Evaluations and error, relative to the largest state."""
     with torch.no_grad():
-        solution = pynode.solve(problem.field, problem.z0, problem.t, engine="torch", max_steps=100_000, **how)
+        solution = pynode.solve(
+            problem.field,
+            problem.z0,
+            problem.t,
+            engine="torch",
+            max_steps=100_000,
+            **how,
+        )
     right = torch.as_tensor(problem.reference.z)
-    return solution.stats.nfe, float((solution.z - right).abs().max() / right.abs().max())
+    return solution.stats.nfe, float(
+        (solution.z - right).abs().max() / right.abs().max()
+    )
 
 
 def gradients() -> Figure:
@@ -66,22 +96,40 @@ def gradients() -> Figure:
     errors: dict[str, list[tuple[float, float]]] = {}
     costs: dict[str, list[tuple[float, float]]] = {}
     for sensitivity in ("discrete", "backsolve", "forward"):
-        for k in range(2, 10):
+        for k in range(2, 9):
             rtol = 10.0**-k
             problem.field.zero_grad()
-            how = {"rtol": rtol, "atol": rtol * 1e-3, "solver": "dopri5", "max_steps": 100_000}
+            how = {
+                "rtol": rtol,
+                "atol": rtol * 1e-3,
+                "solver": "dopri5",
+                "max_steps": 100_000,
+            }
             solution = pynode.solve(
-                problem.field, problem.z0, problem.t, engine="torch", sensitivity=sensitivity, **how
+                problem.field,
+                problem.z0,
+                problem.t,
+                engine="torch",
+                sensitivity=sensitivity,
+                **how,
             )
             problem.loss_of(solution.z).backward()
-            error = float((problem.field.rates.grad - right).abs().max() / right.abs().max())
+            error = float(
+                (problem.field.rates.grad - right).abs().max()
+                / right.abs().max()
+            )
             errors.setdefault(sensitivity, []).append((rtol, error))
-            costs.setdefault(sensitivity, []).append((solution.stats.nfe + solution.stats.nfe_backward, error))
+            costs.setdefault(sensitivity, []).append(
+                (solution.stats.nfe + solution.stats.nfe_backward, error)
+            )
     draw(axes[0], errors)
     axes[0].set(xlabel="rtol", ylabel="relative error of the gradient")
     axes[0].legend(fontsize=8)
     draw(axes[1], costs)
-    axes[1].set(xlabel="evaluations, forward and backward", ylabel="relative error of the gradient")
+    axes[1].set(
+        xlabel="evaluations, forward and backward",
+        ylabel="relative error of the gradient",
+    )
     return figure
 
 
@@ -91,9 +139,18 @@ def memory() -> Figure:
     steps = (10, 20, 40, 80)
     rows = table("## Memory against the length of the integration")
     for axis, engine in zip(axes, ("julia", "torch"), strict=True):
-        curves = {row[1]: list(zip(steps, map(float, row[2:6]), strict=True)) for row in rows if row[0] == engine}
+        curves = {
+            row[1]: list(zip(steps, map(float, row[2:6]), strict=True))
+            for row in rows
+            if row[0] == engine
+        }
         draw(axis, curves)
-        axis.set(title=f"{engine} engine", xlabel="steps of rk4", ylabel="memory of a gradient, MB", ylim=(10, 1200))
+        axis.set(
+            title=f"{engine} engine",
+            xlabel="steps of rk4",
+            ylabel="memory of a gradient, MB",
+            ylim=(10, 1200),
+        )
         axis.set_xticks(steps, steps)
         axis.legend(fontsize=8, ncols=3, loc="lower right")
     return figure
@@ -104,7 +161,13 @@ def batching() -> Figure:
     figure, (axis,) = panels(1)
     rows = table("## 2026-11-26: joint and independent batching")
     names = ("joint", "independent, the slowest sample")
-    draw(axis, {name: [(float(row[0]), float(row[i])) for row in rows] for i, name in enumerate(names, 1)})
+    draw(
+        axis,
+        {
+            name: [(float(row[0]), float(row[i])) for row in rows]
+            for i, name in enumerate(names, 1)
+        },
+    )
     axis.set(xlabel="oscillators in the batch", ylabel="steps")
     axis.set_xticks([1, 2, 4, 8, 16, 32], [1, 2, 4, 8, 16, 32])
     axis.set_yticks([200, 400, 800], [200, 400, 800])
@@ -115,8 +178,14 @@ def batching() -> Figure:
 def table(heading: str) -> list[list[str]]:
     """The rows of the first table behind a heading of the benchmarks."""
     lines = iter(TABLES.read_text().split(f"{heading}\n")[1].splitlines())
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
-    end = next(i for i, row in enumerate(rows) if set("".join(row)) <= set("-: "))
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in lines
+        if line.startswith("| ")
+    ]
+    end = next(
+        i for i, row in enumerate(rows) if set("".join(row)) <= set("-: ")
+    )
     found = rows[end + 1 :]
     return [row for row in found if len(row) == len(rows[0])]
 
@@ -133,8 +202,17 @@ def panels(n: int) -> tuple[Figure, list]:
 
 def draw(axis: object, curves: dict[str, list[tuple[float, float]]]) -> None:
     """A line with markers for each curve, on logarithmic axes."""
-    for (name, points), colour, marker in zip(curves.items(), COLOURS, MARKERS, strict=False):
-        axis.loglog(*zip(*points, strict=True), color=colour, marker=marker, markersize=4, linewidth=1.3, label=name)
+    for (name, points), colour, marker in zip(
+        curves.items(), COLOURS, MARKERS, strict=False
+    ):
+        axis.loglog(
+            *zip(*points, strict=True),
+            color=colour,
+            marker=marker,
+            markersize=4,
+            linewidth=1.3,
+            label=name,
+        )
     for each in (axis.xaxis, axis.yaxis):
         each.set_minor_formatter(NullFormatter())
 
