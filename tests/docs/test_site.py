@@ -26,6 +26,11 @@ def site(tmp_path_factory):
     return out
 
 
+def test_the_reference_shows_no_module_in_the_place_of_a_function(site):
+    for path in (site / "reference").glob("*.html"):
+        assert "doc-symbol-module" not in path.read_text(), path.name
+
+
 def test_nothing_is_loaded_from_the_network(site):
     loads = re.compile(r"""<(?:script|img|iframe|source)\b[^>]*\bsrc=["']?https?:|<link\b[^>]*\bhref=["']?https?:""")
     for path in site.rglob("*.html"):
