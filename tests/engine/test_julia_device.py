@@ -36,34 +36,52 @@ def like_a_gpu() -> Device:
     return Device(int(juliacall.Main.LIKE))
 
 
-@pytest.fixture
-def elsewhere(monkeypatch: pytest.MonkeyPatch, like_a_gpu: Device) -> Callable[[], None]:
-    """Called, has every solve from then on take place there."""
-    return lambda: monkeypatch.setattr(julia_device, "device_of", lambda problem: like_a_gpu)
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no GPU")
 
 
-def both(elsewhere: Callable[[], None], run: Callable[[], list[Tensor]]) -> None:
-    expected = run()
-    elsewhere()
-    found = run()
+@pytest.fixture(params=["like a GPU", pytest.param("GPU", marks=NO_GPU)])
+def elsewhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
+    """Called, has every solve from then on take place there; returns PyTorch's name of where tensors have to lie."""
+    if request.param == "GPU":
+        return lambda: "cuda"
+    like_a_gpu = request.getfixturevalue("like_a_gpu")
+
+    def switch() -> str:
+        monkeypatch.setattr(julia_device, "device_of", lambda problem: like_a_gpu)
+        return "cpu"
+
+    return switch
+
+
+def both(elsewhere: Callable[[], str], run: Callable[[str], list[Tensor]]) -> None:
+    """A run on the processor and one elsewhere give the same numbers; a run makes its tensors on a device."""
+    expected = run("cpu")
+    device = elsewhere()
+    found = run(device)
+    assert found[0].device.type == device
     assert len(found) == len(expected)
     for x, y in zip(found, expected, strict=True):
-        torch.testing.assert_close(x, y, rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(x.cpu(), y, rtol=1e-7, atol=1e-9)
 
 
-def mlp() -> nn.Module:
+def tensor(values: list[Any], device: str, differentiated: bool = True) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64, device=device, requires_grad=differentiated)
+
+
+def mlp(device: str = "cpu") -> nn.Module:
     torch.manual_seed(0)
-    return TimeConcat(nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))).double()
+    return TimeConcat(nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))).double().to(device)
+
+
+STATES = [[1.0, 0.5], [-0.3, 0.8]]
 
 
 @pytest.mark.julia
 @pytest.mark.parametrize("sensitivity", ["discrete", "backsolve", "interpolating", "quadrature", "gauss", "forward"])
 def test_every_sensitivity(elsewhere, sensitivity: str) -> None:
-    field = mlp()
-
-    def run() -> list[Tensor]:
-        z0 = torch.tensor([[1.0, 0.5], [-0.3, 0.8]], dtype=torch.float64, requires_grad=True)
-        t = torch.tensor([0.0, 0.4, 1.0], dtype=torch.float64, requires_grad=sensitivity != "forward")
+    def run(device: str) -> list[Tensor]:
+        field, z0 = mlp(device), tensor(STATES, device)
+        t = tensor([0.0, 0.4, 1.0], "cpu", differentiated=sensitivity != "forward")
         sol = pynode.solve(field, z0, t, engine="julia", sensitivity=sensitivity, rtol=1e-6, atol=1e-8)
         inputs = [z0, *field.parameters(), *([t] if t.requires_grad else [])]
         return [sol.z, *torch.autograd.grad(sol.z.sin().sum(), inputs)]
@@ -74,12 +92,10 @@ def test_every_sensitivity(elsewhere, sensitivity: str) -> None:
 @pytest.mark.julia
 @pytest.mark.parametrize("solver", ["bosh3", "dopri8", "rk4"])
 def test_every_kind_of_solver(elsewhere, solver: str) -> None:
-    field, fixed = mlp(), solver == "rk4"
-
-    def run() -> list[Tensor]:
-        z0 = torch.tensor([[1.0, 0.5], [-0.3, 0.8]], dtype=torch.float64, requires_grad=True)
+    def run(device: str) -> list[Tensor]:
+        field, z0 = mlp(device), tensor(STATES, device)
         how = {"solver": solver, "engine": "julia", "rtol": 1e-6, "atol": 1e-8}
-        sol = pynode.solve(field, z0, [1.0, 0.3, 0.0], dt=0.05 if fixed else None, **how)
+        sol = pynode.solve(field, z0, [1.0, 0.3, 0.0], dt=0.05 if solver == "rk4" else None, **how)
         return [sol.z, *torch.autograd.grad(sol.z.sin().sum(), [z0, *field.parameters()])]
 
     both(elsewhere, run)
@@ -94,12 +110,9 @@ def test_tuples_running_cost_conditioning_and_the_interpolant(elsewhere) -> None
     def cost(t: Tensor, z: tuple[Tensor, Tensor], u: Tensor) -> Tensor:
         return z[0].square().sum(-1)
 
-    def run() -> list[Tensor]:
-        a = torch.tensor([[1.0, 2.0], [0.5, -1.0]], dtype=torch.float64, requires_grad=True)
-        b, u = (
-            torch.zeros(2, 1, dtype=torch.float64),
-            torch.tensor([[0.3], [0.9]], dtype=torch.float64, requires_grad=True),
-        )
+    def run(device: str) -> list[Tensor]:
+        a, b = tensor([[1.0, 2.0], [0.5, -1.0]], device), tensor([[0.0], [0.0]], device, differentiated=False)
+        u = tensor([[0.3], [0.9]], device)
         sol = pynode.solve(
             field, (a, b), [0.0, 1.0], args=(u,), running_cost=cost, dense=True, engine="julia", rtol=1e-6, atol=1e-8
         )
@@ -112,8 +125,8 @@ def test_tuples_running_cost_conditioning_and_the_interpolant(elsewhere) -> None
 
 @pytest.mark.julia
 def test_an_event(elsewhere) -> None:
-    def run() -> list[Tensor]:
-        z0 = torch.tensor([[10.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    def run(device: str) -> list[Tensor]:
+        z0 = tensor([[10.0, 0.0]], device)
         fall = pynode.solve(
             lambda t, z: torch.stack([z[..., 1], -9.81 * torch.ones_like(z[..., 1])], -1),
             z0,
@@ -124,20 +137,19 @@ def test_an_event(elsewhere) -> None:
             atol=1e-8,
         )
         assert fall.event_t is not None
-        return [fall.event_t.detach(), *torch.autograd.grad(fall.event_t, z0)]
+        return [fall.z, fall.event_t.detach(), *torch.autograd.grad(fall.event_t, z0)]
 
     both(elsewhere, run)
 
 
 @pytest.mark.julia
 def test_a_flow_with_regularisers(elsewhere) -> None:
-    field = mlp()
-    base = torch.distributions.MultivariateNormal(torch.zeros(2).double(), torch.eye(2).double())
-    flow = CNF(field, base, trace="exact", kinetic=0.1, engine="julia", rtol=1e-6, atol=1e-8)
-
-    def run() -> list[Tensor]:
-        x = torch.tensor([[1.0, 0.5], [-0.3, 0.8]], dtype=torch.float64)
-        log_p = flow.log_prob(x)
+    def run(device: str) -> list[Tensor]:
+        field = mlp(device)
+        zeros, eye = torch.zeros(2, dtype=torch.float64), torch.eye(2, dtype=torch.float64)
+        base = torch.distributions.MultivariateNormal(zeros.to(device), eye.to(device))
+        flow = CNF(field, base, trace="exact", kinetic=0.1, engine="julia", rtol=1e-6, atol=1e-8)
+        log_p = flow.log_prob(tensor(STATES, device, differentiated=False))
         loss = -log_p.mean() + flow.regularisation["kinetic"]
         return [log_p.detach(), *torch.autograd.grad(loss, list(field.parameters()))]
 
@@ -177,21 +189,3 @@ def test_a_field_and_a_state_on_different_devices() -> None:
 def test_a_gpu_without_the_package() -> None:
     with pytest.raises(pynode.EngineUnavailable, match=r"the state is on cuda:0, and Julia.* package CUDA"):
         julia_runtime.open_cuda(0)
-
-
-@pytest.mark.julia
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_on_a_gpu() -> None:
-    field = mlp()
-    z0 = torch.randn(5, 2, dtype=torch.float64)
-
-    def run(device: str) -> list[Tensor]:
-        field.to(device)
-        field.zero_grad()
-        sol = pynode.solve(field, z0.to(device), [0.0, 0.5, 1.0], engine="julia", rtol=1e-6, atol=1e-8)
-        assert sol.z.device.type == device
-        sol.z.sin().sum().backward()
-        return [x.cpu() for x in (sol.z.detach(), *(p.grad for p in field.parameters() if p.grad is not None))]
-
-    for x, y in zip(run("cuda"), run("cpu"), strict=True):
-        torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-8)

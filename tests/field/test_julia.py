@@ -64,12 +64,39 @@ end
 """
 
 
+# The same on a GPU, where every kind of operation is a kernel that has to compile there.
+GPU_KERNEL = """
+function (text, batches, number)
+    device = PyNODE.DEVICES[number]
+    kernel = PyNODE.Kernel{Float64}(PyNODE.Graph(text))
+    return PyNODE.on(device) do
+        map(batches) do (batch, t, u, θ, v)
+            w = PyNODE.Workspace(kernel, batch, PyNODE.empty_vector(device, Float64))
+            foreach((to, from) -> copyto!(to, Array{Float64}(from)), (w.θ, w.u, w.v), (θ, u, v))
+            prologue, value, vjp = (PyNODE.bind(w, p) for p in (kernel.prologue, kernel.value, kernel.vjp))
+            prologue(t)
+            foreach(_ -> (value(t); vjp(t)), 1:2)
+            return map(Array, (w.du, w.dz, w.dθ, w.dt))
+        end
+    end
+end
+"""
+
+
 @pytest.fixture(scope="module")
 def evaluate() -> Callable[..., Any]:
     """Lowers a graph and runs it on several inputs."""
     from pynode.engine.julia import runtime as julia_runtime
 
     return julia_runtime.start().seval(KERNEL)  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def evaluate_on_a_gpu() -> Callable[..., Any]:
+    from pynode.engine.julia import runtime as julia_runtime
+
+    julia_runtime.open_cuda(0)
+    return julia_runtime.start().seval(GPU_KERNEL)  # type: ignore[no-any-return]
 
 
 def flat(tensors: Sequence[Tensor]) -> Any:
@@ -85,21 +112,37 @@ def parameters() -> list[Any]:
 def test_kernel(name: str, evaluate: Callable[..., Any]) -> None:
     """Value and products to 1e-12, at once and by way of what is recorded, without allocating."""
     case = CASES[name]()
+    text, inputs, outputs = drawn(case)
+    for result, expected in zip(evaluate(text, inputs), outputs, strict=True):
+        for way in (result[4:8], result[8:12]):
+            assert error([torch.from_numpy(np.array(x)) for x in way], expected) <= max(case.tolerance, 1e-12)
+        assert case.allocates or tuple(result[:4]) == (0, 0, 0, 0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no GPU")
+@pytest.mark.parametrize("name", parameters())
+def test_kernel_on_a_gpu(name: str, evaluate_on_a_gpu: Callable[..., Any]) -> None:
+    """Value and products to 1e-11, by the functions that GPUs have."""
+    case = CASES[name]()
+    text, inputs, outputs = drawn(case)
+    for result, expected in zip(evaluate_on_a_gpu(text, inputs, 0), outputs, strict=True):
+        assert error([torch.from_numpy(np.array(x)) for x in result], expected) <= max(case.tolerance, 1e-11)
+
+
+def drawn(case: Case) -> tuple[str, list[tuple[Any, ...]], list[list[Tensor]]]:
+    """A kind's graph as text, and for each batch size what goes in, and PyTorch's value and products."""
     samples = [sample(case, batch) for batch in case.batches]
     graph = samples[0].found.graph
-    count = {kind: sum(i.kind == kind for i in graph.inputs) for kind in ("t", "z", "cotangent")}
-    first = 1 + count["z"]
+    first = 1 + sum(i.kind == "z" for i in graph.inputs)
     inputs = [
         (batch, s.inputs[0].item(), flat(s.inputs[1:first]), flat(s.inputs[first:]), flat(s.cotangents))
         for batch, s in zip(case.batches, samples, strict=True)
     ]
-    found = evaluate(json.dumps(graph.to_dict()), inputs)
-    for s, result in zip(samples, found, strict=True):
-        products = s.products[1:first], s.products[first:], s.products[:1]
-        expected = [torch.from_numpy(flat(x)) for x in (s.value, *products)]
-        for way in (result[4:8], result[8:12]):
-            assert error([torch.from_numpy(np.array(x)) for x in way], expected) <= max(case.tolerance, 1e-12)
-        assert case.allocates or tuple(result[:4]) == (0, 0, 0, 0)
+    outputs = [
+        [torch.from_numpy(flat(x)) for x in (s.value, s.products[1:first], s.products[first:], s.products[:1])]
+        for s in samples
+    ]
+    return json.dumps(graph.to_dict()), inputs, outputs
 
 
 @pytest.mark.parametrize(
