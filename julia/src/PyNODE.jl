@@ -43,6 +43,8 @@ include("lower/fourier.jl")
 include("lower/columns.jl")
 include("lower/convolution.jl")
 include("lower/kernel.jl")
+include("lower/apart.jl")
+include("lower/workspace.jl")
 
 include("solve/progress.jl")
 include("solve/interrupt.jl")

@@ -7,6 +7,7 @@ using Test
 @testset "PyNODE" begin
     include("sample.jl")
     include("lower.jl")
+    include("blocks.jl")
     include("matrices.jl")
     include("fourier.jl")
     include("discrete.jl")

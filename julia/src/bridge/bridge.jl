@@ -5,7 +5,7 @@
 
 const KERNELS = Any[]
 const KERNEL_INDEX = Dict{Tuple{String,DataType},Int}()
-const FIELDS = Dict{Tuple{Int,Int,Symbol,Int},Any}()
+const FIELDS = Dict{Tuple{Int,Int,Symbol,Int,Int},Any}()
 const KEPT = Dict{Int,Any}()
 const NEXT = Ref(0)
 
@@ -24,7 +24,7 @@ end
 
 "Workspaces that are kept for reuse; beyond that the oldest go."
 const MAX_FIELDS = 64
-const FIELD_ORDER = Tuple{Int,Int,Symbol,Int}[]
+const FIELD_ORDER = Tuple{Int,Int,Symbol,Int,Int}[]
 
 element_type(name::AbstractString) = name == "float32" ? Float32 : name == "float64" ? Float64 :
     throw(ArgumentError("expected float32 or float64, got $name"))
@@ -52,19 +52,21 @@ const KEEP = (:ends, :stages, :dense, :saved)
 solver_number(name) = findfirst(==(string(name)), SOLVER_NAMES)
 sensitivity_number(name) = findfirst(==(Symbol(string(name))), SENSITIVITIES)
 
-"The field of a kernel for a batch size, on a device."
+"The field of a kernel for a batch size, on a device, for as many threads as may work."
 function field_for(kernel::Int, batch::Int, products::Symbol, device::Int)
-    key = (kernel, batch, products, device)
+    key = (kernel, batch, products, device, working_threads())
     haskey(FIELDS, key) && return FIELDS[key]
     if length(FIELD_ORDER) >= MAX_FIELDS
         discard!(pop!(FIELDS, popfirst!(FIELD_ORDER)).tape)
     end
     push!(FIELD_ORDER, key)
-    return FIELDS[key] = Base.invokelatest(make_field, KERNELS[kernel], batch, products, DEVICES[device])
+    return FIELDS[key] = Base.invokelatest(make_field, KERNELS[kernel], batch, products, DEVICES[device], working_threads())
 end
 
-make_field(k::Kernel{T}, batch, products, device::Device = Processor()) where {T} =
-    TracedField(Workspace(k, batch, empty_vector(device, T)); products)
+function make_field(k::Kernel{T}, batch, products, device::Device = Processor(), threads = 1) where {T}
+    blocks = device isa Processor ? block_count(k, batch, threads) : 1
+    return TracedField(Workspace(k, batch, empty_vector(device, T); blocks); products)
+end
 
 "A cursor over the integers of a call."
 mutable struct Reader
@@ -267,7 +269,7 @@ end
 "The times at which the steps of a kept solve began or ended."
 step_times(kept::Int) = dense(KEPT[kept]).solution.t
 
-"Let independent samples use at most this many of Julia's threads, and BLAS so many of its own if it is not the user's to say."
+"Let at most this many of Julia's threads work, and BLAS so many of its own if it is not the user's to say."
 function set_threads(n::Int, blas::Bool)
     MAX_TASKS[] = n
     blas && BLAS.set_num_threads(n)

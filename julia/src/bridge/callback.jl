@@ -28,7 +28,7 @@ function register_callback(dtype, ints::Int, n_ints::Int)
     return length(KERNELS)
 end
 
-make_field(c::Callback, batch, products, ::Processor = Processor()) = TracedField(c; products)
+make_field(c::Callback, batch, products, ::Processor = Processor(), threads = 1) = TracedField(c; products)
 
 "Forget a field that Python evaluates; of its solves, some may still be kept, but none is used any more."
 function forget_callback(kernel::Int)

@@ -64,12 +64,13 @@ const SAMPLE_FIELDS = Dict{Int,Vector{Any}}()
 
 "How many of Julia's threads may work at once."
 const MAX_TASKS = Ref(typemax(Int))
+working_threads() = min(Threads.nthreads(), MAX_TASKS[])
 
 "Fields for one sample, one for each thread that may work; those of at most `MAX_FIELDS` kernels are kept."
 function sample_fields(kernel::Int)
     haskey(SAMPLE_FIELDS, kernel) || length(SAMPLE_FIELDS) < MAX_FIELDS || empty!(SAMPLE_FIELDS)
     fields = get!(() -> Any[], SAMPLE_FIELDS, kernel)
-    tasks = min(Threads.nthreads(), MAX_TASKS[])
+    tasks = working_threads()
     while length(fields) < tasks
         push!(fields, Base.invokelatest(make_field, KERNELS[kernel], 1, :joint))
     end

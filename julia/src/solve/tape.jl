@@ -56,7 +56,7 @@ end
 
 function make_stage(tape::Tape{T,V}, w::Workspace, heavy::Bool) where {T,V}
     u, k = similar(w.u), similar(w.u)
-    residuals = heavy ? new_residuals(w) : fill(nothing, length(w.kernel.residuals))
+    residuals = heavy ? new_residuals(w) : no_residuals(w)
     record = heavy ? bind(w, w.kernel.record; u, du = k, residuals) : identity_of
     product = heavy ? bind(w, w.kernel.replay; u, residuals) : identity_of
     return Stage{T,V}(zero(Time), u, k, heavy, record, product, heavy ? tape.bytes : 2sizeof(u), 0)

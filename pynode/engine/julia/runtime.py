@@ -200,8 +200,8 @@ _threads = 0  # torch's, as Julia was told last
 def _follow_torch(module: Any) -> None:
     """Let Julia work on as many threads as torch does on this thread, or fewer.
 
-    Independent samples take as many of Julia's threads at most; how many Julia has was settled at its start. BLAS has
-    as many of its own, unless the user has said how many. So processes side by side share a machine as torch's do.
+    Samples are shared out over as many of Julia's threads at most; how many Julia has was settled at its start. BLAS
+    has as many of its own, unless the user has said how many. So processes side by side share a machine as torch's do.
     """
     global _threads
     with LOCK:
@@ -239,7 +239,8 @@ def _started() -> Any:
         raise EngineUnavailable(f"the julia engine is not available here: {state.why}. {state.fix}")
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
-    juliacall = _import_juliacall()
+    with _threads_of_torch():
+        juliacall = _import_juliacall()
     try:
         juliacall.Main.seval("import PyNODE")
     except juliacall.JuliaError as error:
@@ -264,6 +265,20 @@ def _started() -> Any:
         os.register_at_fork(after_in_child=_note_fork)
     _runs = True
     return module
+
+
+@contextlib.contextmanager
+def _threads_of_torch() -> Iterator[None]:
+    """Julia is started with as many threads as torch has, where the user has not said how many, and may."""
+    given = {"PYTHON_JULIACALL_THREADS", "JULIA_NUM_THREADS"} & os.environ.keys()
+    if given or os.environ["PYTHON_JULIACALL_HANDLE_SIGNALS"] == "no":
+        yield
+        return
+    os.environ["PYTHON_JULIACALL_THREADS"] = str(torch.get_num_threads())
+    try:
+        yield
+    finally:
+        del os.environ["PYTHON_JULIACALL_THREADS"]
 
 
 def _import_juliacall() -> Any:

@@ -1,0 +1,87 @@
+# Whether the samples of a batch are computed apart from one another, so that a batch may be parted.
+#
+# A dimension of size `a * batch` has its samples one after the other, `a` numbers of it for each.
+
+"""
+Whether the value of each sample depends on no other sample, as far as the operations tell. The products of any samples
+are then those of these samples alone, but for inputs that all samples share, to whose cotangents each contributes.
+"""
+function samples_apart(g::Graph)
+    at = Dict{Int,Int}()  # nodes that differ from sample to sample => the dimension of the samples
+    for i in live(g, g.value, Dict{Int,Int}())
+        n = g.nodes[i]
+        any(x -> x isa SizeOf, n.inputs) && return false
+        symbolic = findall(d -> d isa Tuple, n.shape)
+        if isempty(symbolic)
+            any(j -> haskey(at, j), operands(n)) && return false
+            continue
+        end
+        length(symbolic) == 1 && last(n.shape[only(symbolic)]) == 0 || return false
+        at[i] = only(symbolic)
+        stays_apart(g, n, at[i], at) || return false
+    end
+    return all(i -> haskey(at, i) && has_samples(g.nodes[i].shape), g.value)
+end
+
+"Whether a shape's last dimension, PyTorch's first, counts the samples."
+has_samples(shape) = !isempty(shape) && last(shape) == (1, 0)
+
+"Operations along one dimension, or several, which leave the others as they are."
+const ALONG = Set{Symbol}((
+    :slice, :embed, :cat, :flip, :index_select, :index_add, :gather, :scatter, :scatter_add, :argsort, keys(RUNNING)...,
+))
+
+"Operations on matrices, which lie in the first dimensions."
+const OF_MATRICES = Set{Symbol}((:lu, :lu_solve, :solve_triangular, :cholesky, :matrix_exp, :eigh, :qr, :svd))
+
+"""
+Whether an operation keeps the samples apart whose results lie along dimension `d`; `at` has that dimension of the
+operands that have samples.
+"""
+function stays_apart(g::Graph, n::Node, d::Int, at)
+    shape(j) = g.nodes[j].shape
+    alike(j) = !haskey(at, j) || (at[j] == d && shape(j)[d] == n.shape[d])
+    if n.op === :input
+        return g.inputs[n.attrs["index"] + 1].kind in (:z, :arg) && has_samples(n.shape) && d == length(n.shape)
+    elseif ispointwise(n)
+        return all(alike, operands(n))
+    elseif n.op === :permute
+        return true
+    elseif n.op === :reshape
+        before(shape, d) = prod(shape[1:(d - 1)]; init = first(shape[d]))
+        return before(n.shape, d) == before(shape(n.inputs[1]), at[n.inputs[1]])
+    elseif n.op in (:mm, :bmm)
+        x, y = (get(at, j, 0) for j in n.inputs)
+        return x != 1 && y != 2 && (x == 0 || y == 0 || x == y == 3)
+    elseif haskey(REDUCTIONS, n.op)
+        whole = g.nodes[n.inputs[1]]
+        over = n.op === :prod ? [n.attrs["dim"]] : n.attrs["dims"]
+        return !(at[n.inputs[1]] in (juliadim(whole, k) for k in over))
+    elseif n.op in ALONG
+        along = n.op === :flip ? n.attrs["dims"] : [n.attrs["dim"]]
+        return all(k -> juliadim(n, k) != d, along) && all(j -> haskey(at, j) && alike(j), operands(n))
+    elseif n.op === :searchsorted
+        table, x = n.inputs
+        return alike(x) && (length(shape(table)) == 1 ? !haskey(at, table) : haskey(at, table) && alike(table) && d > 1)
+    elseif n.op in (:fourier, :fourier_sum)
+        return d > 1 && all(j -> haskey(at, j) && at[j] == d, operands(n))
+    elseif n.op in (:conv, :conv_input)
+        image, weights = n.inputs
+        return !haskey(at, weights) && at[image] == length(shape(image)) && has_samples(shape(image)) && d == length(n.shape)
+    elseif n.op in OF_MATRICES
+        return d == length(n.shape) && all(j -> get(at, j, 0) == length(shape(j)) > 1, operands(n))
+    end
+    return false
+end
+
+"About how many operations on numbers an evaluation takes for each sample."
+function work(g::Graph)
+    return sum(live(g, g.value, Dict{Int,Int}()); init = 0) do i
+        n = g.nodes[i]
+        size = elements(n.shape, 1)
+        n.op in (:mm, :bmm) && return 2size * dimsize(g.nodes[n.inputs[1]].shape[1], 1)
+        n.op in (:conv, :conv_input) && return 2size * (elements(g.nodes[n.inputs[2]].shape, 1) ÷ max(1, dimsize(n.shape[end - 1], 1)))
+        n.op in (:input, :const, :full, :reshape, :permute, :slice, :expand) && return 0
+        return 8size
+    end
+end
