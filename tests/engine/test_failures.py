@@ -71,6 +71,7 @@ def test_no_gradient_through_a_failure(engine: str) -> None:
         sol.z.sum().backward()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 def test_scipys_refusal_of_what_is_not_finite_is_a_solve_error() -> None:
     """The backward solve of a relaxation oscillation blows up; SciPy's linear algebra then raises."""

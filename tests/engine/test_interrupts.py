@@ -208,6 +208,7 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.slow
 def test_while_torch_imports() -> None:
     """It imports much of itself at the first solve; what is imported in part cannot be imported again."""
     done = subprocess.run([sys.executable, "-c", IMPORTING], capture_output=True, text=True, timeout=500, check=False)

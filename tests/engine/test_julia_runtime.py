@@ -202,6 +202,7 @@ for k in range(2):
 """
 
 
+@pytest.mark.slow
 def test_julia_that_does_not_start(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from importlib.metadata import version
 

@@ -228,7 +228,7 @@ def field_of(reads: Sequence[Callable[[], Tensor]], late: Sequence[bool], as_mod
     late=st.lists(st.booleans(), min_size=3, max_size=3),
     as_module=st.booleans(),
 )
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_gradient_is_that_of_plain_parameters(
     sensitivity: str, places: list[Any], computed: list[bool], late: list[bool], as_module: bool
 ) -> None:

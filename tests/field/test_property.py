@@ -219,7 +219,7 @@ def cases(draw: Callable[..., Any]) -> tuple[Case, int, int]:
     return Case(Random(draw, width), (width,)), draw(st.integers(1, 4)), draw(st.integers(1, 9))
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(cases())
 def test_random_modules(drawn: tuple[Case, int, int]) -> None:
     """The graph of one batch size holds for another."""

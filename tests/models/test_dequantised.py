@@ -88,6 +88,7 @@ def test_whitening_is_an_affine_map_of_the_logits():
         model.whiten(x[:4])
 
 
+@pytest.mark.slow
 def test_training_lowers_the_bits():
     torch.manual_seed(0)
     model = Dequantised(FFJORD((1, 4, 4), hidden=(8,), kinetic=0.01), 4)

@@ -221,6 +221,7 @@ def test_gaussian_and_poisson_add_up():
     torch.testing.assert_close(parts[0] + parts[1], parts[2], atol=2e-2, rtol=0)  # the draws'
 
 
+@pytest.mark.slow
 def test_poisson_learns_a_constant_rate():
     """Events of rate 3 on [0, 2]: the intensity of the trained model is the mean count over the length."""
     torch.manual_seed(0)
@@ -291,7 +292,10 @@ def test_a_grid_to_the_last_observation_may_round_past_it():
 
 
 @on_every_engine
-@pytest.mark.parametrize(("encoder", "likelihood"), [("gru", "gaussian+poisson"), ("ode_rnn", "gaussian")])
+@pytest.mark.parametrize(
+    ("encoder", "likelihood"),
+    [("gru", "gaussian+poisson"), pytest.param("ode_rnn", "gaussian", marks=pytest.mark.slow)],
+)
 def test_gradcheck(encoder, likelihood):
     m = model(encoder=encoder, likelihood=likelihood, hidden=3, sensitivity="discrete")
     x, t, mask, _ = ragged()

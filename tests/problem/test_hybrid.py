@@ -124,7 +124,7 @@ def dose(t: Tensor, z: Tensor, doses: Tensor, *, index: Tensor) -> Tensor:
     return z + nn.functional.pad(amount.reshape(-1, 1), (0, 1))
 
 
-@pytest.mark.parametrize("batching", ["joint", "independent"])
+@pytest.mark.parametrize("batching", ["joint", pytest.param("independent", marks=pytest.mark.slow)])
 def test_twenty_doses(engine: str, batching: str) -> None:
     """Superposition, with gradients to doses, their times, the rates and the times asked for."""
     field = Absorption()

@@ -38,6 +38,7 @@ def test_a_study_of_a_file(folder, capsys):
     assert Result.load("out/studies.db").rows == first.rows
 
 
+@pytest.mark.slow
 def test_problems_by_name_and_contenders_by_package(folder, capsys):
     command = ["study", "run", "made.py:made", "--quick", "--package", "pynode", "--engine", "torch"]
     assert cli.main([*command, "--store", "s.db", "--time-limit", "100"]) == 0

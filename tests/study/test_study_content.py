@@ -54,6 +54,7 @@ def test_equal_things_have_one_digest_and_others_another():
     assert digest(net) not in digests
 
 
+@pytest.mark.slow
 def test_a_digest_does_not_depend_on_the_process():
     code = "from decay_adapter import problem; print(problem().content)"
     done = subprocess.run(

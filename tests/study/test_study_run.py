@@ -65,6 +65,7 @@ def test_a_key_is_of_all_that_defines_a_cell(change):
     assert not keys() & keys(**change)
 
 
+@pytest.mark.slow
 def test_a_finished_cell_is_not_run_again(tmp_path):
     mark = tmp_path / "mark"
     first = study(mark=str(mark)).run(tmp_path / "s.db", progress=False)
