@@ -49,10 +49,11 @@ end
     batch = 7
     x, a, W, v = randn(2, batch), randn(2, batch), randn(2, 2), randn(2, batch)
     expected, _ = products_of(PyNODE.Workspace(kernel, batch), x, a, W, v, 0.7)
-    for blocks in (2, 3, 7)
-        w = PyNODE.Workspace(kernel, batch; blocks)
-        @test reduce(vcat, map(b -> b.samples, w.blocks)) == 1:batch
-        @test length(w.blocks) == blocks
+    for (threads, rows, blocks) in ((2, 7, 2), (1, 2, 4), (3, 2, 4), (2, 1, 7))
+        w = PyNODE.Workspace(kernel, batch; threads, rows)
+        @test reduce(vcat, b.samples for of_thread in w.blocks for b in of_thread) == 1:batch
+        @test length(w.blocks) == threads
+        @test sum(length, w.blocks) == blocks
         for way in products_of(w, x, a, W, v, 0.7), (found, right) in zip(way, expected)
             @test found ≈ right rtol = 1e-14
         end

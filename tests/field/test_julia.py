@@ -63,7 +63,7 @@ function (text, batches)
         end
         whole = (allocated..., recorded..., w.du, products..., du2, w.dz, w.dθ, w.dt)
         batch > 1 && PyNODE.samples_apart(kernel.graph) || return whole
-        parted = PyNODE.Workspace(kernel, batch; blocks = min(batch, 3))
+        parted = PyNODE.Workspace(kernel, batch; threads = 2, rows = 2)
         copyto!(parted.θ, θ), copyto!(parted.u, u), copyto!(parted.v, v)
         residuals = PyNODE.new_residuals(parted)
         record = PyNODE.bind(parted, kernel.record; u = u2, du = du2, residuals)

@@ -64,8 +64,8 @@ function field_for(kernel::Int, batch::Int, products::Symbol, device::Int)
 end
 
 function make_field(k::Kernel{T}, batch, products, device::Device = Processor(), threads = 1) where {T}
-    blocks = device isa Processor ? block_count(k, batch, threads) : 1
-    return TracedField(Workspace(k, batch, empty_vector(device, T); blocks); products)
+    how = device isa Processor ? part_batch(k, batch, threads) : (;)
+    return TracedField(Workspace(k, batch, empty_vector(device, T); how...); products)
 end
 
 "A cursor over the integers of a call."

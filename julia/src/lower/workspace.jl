@@ -13,8 +13,9 @@ end
 The buffers of a kernel for some samples of a batch. `u`, `θ`, `v` are read, `du`, `dz`, `dθ`, `dt` written by the programs
 that `bind` makes: vectors of the whole batch, PyTorch's tensors one after the other.
 
-Where the batch is parted into blocks, each has a workspace, over the same vectors, and these are run side by side. The
-cotangents of inputs that all samples share, and that of the time, are a block's own, and are added up.
+Where the batch is parted, each block of samples has a workspace, over the same vectors; the blocks of each thread are run
+one after the other, beside those of the others. The cotangents of inputs that all samples share, and that of the time, are
+a block's own, and are added up.
 """
 struct Workspace{T,V<:AbstractVector{T}}
     kernel::Kernel{T}
@@ -31,7 +32,7 @@ struct Workspace{T,V<:AbstractVector{T}}
     dt::V
     frontier::Vector{Any}
     scratch::Dict{Program,Vector{Any}}  # the buffers of a program's own, which every binding of it shares
-    blocks::Vector{Workspace{T,V}}
+    blocks::Vector{Vector{Workspace{T,V}}}  # by thread
 end
 
 elements(shape, batch) = prod(d -> dimsize(d, batch), shape; init = 1)
@@ -43,27 +44,35 @@ differentiated(g::Graph) = [inputs_of(g, :arg); inputs_of(g, :parameter)]
 room(like, n::Node, T, batch) = (E = eltype_of(n, T); fill!(similar(like, E, sizes(n.shape, batch)), zero(E)))
 
 """
-    Workspace(kernel, batch, like = T[]; blocks = 1)
+    Workspace(kernel, batch, like = T[]; threads = 1, rows = batch)
 
-Allocate the buffers of a kernel for a batch size, with arrays like `like`; parted into so many blocks, of about equal
-size, if there are several.
+Allocate the buffers of a kernel for a batch size, with arrays like `like`; the batch is parted between so many threads, and
+the samples of each into blocks of about equal size, of `rows` samples at most.
 """
-function Workspace(k::Kernel{T}, batch::Int, like::V = T[]; blocks::Int = 1) where {T,V}
+function Workspace(k::Kernel{T}, batch::Int, like::V = T[]; threads::Int = 1, rows::Int = batch) where {T,V}
     g = k.graph
-    make(ids) = fill!(similar(like, T, sum(x -> elements(x, batch), shapes(g, ids); init = 0)), zero(T))
+    zeros_of(n) = fill!(similar(like, T, n), zero(T))
+    make(ids) = zeros_of(sum(x -> elements(x, batch), shapes(g, ids); init = 0))
     z = inputs_of(g, :z)
     u, θ, v, du, dz, dθ = make(z), make(theta_inputs(g)), make(inputs_of(g, :cotangent)), make(z), make(z), make(differentiated(g))
-    workspace(samples, shared, frontier, blocks) = Workspace{T,V}(
-        k, batch, samples, like, u, θ, v, du, dz, dθ, shared, fill!(similar(like, T, 1), zero(T)),
-        frontier, Dict{Program,Vector{Any}}(), blocks,
-    )
+    workspace(samples, shared, frontier, scratch, blocks) =
+        Workspace{T,V}(k, batch, samples, like, u, θ, v, du, dz, dθ, shared, zeros_of(1), frontier, scratch, blocks)
     front(n) = Any[room(like, g.nodes[i], T, n) for i in frontier(g)]
-    blocks == 1 && return workspace(1:batch, dθ, front(batch), Workspace{T,V}[])
+    whole = threads == 1 && rows >= batch
+    whole && return workspace(1:batch, dθ, front(batch), Dict{Program,Vector{Any}}(), Vector{Workspace{T,V}}[])
     size = sum(x -> elements(x, batch), filter(!has_samples, shapes(g, differentiated(g))); init = 0)
-    parts = [((i - 1) * batch ÷ blocks + 1):(i * batch ÷ blocks) for i in 1:blocks]
-    block(samples) = workspace(samples, fill!(similar(like, T, size), zero(T)), front(length(samples)), Workspace{T,V}[])
-    return workspace(1:batch, dθ, Any[], map(block, parts))
+    function blocks_of(samples)
+        shared, scratch = zeros_of(size), Dict{Int,Dict{Program,Vector{Any}}}()
+        return map(parted(samples, cld(length(samples), rows))) do part
+            own = get!(() -> Dict{Program,Vector{Any}}(), scratch, length(part))
+            workspace(part, shared, front(length(part)), own, Vector{Workspace{T,V}}[])
+        end
+    end
+    return workspace(1:batch, dθ, Any[], Dict{Program,Vector{Any}}(), map(blocks_of, parted(1:batch, threads)))
 end
+
+"A range in `n` parts of about equal length."
+parted(range, n::Int) = [range[((i - 1) * length(range) ÷ n + 1):(i * length(range) ÷ n)] for i in 1:n]
 
 "Part of a vector as an array of a shape, over the same memory."
 part_of(x::Array, offset, shape) = unsafe_wrap(Array, pointer(x, offset + 1), shape)
@@ -133,13 +142,13 @@ end
 
 "Buffers for residuals; of a workspace in blocks, a list of them for each."
 function new_residuals(w::Workspace{T}) where {T}
-    isempty(w.blocks) || return Any[new_residuals(b) for b in w.blocks]
+    isempty(w.blocks) || return [map(new_residuals, blocks) for blocks in w.blocks]
     return Any[room(w.like, w.kernel.graph.nodes[i], T, length(w.samples)) for i in w.kernel.residuals]
 end
 
 "In the place of residuals for programs that have none."
 function no_residuals(w::Workspace)
-    isempty(w.blocks) || return Any[no_residuals(b) for b in w.blocks]
+    isempty(w.blocks) || return [map(no_residuals, blocks) for blocks in w.blocks]
     return Any[nothing for _ in w.kernel.residuals]
 end
 
@@ -157,65 +166,86 @@ end
 
 # ---- blocks ---------------------------------------------------------------------------------------------------
 
-"The program of each block of a workspace, run on Julia's threads; where it makes products, those of all are added up."
-struct InBlocks{T,W<:Workspace{T}}
-    programs::Vector{FunctionWrapper{Nothing,Tuple{T}}}
+"The programs of a workspace's blocks, run on Julia's threads; what products have in common is added up."
+struct InBlocks{T,V,W<:Workspace{T,V}}
+    programs::Vector{Vector{FunctionWrapper{Nothing,Tuple{T}}}}  # by thread
     workspace::W
-    sums::Bool
+    sums::Vector{V}  # by thread, of the cotangents that blocks have in common, that of the time last; none: no products
 end
 
-function bind_blocks(w::Workspace{T}, p::Program, u, du, residuals) where {T}
-    programs = map((b, r) -> bind(b, p; u, du, residuals = r), w.blocks, residuals)
+function bind_blocks(w::Workspace{T,V}, p::Program, u, du, residuals) where {T,V}
+    programs = map(w.blocks, residuals) do blocks, of_blocks
+        map((b, r) -> FunctionWrapper{Nothing,Tuple{T}}(bind(b, p; u, du, residuals = r)), blocks, of_blocks)
+    end
     k = w.kernel
-    sums = any(q -> q === p, (k.vjp, k.replay, k.vjp_state, k.vjp_theta))
-    return InBlocks(FunctionWrapper{Nothing,Tuple{T}}[programs...], w, sums)
+    products = any(q -> q === p, (k.vjp, k.replay, k.vjp_state, k.vjp_theta))
+    return InBlocks(programs, w, products ? [zeros(T, length(blocks[1].shared) + 1) for blocks in w.blocks] : V[])
 end
 
 function (p::InBlocks)(t)
     threads = BLAS.get_num_threads()
     threads == 1 || BLAS.set_num_threads(1)  # each block's products are one thread's
-    tasks = [Threads.@spawn(p.programs[i](t)) for i in 2:length(p.programs)]
+    tasks = [Threads.@spawn(run_blocks!(p, i, t)) for i in 2:length(p.programs)]
     try
-        p.programs[1](t)
+        run_blocks!(p, 1, t)
     finally
         foreach(wait, tasks)  # they write to the caller's memory
         threads == 1 || BLAS.set_num_threads(threads)
     end
-    p.sums && add_blocks!(p.workspace)
+    isempty(p.sums) || put_sums!(p)
     return nothing
 end
 
-"Add up what the blocks contribute to the cotangents of the time and of inputs that all samples share, in their order."
-function add_blocks!(w::Workspace)
-    g, offset, own = w.kernel.graph, 0, 0
-    for shape in shapes(g, differentiated(g))
+"Run the blocks of a thread."
+function run_blocks!(p::InBlocks{T}, thread::Int, t) where {T}
+    programs, blocks = p.programs[thread], p.workspace.blocks[thread]
+    isempty(p.sums) || fill!(p.sums[thread], zero(T))
+    for (program, block) in zip(programs, blocks)
+        program(t)
+        isempty(p.sums) && continue
+        sum, shared = p.sums[thread], block.shared
+        @inbounds @simd for i in eachindex(shared)
+            sum[i] += shared[i]
+        end
+        sum[end] += block.dt[1]
+    end
+    return
+end
+
+"Add up the sums of the threads, in their order, and put them where they belong."
+function put_sums!(p::InBlocks)
+    w, total = p.workspace, p.sums[1]
+    foreach(i -> total .+= p.sums[i], 2:length(p.sums))
+    offset = own = 0
+    for shape in shapes(w.kernel.graph, differentiated(w.kernel.graph))
         n = elements(shape, w.batch)
         if !has_samples(shape)
-            add_parts!(w.dθ, offset, w.blocks, own, n)
+            copyto!(w.dθ, offset + 1, total, own + 1, n)
             own += n
         end
         offset += n
     end
-    w.dt[1] = sum(b -> b.dt[1], w.blocks)
+    w.dt[1] = total[end]
     return
 end
 
-function add_parts!(total, offset, blocks, own, n)
-    copyto!(total, offset + 1, blocks[1].shared, own + 1, n)
-    for i in 2:length(blocks)
-        part = blocks[i].shared
-        @inbounds @simd for k in 1:n
-            total[offset + k] += part[own + k]
-        end
-    end
-    return
-end
-
-"Operations on numbers that a block takes at least: beside them, having another thread at work costs little."
+"Operations on numbers that a thread gets at least: beside them, having it at work costs little."
 const WORTH_A_THREAD = 500_000
 
-"Into how many blocks a batch is best parted for so many threads."
-function block_count(k::Kernel, batch::Int, threads::Int)
-    threads > 1 && batch > 1 && samples_apart(k.graph) || return 1
-    return clamp(batch * work(k.graph) ÷ WORTH_A_THREAD, 1, min(threads, batch))
+"Numbers that the widest array of a block has at most, so that a block's arrays stay in a processor's cache."
+const CACHED = 2^17
+
+"""
+    part_batch(kernel, batch, threads)
+
+Between how many of so many threads a batch is best parted, and how many samples a block has then at most.
+"""
+function part_batch(k::Kernel, batch::Int, threads::Int)
+    whole = (; threads = 1, rows = batch)
+    g = k.graph
+    widest = maximum(i -> elements(g.nodes[i].shape, 1), live(g, g.value, Dict{Int,Int}()); init = 1)
+    rows = max(256, CACHED ÷ max(widest, 1))
+    batch > 1 && (threads > 1 || rows < batch) && samples_apart(g) || return whole
+    threads = clamp(batch * work(g) ÷ WORTH_A_THREAD, 1, min(threads, batch))
+    return (; threads, rows)
 end

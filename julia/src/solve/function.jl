@@ -161,7 +161,7 @@ struct TangentProduct{F<:TracedField}
 end
 
 tangent_product(w::Workspace, f::F) where {F<:TracedField} =
-    TangentProduct{F}(f, Base.invokelatest(make_field, tangent_of(w), w.batch, :joint, Processor(), length(w.blocks)), Ref(-1))
+    TangentProduct{F}(f, Base.invokelatest(make_field, tangent_of(w), w.batch, :joint, Processor(), max(1, length(w.blocks))), Ref(-1))
 tangent_product(c::Callback, f::TracedField) = PythonTangent(f, c)
 
 function (p::TangentProduct)(out, v, u, θ, t)
