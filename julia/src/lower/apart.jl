@@ -74,10 +74,12 @@ function stays_apart(g::Graph, n::Node, d::Int, at)
     return false
 end
 
+"What is computed for each sample."
+of_samples(g::Graph) = [g.nodes[i] for i in live(g, g.value, Dict{Int,Int}()) if any(d -> d isa Tuple, g.nodes[i].shape)]
+
 "About how many operations on numbers an evaluation takes for each sample."
 function work(g::Graph)
-    return sum(live(g, g.value, Dict{Int,Int}()); init = 0) do i
-        n = g.nodes[i]
+    return sum(of_samples(g); init = 0) do n
         size = elements(n.shape, 1)
         n.op in (:mm, :bmm) && return 2size * dimsize(g.nodes[n.inputs[1]].shape[1], 1)
         n.op in (:conv, :conv_input) && return 2size * (elements(g.nodes[n.inputs[2]].shape, 1) ÷ max(1, dimsize(n.shape[end - 1], 1)))

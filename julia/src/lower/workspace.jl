@@ -243,7 +243,7 @@ Between how many of so many threads a batch is best parted, and how many samples
 function part_batch(k::Kernel, batch::Int, threads::Int)
     whole = (; threads = 1, rows = batch)
     g = k.graph
-    widest = maximum(i -> elements(g.nodes[i].shape, 1), live(g, g.value, Dict{Int,Int}()); init = 1)
+    widest = maximum(n -> elements(n.shape, 1), of_samples(g); init = 1)
     rows = max(256, CACHED ÷ max(widest, 1))
     batch > 1 && (threads > 1 || rows < batch) && samples_apart(g) || return whole
     threads = clamp(batch * work(g) ÷ WORTH_A_THREAD, 1, min(threads, batch))
