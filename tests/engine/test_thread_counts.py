@@ -65,6 +65,53 @@ def test_julia_follows_torch() -> None:
     assert done.stdout.splitlines() == ["started 1 1", "two 2 2", "one 1 1", "threads 2"]
 
 
+PARTED = """
+import torch, pynode
+from pynode.engine.julia import runtime
+torch.manual_seed(0)
+layers = torch.nn.Linear(8, 96), torch.nn.Tanh(), torch.nn.Linear(96, 96), torch.nn.Tanh(), torch.nn.Linear(96, 8)
+net = torch.nn.Sequential(*layers).double()
+z0, c = torch.randn(301, 8).double(), torch.randn(301, 8).double().requires_grad_()
+def field(t, z, c):
+    a, b = z
+    return net(a) * c.tanh() * t, a.sin().mean(1, keepdim=True) - b
+def gradients(**options):
+    state = z0.clone().requires_grad_(), z0[:, :1].clone().requires_grad_()
+    t = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64, requires_grad=options.get("sensitivity") == "discrete")
+    sol = pynode.solve(field, state, t, args=(c,), engine="julia", rtol=1e-7, atol=1e-7, **options)
+    loss = sum((x[1:].sin() * x[1:]).sum() for x in sol.z)
+    inputs = [*state, c, *net.parameters(), *([t] if t.requires_grad else [])]
+    return [*(x.detach() for x in sol.z), *torch.autograd.grad(loss, inputs)]
+kinds = [{"sensitivity": name} for name in ("discrete", "backsolve", "gauss", "interpolating")]
+kinds += [{"sensitivity": "discrete", "solver": "rk4", "dt": 0.1}]
+kinds += [{"sensitivity": pynode.Discrete(memory=2**17)}]  # which makes steps again
+alone = [gradients(**kind) for kind in kinds]
+julia = runtime.start()
+parted = lambda: julia.seval("count(f -> length(f.tape.workspace.blocks) > 1, values(PyNODE.FIELDS))")
+print(parted())
+torch.set_num_threads(2)
+for kind, expected in zip(kinds, alone, strict=True):
+    again = [gradients(**kind) for _ in range(3)]
+    assert all(torch.equal(x, y) for found in again[1:] for x, y in zip(found, again[0], strict=True)), kind
+    torch.testing.assert_close(again[0], expected, rtol=1e-9, atol=1e-9, msg=str(kind))
+print(parted())
+mixed = torch.nn.BatchNorm1d(8, track_running_stats=False, affine=False).double()
+sol = pynode.solve(lambda t, z: net(mixed(z)), z0, [0.0, 1.0], engine="julia")
+print(parted())
+"""
+
+
+@pytest.mark.julia
+def test_samples_are_shared_out() -> None:
+    """Values and gradients of a batch that is parted are those of the whole one, and the same each time."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON_JULIACALL_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", PARTED], capture_output=True, text=True, timeout=1500, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["0", "2", "2"]  # for joint products, and for those that are split
+
+
 @pytest.mark.julia
 def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     def solve() -> int:
