@@ -10,7 +10,8 @@ end
 
 PyNODE.empty_vector(::GPU, T) = CuVector{T}(undef, 0)
 PyNODE.wrap(::GPU, T, address::Int, n) = unsafe_wrap(CuArray, CuPtr{T}(UInt(address)), n)
-PyNODE.on(f, d::GPU) = device!(f, d.number)
+# The device's context stays the thread's, which had perhaps none: PyTorch's products want one. Python sets its device back.
+PyNODE.on(f, d::GPU) = (device!(d.number); f())
 
 function PyNODE.open_cuda(number::Int)
     DEVICES[number] = GPU(number)

@@ -70,7 +70,12 @@ class Substitution(TorchFunctionMode):
         args = tuple(map(self._checked, args))
         if kwargs:
             kwargs = {key: self._checked(x) for key, x in kwargs.items()}
-        out = func(*args, **(kwargs or {}))
+        if func is torch.autograd.grad or func is Tensor.backward:
+            # For a GPU it would be on a thread of autograd's own, which counts what it makes from another start.
+            with torch.autograd.set_multithreading_enabled(False):
+                out = func(*args, **(kwargs or {}))
+        else:
+            out = func(*args, **(kwargs or {}))
         if isinstance(out, Tensor):
             self._note(out)
         elif out is None and func == _SET_REQUIRES_GRAD:

@@ -18,11 +18,39 @@ function inparts(f, batch, n)
 end
 
 "For each group and sample the product with the weights or their transpose: `c[:, :, g, i] = a[:, :, g, j] * f(w[:, :, g])`."
-function multiply!(c, is, a, js, w, f)
+function multiply!(c::Host, is, a, js, w, f)
     for (i, j) in zip(is, js), g in axes(w, 3)
         mul!(view(c, :, :, g, i), view(a, :, :, g, j), f(view(w, :, :, g)))
     end
     return c
+end
+
+# On a device, all samples at once.
+function multiply!(c, is, a, js, w, f)
+    for g in axes(w, 3)
+        batched_mul!(view(c, :, :, g, is), view(a, :, :, g, js), batched(f)(view(w, :, :, g:g)))
+    end
+    return c
+end
+
+batched(::typeof(identity)) = identity
+batched(::typeof(transpose)) = batched_transpose
+
+"For each group, add the sum over samples of the products of `dy`, transposed, with the columns."
+function add_products!(turned::Host, dy, is, columns, js)
+    for (i, j) in zip(is, js), g in axes(dy, 3)
+        mul!(view(turned, :, :, g), transpose(view(dy, :, :, g, i)), view(columns, :, :, g, j), true, true)
+    end
+    return turned
+end
+
+function add_products!(turned, dy, is, columns, js)
+    each = similar(turned, size(turned, 1), size(turned, 2), length(is))
+    for g in axes(dy, 3)
+        batched_mul!(each, batched_transpose(view(dy, :, :, g, is)), view(columns, :, :, g, js))
+        view(turned, :, :, g) .+= dropdims(sum(each; dims = 3); dims = 3)
+    end
+    return turned
 end
 
 "`y = x ∗ w` (PyTorch's correlation): `y` and `w` as matrices."
@@ -49,9 +77,7 @@ function conv_weight!(dw, turned, image, dy, columns, matrices, window)
     fill!(turned, zero(eltype(turned)))
     inparts(size(dy, 4), size(columns, ndims(columns))) do range, places
         gather!(columns, places, image, range, window)
-        for (b, p) in zip(range, places), g in axes(dy, 3)
-            mul!(view(turned, :, :, g), transpose(view(dy, :, :, g, b)), view(matrices, :, :, g, p), true, true)
-        end
+        add_products!(turned, dy, range, matrices, places)
     end
     return permutedims!(dw, turned, (2, 1, 3))
 end

@@ -219,12 +219,15 @@ end
 
 entries(x, at, ::Val{d}) where {d} = view(x, ntuple(k -> k == d ? at : Colon(), Val(ndims(x)))...)
 
-pick_along!(y, x, at, d::Val) = y .= entries(x, at, d)
+"The same of what is read, which may be part of an array; parts of parts at computed places are not for devices."
+entries_of(x, at, d::Val) = entries(x isa SubArray ? copy(x) : x, at, d)
+
+pick_along!(y, x, at, d::Val) = y .= entries_of(x, at, d)
 
 function add_along!(y, x, rounds, d::Val)
     fill!(y, zero(eltype(y)))
     for (at, places) in rounds
-        entries(y, at, d) .+= entries(x, places, d)
+        entries(y, at, d) .+= entries_of(x, places, d)
     end
     return y
 end

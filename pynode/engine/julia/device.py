@@ -27,6 +27,7 @@ class Device:
 
     def __init__(self, number: int, stream: Any = None) -> None:
         self.number, self.stream = number, stream
+        self._before: list[int] = []  # PyTorch's devices at the entries
 
     def contiguous(self, dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
         """Tensors as Julia reads them: their numbers in order, of the state's type, on the device."""
@@ -36,11 +37,15 @@ class Device:
 
     def __enter__(self) -> None:
         if self.stream is not None:  # what Julia is to read is written by then
+            self._before.append(torch.cuda.current_device())
             self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
 
     def __exit__(self, *_: object) -> None:
         if self.stream is not None:  # PyTorch reads what Julia writes, and uses again what Julia has read, afterwards
             torch.cuda.current_stream(self.stream.device).wait_stream(self.stream)
+            before = self._before.pop()
+            if before != self.number:  # Julia has made its own device the thread's
+                torch.cuda.set_device(before)
 
 
 _PROCESSOR = Device(-1)
