@@ -30,14 +30,15 @@ class Assumptions(list[Any]):
 
     Attributes:
         where: for each assumption the line of the user's code, or the derivative, as ` at …`.
-        bound: the exception that ended the recording, or should have.
+        bound: why the recording was ended, or should have been. No exception, since torch's caches may keep this
+            object, and an exception has all that the recording had met.
     """
 
     def __init__(self, symbol: Any, outside: str) -> None:
         super().__init__()
         self.symbol, self.outside = symbol, outside
         self.where: list[str] = []
-        self.bound: BoundToBatch | None = None
+        self.bound = ""
 
     def append(self, guard: Any) -> None:
         """One more assumption, made now.
@@ -50,8 +51,8 @@ class Assumptions(list[Any]):
         expr = guard.expr
         equation = getattr(expr, "rel_op", "") == "==" and expr.free_symbols == {self.symbol}  # SymPy is imported late
         if equation and expr.lhs.is_polynomial(self.symbol):
-            self.bound = self.bound or BoundToBatch(f"a number is made of the batch size{self.where[-1]}")
-            raise self.bound
+            self.bound = self.bound or f"a number is made of the batch size{self.where[-1]}"
+            raise BoundToBatch(self.bound)
 
     def _now(self) -> str:
         frame: FrameType | None = sys._getframe(2)

@@ -324,11 +324,11 @@ def capture(
     except (TraceError, FieldError, BoundToBatch):
         raise
     except Exception as error:
-        raise assumptions.bound or _failed(error) from error
+        raise (BoundToBatch(assumptions.bound) if assumptions.bound else _failed(error)) from error
     finally:
         _forget(recordings)
-    if assumptions.bound is not None:  # something has caught it
-        raise assumptions.bound
+    if assumptions.bound:  # something has caught it
+        raise BoundToBatch(assumptions.bound)
     graph.graph.eliminate_dead_code()
     return Captured(graph, env, symbol, Validity(symbol, assumptions, assumptions.where))
 

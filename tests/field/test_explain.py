@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -185,6 +187,18 @@ def test_what_binds_a_graph_to_a_batch_size(field: Callable[..., Any]) -> None:
         assert (found.graph.batch, found.batch) == (3, 3)
         assert found.bound_by.startswith(REASONS[field].format(place=place))
         assert f"batch size: this one only: {found.bound_by}" in str(found)
+
+
+@pytest.mark.parametrize("field", REASONS, ids=lambda f: f.__name__)
+def test_what_binds_a_graph_holds_no_state(field: Callable[..., Any]) -> None:
+    """Nor its history, in which all that was solved before may be."""
+
+    z = 2 * Z[:3].clone().requires_grad_()
+    of_state = weakref.ref(z)
+    assert explain(lambda t, z: field(t, z), z).graph.batch == 3
+    del z
+    gc.collect()
+    assert of_state() is None
 
 
 def test_batch_size_that_another_graph_does_not_hold_for() -> None:
