@@ -1,6 +1,6 @@
 """Gradients on a GPU, side by side: torchdiffeq, and pynode's two engines.
 
-    python benchmarks/gpu.py [--device cuda] [--repeats 5] [--only NAME]
+    python benchmarks/gpu.py [--device cuda] [--warm 30] [--repeats 15] [--only NAME]
 
 Each row is one loss and its gradient in the weights, by Dormand and Prince's pair at rtol 1e-5 in float32, from equal
 weights and states. The contenders take turns; given are medians, and how many evaluations of the field a solve took.
@@ -100,14 +100,16 @@ def flowed(field: nn.Module, x: Tensor, engine: str) -> tuple[Tensor, int]:
     return flow.loss(x), flow.stats.nfe
 
 
-def measure(steps: dict[str, Callable[[], tuple[Tensor, int]]], fields: dict[str, nn.Module], repeats: int) -> str:
+def measure(
+    steps: dict[str, Callable[[], tuple[Tensor, int]]], fields: dict[str, nn.Module], warm: int, repeats: int
+) -> str:
     def synchronize() -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
 
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     evaluations, gradients = {}, {}
-    for turn in range(repeats + 1):  # the first warms up
+    for turn in range(warm + repeats):  # the first ten or twenty on a GPU take up to twice as long, in each contender
         for name, step in steps.items():
             fields[name].zero_grad()
             synchronize()
@@ -115,7 +117,7 @@ def measure(steps: dict[str, Callable[[], tuple[Tensor, int]]], fields: dict[str
             loss, evaluations[name] = step()
             loss.backward()
             synchronize()
-            if turn:
+            if turn >= warm:
                 seconds[name].append(time.perf_counter() - start)
             gradients[name] = torch.cat([p.grad.reshape(-1) for p in fields[name].parameters() if p.grad is not None])
     base = statistics.median(seconds["torchdiffeq"])
@@ -130,7 +132,8 @@ def measure(steps: dict[str, Callable[[], tuple[Tensor, int]]], fields: dict[str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--warm", type=int, default=30, help="turns that do not count")
+    parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--only", default="", help="rows whose name contains this")
     parser.add_argument("--engines", default="torchdiffeq,torch,julia", help="comma-separated; torchdiffeq is the base")
     arguments = parser.parse_args()
@@ -147,7 +150,7 @@ def main() -> None:
         field, z0 = make().to(arguments.device), torch.randn(shape).to(arguments.device)
         fields = {engine: copy.deepcopy(field) for engine in engines}
         steps = {engine: functools.partial(step, fields[engine], z0, engine) for engine in engines}
-        print(f"| {name} | {measure(steps, fields, arguments.repeats)} |", flush=True)
+        print(f"| {name} | {measure(steps, fields, arguments.warm, arguments.repeats)} |", flush=True)
 
 
 if __name__ == "__main__":
