@@ -37,8 +37,8 @@ QUICK = {
     *("gat_over_edges", "neural_cde", "kuramoto", "double_pendulum", "gray_scott"),
 }
 
-# Kinds of which a sample depends on others, and those of which the operations do not tell that it does not.
-TOGETHER: set[str] = set()
+# Of those, the kinds of which a sample depends on others.
+TOGETHER = {"reductions", "orthogonal_factors"}
 
 KERNEL = """
 function (text, batches)
@@ -131,8 +131,8 @@ def test_kernel(name: str, evaluate: Callable[..., Any]) -> None:
         for way in (result[i : i + 4] for i in range(4, len(result), 4)):
             assert error([torch.from_numpy(np.array(x)) for x in way], expected) <= max(case.tolerance, 1e-12)
         assert case.allocates or tuple(result[:4]) == (0, 0, 0, 0)
-        # Blocks are taken where they may be, and where the operations tell it.
-        assert batch == 1 or len(result) == (20 if name not in TOGETHER else 12)
+        # In blocks wherever that may be.
+        assert batch == 1 or name not in QUICK or len(result) == (12 if name in TOGETHER else 20)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no GPU")

@@ -184,7 +184,16 @@ def test_exceptions_of_gradients(sensitivity: str, monkeypatch: pytest.MonkeyPat
     torch.testing.assert_close(found, (z.sin() / Z0.sin()).detach(), rtol=0, atol=1e-7)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Whatever started the tests may have SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.julia
+@pytest.mark.usefixtures("interruptible")
 def test_interrupt() -> None:
     """A signal that comes while the field runs, or while Julia does, is a KeyboardInterrupt, and then all works."""
     count = 0
