@@ -9,6 +9,7 @@ import signal
 import traceback
 import warnings
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
