@@ -71,7 +71,7 @@ from pynode.engine.julia import runtime
 torch.manual_seed(0)
 layers = torch.nn.Linear(8, 96), torch.nn.Tanh(), torch.nn.Linear(96, 96), torch.nn.Tanh(), torch.nn.Linear(96, 8)
 net = torch.nn.Sequential(*layers).double()
-z0, c = torch.randn(301, 8).double(), torch.randn(301, 8).double().requires_grad_()
+z0, c = torch.randn(1501, 8).double(), torch.randn(1501, 8).double().requires_grad_()
 def field(t, z, c):
     a, b = z
     return net(a) * c.tanh() * t, a.sin().mean(1, keepdim=True) - b

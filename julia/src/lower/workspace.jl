@@ -229,8 +229,8 @@ function put_sums!(p::InBlocks)
     return
 end
 
-"Operations on numbers that a thread gets at least: beside them, having it at work costs little."
-const WORTH_A_THREAD = 500_000
+"Operations on numbers that a thread gets at least: about 100 µs of them, beside which having it at work costs little."
+const WORTH_A_THREAD = 8_000_000
 
 "Numbers that the widest array of a block has at most, so that a block's arrays stay in a processor's cache."
 const CACHED = 2^17
