@@ -1,0 +1,107 @@
+"""Gradients of networks at one and at two threads, beside torchdiffeq.
+
+    python benchmarks/threads.py [--repeats 7] [--only NAME]
+
+Each row is the loss of a solve by Dormand and Prince's pair at rtol 1e-4 in float32, alone and with its gradient in
+the weights. The contenders take turns; given are medians in milliseconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torchdiffeq
+from torch import Tensor, nn
+
+import pynode
+
+WIDTHS = [
+    ((32, 128, 128, 32), 256),
+    ((64, 256, 256, 64), 1024),
+    ((64, 64, 64, 64), 4096),
+    ((8, 512, 8), 8192),
+    ((2, 64, 64, 2), 8192),
+    ((2, 64, 64, 2), 65536),
+    ((16, 128, 128, 16), 32768),
+]
+TIMES = [0.0, 0.5, 1.0]
+TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
+
+
+class Autonomous(nn.Module):
+    """A network of the state alone."""
+
+    def __init__(self, *widths: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for n, m in itertools.pairwise(widths):
+            layers += [nn.Linear(n, m), nn.Tanh()]
+        self.net = nn.Sequential(*layers[:-1])
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        return self.net(z)
+
+
+def loss(field: nn.Module, z0: Tensor, package: str) -> Tensor:
+    if package == "torchdiffeq":
+        z = torchdiffeq.odeint(field, z0, torch.tensor(TIMES), method="dopri5", **TOLERANCE)
+    else:
+        z = pynode.solve(field, z0, TIMES, solver="dopri5", sensitivity="discrete", engine="julia", **TOLERANCE).z
+    return z.square().mean()
+
+
+def forward(field: nn.Module, z0: Tensor, package: str) -> None:
+    with torch.no_grad():
+        loss(field, z0, package)
+
+
+def gradient(field: nn.Module, z0: Tensor, package: str) -> None:
+    field.zero_grad()
+    loss(field, z0, package).backward()
+
+
+def measure(field: nn.Module, z0: Tensor, what: Callable[[nn.Module, Tensor, str], None], repeats: int) -> list[float]:
+    """Milliseconds of torchdiffeq and of pynode."""
+    packages = ("torchdiffeq", "julia")
+    seconds: dict[str, list[float]] = {package: [] for package in packages}
+    for turn in range(repeats + 1):  # the first warms up
+        for package in packages:
+            start = time.perf_counter()
+            what(field, z0, package)
+            if turn:
+                seconds[package].append(time.perf_counter() - start)
+    return [1e3 * statistics.median(seconds[package]) for package in packages]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--only", default="", help="rows whose name contains this")
+    arguments = parser.parse_args()
+    torch.set_num_threads(2)  # Julia starts with as many
+    pynode.solve(nn.Linear(1, 1), torch.ones(1, 1), [0.0, 1.0], engine="julia")
+    print("| network | | torchdiffeq, 1 and 2 threads | julia, 1 and 2 | ratio at 1 and 2 | 2 threads of julia's |")
+    print("| --- | --- | ---: | ---: | ---: | ---: |")
+    for widths, batch in WIDTHS:
+        name = f"{'-'.join(map(str, widths))} × {batch}"
+        if arguments.only not in name:
+            continue
+        torch.manual_seed(0)
+        field, z0 = Autonomous(*widths), torch.randn(batch, widths[0])
+        for what in (forward, gradient):
+            found = []
+            for threads in (1, 2):
+                torch.set_num_threads(threads)
+                found.append(measure(field, z0, what, arguments.repeats))
+            (a1, b1), (a2, b2) = found
+            ratios = f"{a1 / b1:.2f}, {a2 / b2:.2f} | {b1 / b2:.2f}×"
+            print(f"| {name} | {what.__name__} | {a1:.3g}, {a2:.3g} | {b1:.3g}, {b2:.3g} | {ratios} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
