@@ -119,11 +119,10 @@ def solve(
             all that happened. Gradients flow to the events' times and states, and through them, and to what the
             functions read. An entry that is zero at `t[0]` counts from when it has left zero. A sign that changes
             twice within one step may be missed. A state that is reported at the time of a jump is that before it.
-        batching: `"joint"`, one step size for the whole batch, or `"independent"`, one for each sample, so that a
-            hard sample costs the others nothing. On julia the samples are solved side by side on its threads
-            (`PYTHON_JULIACALL_THREADS`, of which `torch.get_num_threads()` work at most); on torch one after the
-            other, which is slow. `args` with the batch as first dimension have a row for each sample; the event
-            function sees one sample at a time.
+        batching: `"joint"`, one step size for the whole batch, or `"independent"`, one for each sample, so that a hard
+            sample costs the others nothing. On julia the samples are solved side by side on its threads, of which
+            `torch.get_num_threads()` work at most; on torch one after the other, which is slow. `args` with the batch
+            as first dimension have a row for each sample; the event function sees one sample at a time.
         tstops: times, in any order, where the field or its derivatives jump: every solver steps exactly to those
             within the span and starts afresh there, by the field's values on the other side. Gradients flow to them.
             Jumps because the field, the running cost or the event function compares t, `(t >= 5) & (t < 5.02)`,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,14 @@ def _seeded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every test draws the same numbers, whichever ran before it, and chooses its engine itself."""
     torch.manual_seed(0)
     monkeypatch.delenv("PYNODE_ENGINE", raising=False)
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt; whatever started the tests may have SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(params=ENGINES)

@@ -149,14 +149,6 @@ def explained(field: Field) -> str:
     return str(pynode.field.explain(field, Z0))
 
 
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Whatever started the tests may have SIGINT ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @leaves_thread_state
 def nested(n: int) -> None:
     if n:

@@ -12,6 +12,17 @@ import torch
 import pynode
 from pynode.engine.julia import runtime as julia_runtime
 
+
+def lines_of(code: str) -> list[str]:
+    """What code prints in a process of one torch thread, whose Julia has two."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON_JULIACALL_THREADS": "2"}
+    environment.pop("OPENBLAS_NUM_THREADS", None)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1500, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
 FOLLOWS = """
 import torch, pynode
 from pynode.engine.julia import runtime
@@ -56,13 +67,7 @@ print("threads", julia.seval("Threads.nthreads()"))
 @pytest.mark.julia
 def test_julia_follows_torch() -> None:
     """From torch's number at the start through its changes; equal numbers from one thread and from two."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON_JULIACALL_THREADS": "2"}
-    environment.pop("OPENBLAS_NUM_THREADS", None)
-    done = subprocess.run(
-        [sys.executable, "-c", FOLLOWS], capture_output=True, text=True, timeout=1500, env=environment, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["started 1 1", "two 2 2", "one 1 1", "threads 2"]
+    assert lines_of(FOLLOWS) == ["started 1 1", "two 2 2", "one 1 1", "threads 2"]
 
 
 PARTED = """
@@ -104,12 +109,7 @@ print(parted())
 @pytest.mark.julia
 def test_samples_are_shared_out() -> None:
     """Values and gradients of a batch that is parted are those of the whole one, and the same each time."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON_JULIACALL_THREADS": "2"}
-    done = subprocess.run(
-        [sys.executable, "-c", PARTED], capture_output=True, text=True, timeout=1500, env=environment, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["0", "2", "2"]  # for joint products, and for those that are split
+    assert lines_of(PARTED) == ["0", "2", "2"]  # for joint products, and for those that are split
 
 
 @pytest.mark.julia

@@ -9,7 +9,6 @@ import signal
 import traceback
 import warnings
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -183,14 +182,6 @@ def test_exceptions_of_gradients(sensitivity: str, monkeypatch: pytest.MonkeyPat
     z = solve()
     (found,) = torch.autograd.grad(z.sum(), z0)
     torch.testing.assert_close(found, (z.sin() / Z0.sin()).detach(), rtol=0, atol=1e-7)
-
-
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Whatever started the tests may have SIGINT ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.julia

@@ -78,14 +78,6 @@ def test_a_finished_cell_is_not_run_again(tmp_path):
     assert len(mark.read_text().split()) == 6
 
 
-@pytest.fixture
-def interruptible():
-    """Whatever started the tests may have SIGINT ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_ends_the_cells_and_keeps_the_rows(tmp_path):
     """Ctrl-C while one cell hangs: the others are there, and no process is left."""

@@ -60,7 +60,7 @@ function Workspace(k::Kernel{T}, batch::Int, like::V = T[]; threads::Int = 1, ro
     front(n) = Any[room(like, g.nodes[i], T, n) for i in frontier(g)]
     whole = threads == 1 && rows >= batch
     whole && return workspace(1:batch, dθ, front(batch), Dict{Program,Vector{Any}}(), Vector{Workspace{T,V}}[])
-    size = sum(x -> elements(x, batch), filter(!has_samples, shapes(g, differentiated(g))); init = 0)
+    size = sum(last, shared_places(g, batch); init = 0)
     function blocks_of(samples)
         shared, scratch = zeros_of(size), Dict{Int,Dict{Program,Vector{Any}}}()
         return map(parted(samples, cld(length(samples), rows))) do part
@@ -69,6 +69,20 @@ function Workspace(k::Kernel{T}, batch::Int, like::V = T[]; threads::Int = 1, ro
         end
     end
     return workspace(1:batch, dθ, Any[], Dict{Program,Vector{Any}}(), map(blocks_of, parted(1:batch, threads)))
+end
+
+"Of inputs that all samples share: behind how many numbers of `dθ` the cotangent lies, and of a block's `shared`; its length."
+function shared_places(g::Graph, batch::Int)
+    found, offset, own = NTuple{3,Int}[], 0, 0
+    for shape in shapes(g, differentiated(g))
+        n = elements(shape, batch)
+        if !has_samples(shape)
+            push!(found, (offset, own, n))
+            own += n
+        end
+        offset += n
+    end
+    return found
 end
 
 "A range in `n` parts of about equal length."
@@ -89,7 +103,7 @@ function parts!(buffers, x, shapes, w::Workspace)
 end
 
 "How many numbers of an array belong to samples before those of the workspace."
-before(w::Workspace, shape) = first(w.samples) == 1 ? 0 : has_samples(shape) ? (first(w.samples) - 1) * elements(shape, 1) : 0
+before(w::Workspace, shape) = has_samples(shape) ? (first(w.samples) - 1) * elements(shape, 1) : 0
 
 isblock(w::Workspace) = w.shared !== w.dθ
 
@@ -170,6 +184,7 @@ end
 struct InBlocks{T,V,W<:Workspace{T,V}}
     programs::Vector{Vector{FunctionWrapper{Nothing,Tuple{T}}}}  # by thread
     workspace::W
+    places::Vector{NTuple{3,Int}}  # see `shared_places`
     sums::Vector{V}  # by thread, of the cotangents that blocks have in common, that of the time last; none: no products
 end
 
@@ -179,7 +194,8 @@ function bind_blocks(w::Workspace{T,V}, p::Program, u, du, residuals) where {T,V
     end
     k = w.kernel
     products = any(q -> q === p, (k.vjp, k.replay, k.vjp_state, k.vjp_theta))
-    return InBlocks(programs, w, products ? [zeros(T, length(blocks[1].shared) + 1) for blocks in w.blocks] : V[])
+    sums = products ? [zeros(T, length(blocks[1].shared) + 1) for blocks in w.blocks] : V[]
+    return InBlocks(programs, w, shared_places(k.graph, w.batch), sums)
 end
 
 function (p::InBlocks)(t)
@@ -189,7 +205,7 @@ function (p::InBlocks)(t)
     try
         run_blocks!(p, 1, t)
     finally
-        foreach(wait, tasks)  # they write to the caller's memory
+        wait_all(tasks)  # they write to the caller's memory
         threads == 1 || BLAS.set_num_threads(threads)
     end
     isempty(p.sums) || put_sums!(p)
@@ -216,15 +232,7 @@ end
 function put_sums!(p::InBlocks)
     w, total = p.workspace, p.sums[1]
     foreach(i -> total .+= p.sums[i], 2:length(p.sums))
-    offset = own = 0
-    for shape in shapes(w.kernel.graph, differentiated(w.kernel.graph))
-        n = elements(shape, w.batch)
-        if !has_samples(shape)
-            copyto!(w.dθ, offset + 1, total, own + 1, n)
-            own += n
-        end
-        offset += n
-    end
+    foreach(((offset, own, n),) -> copyto!(w.dθ, offset + 1, total, own + 1, n), p.places)
     w.dt[1] = total[end]
     return
 end

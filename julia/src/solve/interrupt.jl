@@ -106,6 +106,16 @@ end
 function wait_for(tasks)
     waits = Threads.threadid() == PYTHON.thread && !all(istaskdone, tasks)
     timer = waits ? Timer(_ -> set_interrupted!(), 0.1; interval = 0.1) : nothing
+    try
+        wait_all(tasks)
+    finally
+        timer === nothing || close(timer)
+    end
+    return
+end
+
+"Wait for tasks, all of them also where one fails; throws what the first to fail threw."
+function wait_all(tasks)
     failures = []
     for task in tasks
         try
@@ -114,7 +124,6 @@ function wait_for(tasks)
             push!(failures, first(current_exceptions(task)).exception)
         end
     end
-    timer === nothing || close(timer)
     isempty(failures) || throw(first(failures))
     return
 end
