@@ -111,6 +111,44 @@ function sample_each(dtype::String, solver::String)
     return dz, dW
 end
 
+# The sum of squares of the states at three times, `(3, 2, 2)`, as the "rate" of one more number.
+const SAMPLE_LOSS = """
+{"version": $GRAPH_VERSION, "batch": null,
+ "inputs": [{"kind": "t", "name": "0", "shape": []}, {"kind": "z", "name": "0", "shape": [3, 2, 2]},
+            {"kind": "z", "name": "1", "shape": [1]}, {"kind": "cotangent", "name": "0", "shape": [3, 2, 2]},
+            {"kind": "cotangent", "name": "1", "shape": [1]}],
+ "nodes": [
+  {"op": "input", "in": [], "shape": [], "dtype": "float", "attrs": {"index": 0}},
+  {"op": "input", "in": [], "shape": [3, 2, 2], "dtype": "float", "attrs": {"index": 1}},
+  {"op": "input", "in": [], "shape": [1], "dtype": "float", "attrs": {"index": 2}},
+  {"op": "input", "in": [], "shape": [3, 2, 2], "dtype": "float", "attrs": {"index": 3}},
+  {"op": "input", "in": [], "shape": [1], "dtype": "float", "attrs": {"index": 4}},
+  {"op": "full", "in": [{"number": 0.0}], "shape": [3, 2, 2], "dtype": "float", "attrs": {}},
+  {"op": "mul", "in": [1, 1], "shape": [3, 2, 2], "dtype": "float", "attrs": {}},
+  {"op": "sum", "in": [6], "shape": [1, 1, 1], "dtype": "float", "attrs": {"dims": [0, 1, 2], "keepdim": true}},
+  {"op": "reshape", "in": [7], "shape": [1], "dtype": "float", "attrs": {}},
+  {"op": "mul", "in": [1, 4], "shape": [3, 2, 2], "dtype": "float", "attrs": {}},
+  {"op": "mul", "in": [9, {"number": 2}], "shape": [3, 2, 2], "dtype": "float", "attrs": {}}],
+ "value": [5, 8], "vjp": [null, 10, null]}
+"""
+
+"Training steps of the sample field."
+function sample_training(dtype::String, solver::String)
+    T = element_type(dtype)
+    kernel, loss = register("sample", dtype, SAMPLE), register("sample loss", dtype, SAMPLE_LOSS)
+    z, W, ts, losses, count = T[0.1, -0.2, 0.3, 0.4], T[0.1, 0.2, -0.3, 0.4], Time[0, 0.3, 1], zeros(T, 2), [0]
+    m, v, rule = zeros(T, 4), zeros(T, 4), [0.1, 0.0, 0.9, 0.0, 0.0, 0.0, 0.0]
+    address(x) = Int(pointer(x))
+    GC.@preserve z W ts losses count m v rule for adam in (1, 0)
+        floats = Float64[1e-3, 1e-3, 0, 0, 0, 0, 0, 0]
+        call = Int[kernel, solver_number(solver), 2, 3, 1, 1000, 2^30, address(ts), loss, 2, address(losses), 4, address(z)]
+        append!(call, [1, 4, address(W), 0, 1, adam, 4, address(W), address(m), address(v), address(count), address(rule)])
+        append!(call, [-1, 0, -1, 0])
+        GC.@preserve call floats train(address(call), length(call), address(floats))
+    end
+    return losses
+end
+
 "A solve that is interrupted, through the entry that Python calls."
 function sample_interrupt()
     INTERRUPTED[] = true
@@ -164,6 +202,7 @@ end
     for dtype in ("float32", "float64")
         sample_event(dtype, "Tsit5")
         sample_each(dtype, "Tsit5")
+        sample_training(dtype, "Tsit5")
         sample_interrupt()
         sample_callback(dtype)
     end

@@ -1,7 +1,7 @@
 # The C functions that Python calls, and how it learns of what went wrong.
 
 "What crosses the bridge, and how. Python has the same number (`BRIDGE` in runtime.py); both change when that changes."
-const BRIDGE = 4
+const BRIDGE = 5
 
 const LAST_ERROR = Ref("")
 const LAST_FAILURE = Ref(SolveFailure("", success, 0.0))
@@ -49,6 +49,7 @@ forward_each_entry(ints::Int, n::Int, floats::Int)::Int = guarded(forward_each, 
 pullback_each_entry(kept::Int, ints::Int, n::Int)::Int = guarded(pullback_each, kept, ints, n)
 find_event_entry(ints::Int, n::Int, floats::Int)::Int = guarded(find_event, ints, n, floats)
 find_event_each_entry(ints::Int, n::Int, floats::Int)::Int = guarded(find_event_each, ints, n, floats)
+train_entry(ints::Int, n::Int, floats::Int)::Int = guarded(train, ints, n, floats)
 release_entry(kept::Int)::Int = guarded(release, kept)
 
 "Addresses of the C functions of these names, each with its number of arguments; they return less than 0 after an error."
@@ -62,6 +63,7 @@ entry_points() = (
     ("pullback_each", 3, Int(@cfunction(pullback_each_entry, Int, (Int, Int, Int)))),
     ("find_event", 3, Int(@cfunction(find_event_entry, Int, (Int, Int, Int)))),
     ("find_event_each", 3, Int(@cfunction(find_event_each_entry, Int, (Int, Int, Int)))),
+    ("train", 3, Int(@cfunction(train_entry, Int, (Int, Int, Int)))),
 )
 
 """

@@ -42,6 +42,7 @@ class Entries:
         self.forward_each, self.pullback_each = found["forward_each"], found["pullback_each"]
         self.find_event, self.find_event_each = found["find_event"], found["find_event_each"]
         self.interpolate, self.release = found["interpolate"], found["release"]
+        self.train = found["train"]
 
     def _function(self, address: int, n: int) -> Callable[..., int]:
         function = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * n)(address)

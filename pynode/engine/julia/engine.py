@@ -19,6 +19,7 @@ from pynode.engine.julia.lowering import lower
 from pynode.engine.julia.pullback import Pullback
 from pynode.engine.julia.reached import take_reached
 from pynode.engine.julia.session import Kept, Session
+from pynode.engine.julia.training import Trained, Update, train
 from pynode.engine.protocol import (
     Availability,
     Crossing,
@@ -127,6 +128,16 @@ class JuliaEngine:
             if problem.dense:
                 integration.interpolant = _Interpolant(held, problem)
         return integration
+
+    @julia_runtime.alone
+    def train(self, problem: Problem, z0: Tensor, loss: Problem, updates: Sequence[Update], trained: Trained) -> None:
+        """Do training steps; see `pynode.engine.julia.training.train`.
+
+        Raises:
+            TraceError: the field or the loss cannot be turned into a graph.
+            EngineUnavailable: Julia cannot be started.
+        """
+        train(self.session, problem, z0, loss, updates, trained, _memory(problem))
 
     @julia_runtime.alone
     def find_event(self, problem: Problem, search: EventSearch) -> Crossing:

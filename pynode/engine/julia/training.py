@@ -1,0 +1,140 @@
+"""Training steps in Julia, many in one call; see `julia/src/bridge/training.jl`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pynode.engine.julia.call import RETCODES, Floats, addresses, integers
+from pynode.engine.julia.device import device_of
+from pynode.engine.julia.lowering import Traced
+from pynode.engine.julia.pullback import address_of
+from pynode.engine.julia.session import Session
+from pynode.engine.protocol import Problem, Retcode
+from pynode.field import Field
+
+__all__ = ["Trained", "Update", "train"]
+
+
+@dataclass
+class Update:
+    """How one tensor is trained; its numbers and what the optimiser remembers of it are changed in place.
+
+    Attributes:
+        x: the tensor, contiguous, of the state's dtype, on the CPU.
+        adam: whether by Adam, else by gradient descent with momentum.
+        numbers: seven floats, as `julia/src/bridge/training.jl` has them.
+        first, second: the optimiser's moments; `None` where it has none.
+        count: `(1,)`, int64, how often it has been updated.
+    """
+
+    x: Tensor
+    adam: bool
+    numbers: Tensor
+    first: Tensor | None
+    second: Tensor | None
+    count: Tensor
+
+
+@dataclass
+class Trained:
+    """How training went; it changes while Julia works, and holds after an interrupt too.
+
+    Attributes:
+        losses: `(steps,)`, before each step; those of steps that were not done mean nothing.
+        floats: of the call.
+    """
+
+    losses: Tensor
+    floats: Floats
+
+    @property
+    def nfe(self) -> int:
+        """Evaluations of the field in all forward solves."""
+        return int(self.floats.values[0])
+
+    @property
+    def nfe_backward(self) -> int:
+        """Evaluations of its products in all backward ones."""
+        return int(self.floats.values[1])
+
+    @property
+    def done(self) -> int:
+        """Steps that were done."""
+        return int(self.floats.values[2])
+
+    @property
+    def finite(self) -> bool:
+        """Whether what the field and the loss read was finite, and the last loss."""
+        return self.floats.values[3] >= 0
+
+    @property
+    def retcode(self) -> Retcode:
+        """How the last solve ended."""
+        return RETCODES[max(int(self.floats.values[3]), 0)]
+
+    @property
+    def reached(self) -> float:
+        """The time that the last solve reached."""
+        return self.floats.values[4]
+
+
+def train(
+    session: Session,
+    problem: Problem,
+    z0: Tensor,
+    loss: Problem,
+    updates: Sequence[Update],
+    trained: Trained,
+    memory: int,
+) -> None:
+    """Do training steps, as many as `trained` has room for the losses of.
+
+    Args:
+        session: the Julia that runs.
+        problem: the solve, of one state tensor.
+        z0: that tensor, contiguous, which may be trained.
+        loss: the field whose state is the solution at all times and the loss, which is its only rate.
+        updates: the tensors to be trained, all of which the solve or the loss reads.
+        trained: what becomes of it.
+        memory: the bytes that the steps kept of a solve may take.
+
+    Raises:
+        TraceError: the field or the loss cannot be turned into a graph.
+    """
+    device = device_of(problem)
+    lowered, of_loss = Traced(session, problem, device), Traced(session, loss, device)
+    julia = session.start()
+    solver = problem.solver
+    assert solver.julia is not None
+    t = problem.t.contiguous()
+    values = [lowered.kernel, session.number("solver", solver.julia), z0.shape[0], len(t), int(solver.adaptive)]
+    values += [problem.max_steps, memory, t.data_ptr(), of_loss.kernel]
+    values += [len(trained.losses), trained.losses.data_ptr(), z0.numel(), z0.data_ptr()]
+    values += addresses(lowered.values) + addresses(of_loss.values) + [len(updates)]
+    of_field, optional = _places((*problem.args, *problem.parameters)), _optional(problem.field)
+    in_loss = _places(loss.parameters)
+    for u in updates:
+        values += [int(u.adam), u.x.numel(), u.x.data_ptr(), address_of(u.first), address_of(u.second)]
+        values += [u.count.data_ptr(), u.numbers.data_ptr(), 0 if u.x.data_ptr() == z0.data_ptr() else -1]
+        values += [places.get(u.x.data_ptr(), -1) for places in (of_field, in_loss)]
+        values += [int(u.x.data_ptr() in optional)]
+    data, address, length = integers(values)
+    julia.train(address, length, trained.floats.address)
+    del data
+
+
+def _places(tensors: Sequence[Tensor]) -> dict[int, int]:
+    """Behind how many numbers each tensor lies, by its address."""
+    found, offset = {}, 0
+    for x in tensors:
+        found[x.data_ptr()] = offset
+        offset += x.numel()
+    return found
+
+
+def _optional(field: Field) -> set[int]:
+    """The addresses of the tensors whose gradient of zeros is none."""
+    return {x.data_ptr() for n, x in zip(field.names, field.parameters, strict=True) if n in field.optional}
