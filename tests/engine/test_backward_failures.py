@@ -83,8 +83,18 @@ def test_steps_below_rounding(engine: str, how: pynode.Sensitivity) -> None:
 
 
 @julia
-@pytest.mark.parametrize("solver", ["rodas5p", "kencarp4", "fbdf", "auto_stiff", "dopri8"])
-@pytest.mark.parametrize("how", [Gauss(rtol=1e-12, atol=1e-14), Interpolating(rtol=1e-12, atol=1e-14)], ids=repr)
+@pytest.mark.parametrize(
+    "solver",
+    ["rodas5p", "fbdf", *(pytest.param(s, marks=pytest.mark.exhaustive) for s in ("kencarp4", "auto_stiff", "dopri8"))],
+)
+@pytest.mark.parametrize(
+    "how",
+    [
+        Gauss(rtol=1e-12, atol=1e-14),
+        pytest.param(Interpolating(rtol=1e-12, atol=1e-14), marks=pytest.mark.exhaustive),
+    ],
+    ids=repr,
+)
 def test_solvers(solver: str, how: pynode.Sensitivity) -> None:
     """The bound holds for solvers of every kind."""
     steps = 60 if solver == "fbdf" else 12  # which starts with short steps of low order

@@ -94,7 +94,14 @@ def test_solvers(engine: str, solver: str, kind: str) -> None:
 
 @pytest.mark.julia
 @pytest.mark.parametrize(
-    "solver", ["rodas5p", "rosenbrock23", "kencarp4", "trbdf2", "fbdf", "qndf", "auto_stiff", "fbdf_krylov"]
+    "solver",
+    [
+        *("rodas5p", "fbdf"),
+        *(
+            pytest.param(s, marks=pytest.mark.exhaustive)
+            for s in ("rosenbrock23", "kencarp4", "trbdf2", "qndf", "auto_stiff", "fbdf_krylov")
+        ),
+    ],
 )
 @pytest.mark.parametrize("kind", ["a span", "first two", "inner", "last three"])
 def test_stiff_solvers(solver: str, kind: str) -> None:

@@ -88,7 +88,9 @@ def test_sensitivities(sensitivity: str) -> None:
 
 
 @pytest.mark.julia
-@pytest.mark.parametrize("solver", ["rodas5p", "fbdf", "kencarp4_krylov"])
+@pytest.mark.parametrize(
+    "solver", ["rodas5p", *(pytest.param(s, marks=pytest.mark.exhaustive) for s in ("fbdf", "kencarp4_krylov"))]
+)
 def test_stiff_solvers(solver: str) -> None:
     """The Jacobian, or its products with vectors, are torch's."""
     options = {"solver": solver, "rtol": 1e-6, "atol": 1e-6, "sensitivity": "gauss"}
