@@ -143,7 +143,7 @@ function sample_training(dtype::String, solver::String)
         floats = Float64[1e-3, 1e-3, 0, 0, 0, 0, 0, 0]
         call = Int[kernel, solver_number(solver), 2, 3, 1, 1000, 2^30, address(ts), loss, 2, address(losses), 4, address(z)]
         append!(call, [1, 4, address(W), 0, 1, adam, 4, address(W), address(m), address(v), address(count), address(rule)])
-        append!(call, [-1, 0, -1, 0])
+        append!(call, [0, 1, 2, 0])
         GC.@preserve call floats train(address(call), length(call), address(floats))
     end
     return losses

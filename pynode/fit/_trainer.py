@@ -71,7 +71,7 @@ def trainer(
         engine: `"auto"`, `"julia"` or `"torch"`.
 
     Returns:
-        A `Trainer`: `trainer(steps)` trains.
+        A `Trainer`: `trainer(steps)` trains. It leaves no gradients in `.grad`.
 
     Raises:
         InputError: an argument is not usable.
@@ -169,6 +169,7 @@ class Trainer:
                 self.stats.nfe += solution.stats.nfe
                 self.stats.nfe_backward = (self.stats.nfe_backward or 0) + (solution.stats.nfe_backward or 0)
         finally:
+            self.optimizer.zero_grad()
             self.losses = torch.stack(losses) if losses else self.losses
 
     def _in_julia(self, steps: int) -> None:
@@ -194,11 +195,10 @@ class Trainer:
                     f"the julia engine trains contiguous tensors of the state's dtype, {self.z0.dtype}, on the CPU, "
                     f"got {u.x.dtype} on {u.x.device}: {_LOOP}"
                 )
-        z0 = self.z0.detach().contiguous()
         floats = Floats(problem.rtol, problem.atol, problem.dt or 0.0)
-        trained = Trained(torch.empty(steps, dtype=z0.dtype), floats)
+        trained = Trained(torch.empty(steps, dtype=self.z0.dtype), floats)
         try:
-            self._engine.train(problem, z0, loss, updates, trained)  # type: ignore[attr-defined]
+            self._engine.train(problem, loss, (self.z0, *self.args), updates, trained)  # type: ignore[attr-defined]
         finally:
             remember(self.optimizer, updates)
             self.losses = trained.losses[: trained.done].clone()

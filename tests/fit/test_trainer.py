@@ -98,6 +98,20 @@ def test_to_rounding(dtype: torch.dtype, solver: dict[str, Any]) -> None:
         torch.testing.assert_close(x, y)
 
 
+def test_a_tensor_in_several_places(engine: str) -> None:
+    """State, conditioning tensor, field and loss all have the same one: dx/dt = a x + a from a, the loss a x(1)."""
+    z = nn.Parameter(torch.tensor([[0.4]], dtype=torch.float64))
+    how = {"solver": "rk4", "dt": 0.05, "engine": engine}
+    train = trainer(
+        lambda t, x, y: x * y + z, lambda x: (x[-1] * z).sum(), z, [0.0, 1.0], SGD([z], lr=0.1), args=(z,), **how
+    )
+    train(1)
+    start = torch.tensor([[0.4]], dtype=torch.float64, requires_grad=True)
+    end = (start + 1) * start.exp() - 1  # of dx/dt = a x + a from x(0) = a
+    (gradient,) = torch.autograd.grad(end * start, start)
+    torch.testing.assert_close(z.detach(), (start - 0.1 * gradient).detach(), rtol=1e-6, atol=0)
+
+
 def test_it_learns_the_frequency_of_an_oscillator(engine: str) -> None:
     """A field with one unknown number, from its exact solution."""
     ω = nn.Parameter(torch.tensor(1.5, dtype=torch.float64))

@@ -37,9 +37,9 @@ struct Trained{T,R}
     count::Vector{Int} # of its updates
     rule::R
     sign::Int          # -1 where the loss is to grow
-    state::Int         # behind how many numbers of the cotangent of the state, of the field's `θ`, of the loss's; -1: nowhere
-    field::Int
-    loss::Int
+    # Which parts its gradient is the sum of: of the cotangent of the state (1), of the field's `θ` (2) or of the loss's
+    # (3), behind so many numbers.
+    parts::Vector{Pair{Int,Int}}
     optional::Bool     # whether a gradient of zeros is none
 end
 
@@ -75,8 +75,8 @@ end
 "Update a tensor by the cotangents of the solve's inputs and of what the loss reads."
 function update!(t::Trained{T}, c::Cotangents{T}, of_loss) where {T}
     fill!(t.gradient, zero(T))
-    for (from, offset) in ((c.u0, t.state), (c.θ, t.field), (of_loss, t.loss))
-        offset < 0 || (t.gradient .+= view(from, (offset + 1):(offset + length(t.x))))
+    for (of, offset) in t.parts
+        t.gradient .+= view((c.u0, c.θ, of_loss)[of], (offset + 1):(offset + length(t.x)))
     end
     t.optional && all(iszero, t.gradient) && return
     t.gradient .*= t.sign
@@ -89,13 +89,14 @@ end
 numbers(::Type{T}, r::Reader) where {T} = (n = next!(r); wrap(T, next!(r), n))
 
 function read_trained(::Type{T}, r::Reader) where {T}
-    isadam, n, x, first, second, count, rule, state, field, loss, optional = (next!(r) for _ in 1:11)
+    isadam, n, x, first, second, count, rule, optional = (next!(r) for _ in 1:8)
+    parts = [next!(r) => next!(r) for _ in 1:next!(r)]
     p = wrap(Float64, rule, 7)
     how = isadam == 1 ? Adam(p[1:5]..., p[6] == 1) : Descent(p[1:4]..., p[5] == 1)
     memory(address) = address == 0 ? T[] : wrap(T, address, n)
     return Trained(
-        memory(x), memory(first), memory(second), zeros(T, n), wrap(Int, count, 1), how, p[7] == 1 ? -1 : 1, state, field,
-        loss, optional == 1,
+        memory(x), memory(first), memory(second), zeros(T, n), wrap(Int, count, 1), how, p[7] == 1 ? -1 : 1, parts,
+        optional == 1,
     )
 end
 
@@ -110,8 +111,7 @@ of steps and the address of their losses, of the state's type; size and address 
 then for each its size and address, and the same of the loss's; number of tensors that are trained, then for each: whether
 by Adam, its size, the addresses of its numbers and of two moments (0: none), that of the count of its updates, that of
 seven floats (lr, weight decay, then β₁, β₂, ϵ, whether the decay is decoupled, or momentum, dampening, whether Nesterov's,
-0; then whether to maximize), the offset of its gradient in that of the state, of the field's `θ` and of the loss's (-1:
-none), and whether a gradient of zeros is none.
+0; then whether to maximize), whether a gradient of zeros is none, and the number of `Trained`'s parts, each two integers.
 Floats: rtol, atol, dt; on return evaluations, of the products too, steps done, the outcome of the last solve, the time
 that it reached. Outcome -1: the state or what the field or the loss reads is not finite; -2: the loss is not.
 """

@@ -130,14 +130,21 @@ class JuliaEngine:
         return integration
 
     @julia_runtime.alone
-    def train(self, problem: Problem, z0: Tensor, loss: Problem, updates: Sequence[Update], trained: Trained) -> None:
+    def train(
+        self,
+        problem: Problem,
+        loss: Problem,
+        inputs: Sequence[Tensor],
+        updates: Sequence[Update],
+        trained: Trained,
+    ) -> None:
         """Do training steps; see `pynode.engine.julia.training.train`.
 
         Raises:
             TraceError: the field or the loss cannot be turned into a graph.
             EngineUnavailable: Julia cannot be started.
         """
-        train(self.session, problem, z0, loss, updates, trained, _memory(problem))
+        train(self.session, problem, loss, inputs, updates, trained, _memory(problem))
 
     @julia_runtime.alone
     def find_event(self, problem: Problem, search: EventSearch) -> Crossing:

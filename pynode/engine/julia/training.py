@@ -13,7 +13,6 @@ from pynode.engine.julia.lowering import Traced
 from pynode.engine.julia.pullback import address_of
 from pynode.engine.julia.session import Session
 from pynode.engine.protocol import Problem, Retcode
-from pynode.field import Field
 
 __all__ = ["Trained", "Update", "train"]
 
@@ -84,8 +83,8 @@ class Trained:
 def train(
     session: Session,
     problem: Problem,
-    z0: Tensor,
     loss: Problem,
+    inputs: Sequence[Tensor],
     updates: Sequence[Update],
     trained: Trained,
     memory: int,
@@ -95,8 +94,8 @@ def train(
     Args:
         session: the Julia that runs.
         problem: the solve, of one state tensor.
-        z0: that tensor, contiguous, which may be trained.
         loss: the field whose state is the solution at all times and the loss, which is its only rate.
+        inputs: the state and the conditioning tensors themselves, of which `problem` has detached ones.
         updates: the tensors to be trained, all of which the solve or the loss reads.
         trained: what becomes of it.
         memory: the bytes that the steps kept of a solve may take.
@@ -109,32 +108,30 @@ def train(
     julia = session.start()
     solver = problem.solver
     assert solver.julia is not None
-    t = problem.t.contiguous()
+    t, z0 = problem.t.contiguous(), problem.z0[0].contiguous()
     values = [lowered.kernel, session.number("solver", solver.julia), z0.shape[0], len(t), int(solver.adaptive)]
     values += [problem.max_steps, memory, t.data_ptr(), of_loss.kernel]
     values += [len(trained.losses), trained.losses.data_ptr(), z0.numel(), z0.data_ptr()]
     values += addresses(lowered.values) + addresses(of_loss.values) + [len(updates)]
-    of_field, optional = _places((*problem.args, *problem.parameters)), _optional(problem.field)
-    in_loss = _places(loss.parameters)
+    parts = _parts(inputs[:1], (*inputs[1:], *problem.parameters), loss.parameters)
+    optional = {
+        id(x) for n, x in zip(problem.field.names, problem.parameters, strict=True) if n in problem.field.optional
+    }
     for u in updates:
         values += [int(u.adam), u.x.numel(), u.x.data_ptr(), address_of(u.first), address_of(u.second)]
-        values += [u.count.data_ptr(), u.numbers.data_ptr(), 0 if u.x.data_ptr() == z0.data_ptr() else -1]
-        values += [places.get(u.x.data_ptr(), -1) for places in (of_field, in_loss)]
-        values += [int(u.x.data_ptr() in optional)]
+        found = parts[id(u.x)]
+        values += [u.count.data_ptr(), u.numbers.data_ptr(), int(id(u.x) in optional), len(found) // 2, *found]
     data, address, length = integers(values)
     julia.train(address, length, trained.floats.address)
     del data
 
 
-def _places(tensors: Sequence[Tensor]) -> dict[int, int]:
-    """Behind how many numbers each tensor lies, by its address."""
-    found, offset = {}, 0
-    for x in tensors:
-        found[x.data_ptr()] = offset
-        offset += x.numel()
+def _parts(*groups: Sequence[Tensor]) -> dict[int, list[int]]:
+    """For each tensor the groups that it is in, counted from 1, and behind how many numbers of each."""
+    found: dict[int, list[int]] = {}
+    for k, tensors in enumerate(groups, 1):
+        offset = 0
+        for x in tensors:
+            found.setdefault(id(x), []).extend((k, offset))
+            offset += x.numel()
     return found
-
-
-def _optional(field: Field) -> set[int]:
-    """The addresses of the tensors whose gradient of zeros is none."""
-    return {x.data_ptr() for n, x in zip(field.names, field.parameters, strict=True) if n in field.optional}
