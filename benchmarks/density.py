@@ -24,6 +24,7 @@ from torchdyn.models import CNF as TorchdynCNF
 from torchdyn.nn import Augmenter
 from tqdm import tqdm, trange
 
+import pynode
 from pynode import data
 from pynode.models import CNF
 
@@ -115,7 +116,8 @@ def main() -> None:
         lines.append(f"| {name} | {' | '.join(cells)} |")
         tqdm.write(lines[-1])
     print("\n".join(lines))
-    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "torchdyn", "torchdiffeq", "pynode")]
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "torchdyn", "torchdiffeq")]
+    versions.append(f"pynode {pynode.__version__}")
     lines.append(f"\n{time.strftime('%Y-%m-%d')}, {torch.get_num_threads()} threads: {', '.join(versions)}")
     print(lines[-1])
     if arguments.out:

@@ -1,6 +1,7 @@
 """What is shipped: the contents of sdist and wheel, the declarations of dependencies, an installed wheel at work."""
 
 import ast
+import email
 import os
 import re
 import subprocess
@@ -12,6 +13,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import trove_classifiers
+import yaml
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -21,6 +24,7 @@ else:
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 JULIA = tomllib.loads((ROOT / "julia" / "Project.toml").read_text())
+CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text())
 BIN = "Scripts" if os.name == "nt" else "bin"
 
 
@@ -62,7 +66,7 @@ def test_every_import_is_declared_and_every_declaration_is_used():
 def test_dependencies_are_declared_in_one_place():
     files = {p.name for p in ROOT.iterdir()}
     assert not {name for name in files if re.fullmatch(r"(requirements.*|environment.*|setup\.(py|cfg)|Pipfile)", name)}
-    assert "pynode[plot,study]" in PROJECT["project"]["optional-dependencies"]["test"]
+    assert "pynode-sciml[plot,study]" in PROJECT["project"]["optional-dependencies"]["test"]
 
 
 def _used(path):
@@ -89,6 +93,34 @@ def test_versions_agree():
 
     assert JULIA["version"] == pynode.__version__
     assert f"## [{pynode.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+    assert CITATION["version"] == pynode.__version__
+
+
+def test_addresses_agree():
+    source = PROJECT["project"]["urls"]["Source"]
+    assert CITATION["repository-code"] == source
+    assert all(url.startswith(source) for url in PROJECT["project"]["urls"].values())
+    (links,) = PROJECT["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]
+    assert links["replacement"] == f"]({source}/blob/main/\\1)"
+
+
+def test_classifiers_are_registered():
+    """An index refuses what it does not know."""
+    assert set(PROJECT["project"]["classifiers"]) <= trove_classifiers.classifiers
+
+
+def test_every_dependency_has_its_licence_listed():
+    rows = re.findall(r"^\| ([\w-]+)", (ROOT / "docs" / "licences.md").read_text(), flags=re.M)
+    extras = PROJECT["project"]["optional-dependencies"]
+    named = PROJECT["project"]["dependencies"] + extras["plot"] + extras["study"]
+    assert _names(named) == {row.lower() for row in rows} - {"package", "library", "fftw", "intel"}
+
+
+def test_hints_name_the_distribution():
+    name = PROJECT["project"]["name"]
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "pynode").rglob("*.py")]:
+        for hint in re.findall(r"""pip\s+install\s+["']([\w-]+)\[""", path.read_text()):
+            assert hint == name, path
 
 
 @pytest.mark.parametrize("folder", ["julia", "tests", "examples", "benchmarks", "pynode"])
@@ -126,6 +158,7 @@ def test_sdist_contains_sources_and_tests(built):
     expected = _tracked("pynode/**/*", "julia/src/**/*.jl", "julia/test/**/*.jl", "tests/**/*.py", "examples/*.py")
     assert expected <= names
     assert {"README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", "julia/Project.toml"} <= names
+    assert {"CITATION.cff", "CONTRIBUTING.md", "mkdocs.yml", "noxfile.py", "docs/licences.md"} <= names
     assert not {n for n in names if n.endswith(("Manifest.toml", ".pyc", ".env"))}
 
 
@@ -137,8 +170,25 @@ def test_wheel_contains_exactly_the_package_and_the_julia_sources(built):
     julia = {f"pynode/_{name}" for name in _tracked("julia/src/**/*.jl", "julia/ext/**/*.jl", "julia/Project.toml")}
     assert names == _tracked("pynode/**/*") | julia
     assert shipped == JULIA
+    assert "pynode/py.typed" in names
     for extension in JULIA.get("extensions", {}):
         assert any(name.startswith(f"pynode/_julia/ext/{extension}") for name in names)
+
+
+@pytest.mark.slow
+def test_metadata_are_those_of_an_index(built):
+    with zipfile.ZipFile(built[1]) as archive:
+        (path,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = email.message_from_string(archive.read(path).decode())
+    assert metadata["Name"] == "pynode-sciml"
+    assert "Typing :: Typed" in metadata.get_all("Classifier")
+    readme, source = metadata.get_payload(), PROJECT["project"]["urls"]["Source"]
+    links = re.findall(r"\]\(([^)]+)\)", readme)
+    assert f"{source}/blob/main/docs/index.md" in links
+    assert all(link.startswith("https://") for link in links)
+    for link in links:
+        if link.startswith(f"{source}/blob/main/"):
+            assert (ROOT / link.removeprefix(f"{source}/blob/main/")).exists(), link
 
 
 @pytest.fixture(scope="module")

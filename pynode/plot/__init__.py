@@ -1,4 +1,4 @@
-"""Figures of training, flows and fits. Needs matplotlib: `pip install "pynode[plot]"`.
+"""Figures of training, flows and fits. Needs matplotlib: `pip install "pynode-sciml[plot]"`.
 
 Every function returns a `matplotlib.figure.Figure`, which belongs to no window; `figure.savefig(path)`
 writes it.

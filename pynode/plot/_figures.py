@@ -30,7 +30,7 @@ __all__ = [
     "trajectories",
 ]
 
-HOW_TO_GET = 'pip install "pynode[plot]"'
+HOW_TO_GET = 'pip install "pynode-sciml[plot]"'
 _IN_A_ROW = 4  # panels
 
 

@@ -9,7 +9,7 @@ from pynode.errors import StudyError
 
 __all__ = ["EXTRA", "need"]
 
-EXTRA = "pip install 'pynode[study]'"
+EXTRA = "pip install 'pynode-sciml[study]'"
 
 
 def need(module: str, purpose: str) -> ModuleType:

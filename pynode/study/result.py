@@ -81,7 +81,7 @@ class Result:
             import pandas
         except ImportError:
             raise StudyError(
-                "a DataFrame needs pandas: pip install 'pynode[study]'. Result.rows has the same"
+                "a DataFrame needs pandas: pip install 'pynode-sciml[study]'. Result.rows has the same"
             ) from None
         return pandas.DataFrame(self.rows)
 

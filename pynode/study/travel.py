@@ -10,8 +10,8 @@ from pynode.errors import StudyError
 __all__ = ["packed"]
 
 _REMEDY = (
-    "Install cloudpickle (pip install 'pynode[study]'), which takes what a script, a notebook or a function defines; "
-    "or define it at the top level of a module that can be imported"
+    "Install cloudpickle (pip install 'pynode-sciml[study]'), which takes what a script, a notebook or a function "
+    "defines; or define it at the top level of a module that can be imported"
 )
 
 

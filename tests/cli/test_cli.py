@@ -44,7 +44,7 @@ def test_demo_without_matplotlib_says_how_to_get_figures(tmp_path, capsys, monke
     monkeypatch.setattr(plot, "available", lambda: False)
     assert cli.main(["demo", "--engine", "torch", "--epochs", "1", "--out", str(tmp_path / "deep" / "out")]) == 0
     printed = capsys.readouterr().out
-    assert 'No figures: matplotlib is not installed. To get them: pip install "pynode[plot]"' in printed
+    assert 'No figures: matplotlib is not installed. To get them: pip install "pynode-sciml[plot]"' in printed
     assert [p.name for p in (tmp_path / "deep" / "out").iterdir()] == ["results.json"]
 
 

@@ -167,5 +167,5 @@ def test_many_panels_come_in_rows():
 
 def test_without_matplotlib_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr("pynode.plot._figures.available", lambda: False)
-    with pytest.raises(ModuleNotFoundError, match=r'figures need matplotlib.*pip install "pynode\[plot\]"'):
+    with pytest.raises(ModuleNotFoundError, match=r'figures need matplotlib.*pip install "pynode-sciml\[plot\]"'):
         plot.history({"loss": {"a": [1.0]}})

@@ -232,7 +232,7 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch, name):
     packed_plotly.cache_clear()
     chosen = {"jinja2": "html", "plotly": "html", "pandas": "csv", "pyarrow": "parquet", "matplotlib": "svg"}[name]
     rows = made_rows.study_rows(rtols=(1e-3,))[:2]
-    with pytest.raises(StudyError, match=rf"needs {name}, which is not installed: pip install 'pynode\[study\]'"):
+    with pytest.raises(StudyError, match=rf"needs {name}, which is not installed: pip install 'pynode-sciml\[study\]'"):
         report(made_rows.source(rows), tmp_path / "r.html", chosen)
 
 

@@ -188,7 +188,8 @@ def test_without_cloudpickle_it_says_what_to_do(script, monkeypatch):
     monkeypatch.setitem(sys.modules, "cloudpickle", None)
     assert packed(problem(), "the problem")
     for x in (script.Mine(), script.Halved, lambda z: z):
-        with pytest.raises(StudyError, match=r"the field .* Install cloudpickle \(pip install 'pynode\[study\]'\)"):
+        match = r"the field .* Install cloudpickle \(pip install 'pynode-sciml\[study\]'\)"
+        with pytest.raises(StudyError, match=match):
             packed(x, "the field")
 
 

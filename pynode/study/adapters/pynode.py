@@ -31,7 +31,6 @@ class PyNODE(Package):
     """
 
     NAME: ClassVar[str] = "pynode"
-    DISTRIBUTION: ClassVar[str] = "pynode"
     PAGE: ClassVar[str] = "pynode.solve"
     OPTIONS: ClassVar[dict[str, Option]] = {
         "engine": Option(("auto", "julia", "torch"), "auto"),
