@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pynode.field._extended import ExtendedField
 from pynode.field._field import Field
+from pynode.field._normalised import Composed
 from pynode.field._tangents import products, tracked
 
 __all__ = ["DirectionField"]
@@ -53,7 +54,8 @@ class DirectionField(ExtendedField):
             own = [tracked(a) for a in args[:m]]
             moving_t = [tracked(t)] if self.time else []
             parameters = self.base.parameters
-            dz = self.base(moving_t[0] if self.time else t, states, own)
+            with Composed():
+                dz = self.base(moving_t[0] if self.time else t, states, own)
             moving = [*states, *(x for x, moves in zip(own, self.of_args, strict=True) if moves)]
             directions = [*z[n : 2 * n], *args[m : m + sum(self.of_args)]]
             moving += [p for p, moves in zip(parameters, self.of_parameters, strict=True) if moves]

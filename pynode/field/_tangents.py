@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pynode.field._extended import ExtendedField
 from pynode.field._field import Field
+from pynode.field._normalised import Composed
 
 __all__ = ["TangentField", "products", "tracked"]
 
@@ -57,7 +58,8 @@ class TangentField(ExtendedField):
             states = [tracked(x) for x in z[: self.n_states]]
             args = [tracked(a) for a in args]
             parameters = self.base.parameters
-            dz = self.base(t, states, args)
+            with Composed():
+                dz = self.base(t, states, args)
             cotangents = [torch.zeros_like(x).requires_grad_() for x in dz]
             pairs = [(x, v) for x, v in zip(dz, cotangents, strict=True) if x.requires_grad]
             moving = [(x, d, 1) for x, d in zip(states, tangents, strict=True)]  # 1: where the directions lie

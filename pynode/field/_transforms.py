@@ -75,6 +75,8 @@ def moves(x: Tensor) -> bool:
 
 
 def _tangent(x: Tensor) -> Tensor | None:
+    if x.layout != torch.strided:  # has none, and PyTorch cannot say so
+        return None
     tangent: Tensor | None = forward_ad.unpack_dual(x).tangent
     return tangent
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -13,14 +14,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from zoo import EVERY, UNTRACED
 
 import pynode
+from pynode.field import Field
+from pynode.field._direction import DirectionField
+from pynode.nn._signature import with_time
 
 TIMES, DT = (0.3, 0.31, 0.32), 0.01  # so short that no state leaves its domain
 QUICK = {"mlp", "attention", "conv_with_time", "gat_over_edges", "hodgkin_huxley", "layer_norm", "tuple_state"}
 # What PyTorch itself has no second derivative of (of `cdist`, `hardsigmoid`, `logcumsumexp`, of what SciPy computes).
 LEFT_OUT = {"Hardsigmoid", "flocking", "interacting_particles", "radial_basis_functions", "scipy_inside"}
 LEFT_OUT |= {"running_logarithms"}
-# PyTorch's sparse matrices have no rule for several directions at once: the torch engine refuses, with PyTorch's words.
-SPARSE = {"excitable_network", "sparse_matrices"}
 
 
 def by_hand(case: Case, z: tuple[Tensor, ...], args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -74,7 +76,7 @@ def kinds(engine: str) -> list[Any]:
     quick = {"mlp", "tuple_state"} if engine == "julia" else QUICK  # there are kernels to be compiled
     return [
         pytest.param(engine, name, marks=marks if name in quick else [*marks, pytest.mark.slow], id=f"{engine}-{name}")
-        for name in sorted(set(EVERY) - LEFT_OUT - (SPARSE if engine == "torch" else set()))
+        for name in sorted(set(EVERY) - LEFT_OUT)
     ]
 
 
@@ -87,7 +89,34 @@ def test_derivatives_of_each_kind(engine: str, name: str) -> None:
         assert error(derivatives(case, options), expected) <= 1e-8
 
 
-@pytest.mark.parametrize("name", sorted(SPARSE))
-def test_sparse_matrices_are_refused(name: str) -> None:
-    with pytest.raises(NotImplementedError, match="SparseTensorImpl"):
-        derivatives(EVERY[name](), {"engine": "torch"})
+def moved(case: Case) -> tuple[list[Tensor], list[Tensor]]:
+    """The gradient of <v, J(z) w> in z, and how <v, J(z)> changes along w, by differences: both are <v, f''(z) w>."""
+    _, z0, args = case.draw(2)
+    t, n = torch.tensor(0.3, dtype=torch.float64), len(z0)
+    field = Field(with_time(case.field, len(args)), z0, t, args, case.is_tuple)
+    w, v = ([pattern(z, phase) for z in z0] for phase in (0.3, 0.9))
+
+    def gradient(out: Sequence[Tensor], z: Sequence[Tensor]) -> list[Tensor]:
+        total = sum((x * c).sum() for x, c in zip(out, v, strict=True))
+        if not total.requires_grad:
+            return [torch.zeros_like(x) for x in z]
+        return list(torch.autograd.grad(total, z, allow_unused=True, materialize_grads=True))
+
+    def product(step: float) -> list[Tensor]:
+        z = [(x + step * d).requires_grad_() for x, d in zip(z0, w, strict=True)]
+        return gradient(field(t, z, args), z)
+
+    z = [x.clone().requires_grad_() for x in z0]
+    direction = DirectionField(field, n, [False] * len(args), [False] * len(field.parameters), False)
+    differences = [(a - b) / 2e-6 for a, b in zip(product(1e-6), product(-1e-6), strict=True)]
+    return gradient(direction(t, [*z, *w], args)[n:], z), differences
+
+
+ROUGH = {"equilibrium_to_a_tolerance", "network_of_single_precision"}  # whose rounding the differences show
+
+
+@pytest.mark.parametrize("name", sorted(set(EVERY) - LEFT_OUT - ROUGH))
+def test_a_product_is_differentiated_once_more(name: str) -> None:
+    with sdpa_kernel(SDPBackend.MATH):
+        found, expected = moved(EVERY[name]())
+    assert error(found, expected) <= 1e-5
