@@ -6,5 +6,6 @@
 from pynode.control._control import Control
 from pynode.control._cubic import CubicHermite, NaturalCubic
 from pynode.control._linear import Linear, PiecewiseConstant
+from pynode.control._log_signature import log_signatures
 
-__all__ = ["Control", "CubicHermite", "Linear", "NaturalCubic", "PiecewiseConstant"]
+__all__ = ["Control", "CubicHermite", "Linear", "NaturalCubic", "PiecewiseConstant", "log_signatures"]

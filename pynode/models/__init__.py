@@ -2,12 +2,16 @@
 
 from pynode.models._adaptive import AdaptiveDepthNODE as AdaptiveDepthNODE
 from pynode.models._anode import ANODE as ANODE
+from pynode.models._cde import NeuralCDE as NeuralCDE
 from pynode.models._cnf import CNF as CNF
 from pynode.models._density import parameter_gradient_density as parameter_gradient_density
 from pynode.models._dequantised import Dequantised as Dequantised
 from pynode.models._ffjord import FFJORD as FFJORD
+from pynode.models._gru_ode_bayes import GRUODEBayes as GRUODEBayes
+from pynode.models._jump_ode import JumpODE as JumpODE
 from pynode.models._latent import LatentODE as LatentODE
 from pynode.models._node import NODE as NODE
+from pynode.models._ode_rnn import ODERNN as ODERNN
 from pynode.models._odenet import ODENet as ODENet
 from pynode.models._odenet import RKNet as RKNet
 from pynode.models._resnet import ResNet as ResNet
@@ -19,10 +23,14 @@ __all__ = [
     "CNF",
     "FFJORD",
     "NODE",
+    "ODERNN",
     "RNN",
     "AdaptiveDepthNODE",
     "Dequantised",
+    "GRUODEBayes",
+    "JumpODE",
     "LatentODE",
+    "NeuralCDE",
     "ODENet",
     "RKNet",
     "ResNet",

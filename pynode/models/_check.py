@@ -31,17 +31,22 @@ _SOLVER_KEYWORDS = tuple(
 )
 
 
-def check_solver_keywords(keywords: Mapping[str, Any]) -> None:
+def check_solver_keywords(keywords: Mapping[str, Any], own: Sequence[str] = ()) -> None:
     """Refuse keywords that `solve` lacks, names that do not exist, and numbers that are not positive.
+
+    Args:
+        keywords: the user's.
+        own: keywords of `solve` that the model sets itself.
 
     Raises:
         InputError: a name is unknown (the message lists the valid ones, nearest first), or a number is not
             usable.
         EngineUnavailable: the engine that is named lacks the solver.
     """
+    known = [name for name in _SOLVER_KEYWORDS if name not in own]
     for name in keywords:
-        if name not in _SOLVER_KEYWORDS:
-            raise unknown_name("solver keyword", name, _SOLVER_KEYWORDS)
+        if name not in known:
+            raise unknown_name("solver keyword", name, known)
     for name in ("rtol", "atol", "dt", "max_steps"):
         if keywords.get(name) is not None:
             check_number(name, keywords[name])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +14,7 @@ from pynode.engine.protocol import Stats
 from pynode.errors import InputError, unknown_name
 from pynode.models._check import check_callables, check_solver_keywords
 from pynode.models._encoders import GRUEncoder, ODERNNEncoder
+from pynode.models._layers import layers
 from pynode.models._node import NODE
 from pynode.models._series import Series, check_series, check_series_times
 from pynode.nn import TimeSequential
@@ -93,13 +93,13 @@ class LatentODE(nn.Module):
             raise InputError(f"t0 must be a finite time, got {t0!r}")
         self.likelihood = likelihood
         self.t0 = float(t0)
-        field = TimeSequential(*_layers(latent_dim, hidden, hidden, latent_dim)) if field is None else field
-        decoder = nn.Sequential(*_layers(latent_dim, hidden, obs_dim)) if decoder is None else decoder
+        field = TimeSequential(*layers(latent_dim, hidden, hidden, latent_dim)) if field is None else field
+        decoder = nn.Sequential(*layers(latent_dim, hidden, obs_dim)) if decoder is None else decoder
         check_callables(field, decoder=decoder)
         self.decoder = decoder
         if likelihood != "gaussian":
             alone = likelihood == "poisson"
-            log_intensity = decoder if alone else nn.Sequential(*_layers(latent_dim, hidden, obs_dim))
+            log_intensity = decoder if alone else nn.Sequential(*layers(latent_dim, hidden, obs_dim))
             field = _WithIntensity(field, log_intensity, latent_dim)
         self.dynamics = NODE(field, t=(self.t0, self.t0 + 1), **solver_keywords)
         self.encoder: nn.Module
@@ -317,14 +317,6 @@ class _WithIntensity(nn.Module):
     def forward(self, t: Tensor, state: Tensor) -> Tensor:
         z = state[:, : self.latent_dim]
         return torch.cat([with_time(self.field)(t, z), self.log_intensity(z).exp()], dim=1)
-
-
-def _layers(*widths: int) -> list[nn.Module]:
-    """The layers of a multilayer perceptron."""
-    layers: list[nn.Module] = []
-    for a, b in itertools.pairwise(widths):
-        layers += [nn.Linear(a, b), nn.Tanh()]
-    return layers[:-1]
 
 
 def _refuse(bad: Tensor, times: Tensor, series: Series, where: str, instead: str) -> None:
