@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from pynode import plot
 
@@ -201,8 +202,60 @@ def test_universal_lotka_volterra_says_why_it_is_skipped(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
+def test_distributed_goes_on_with_another_number_of_processes(tmp_path):
+    """Two epochs of two processes, then two of one, are four of one: with steps that do not depend on the batch."""
+    keywords = ("--solver", "rk4", "--engine", "torch", "--epochs")
+
+    def torchrun(processes, out, epochs):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", f"{processes}"]
+        command += [EXAMPLES / "distributed.py", "--out", out, *keywords, f"{epochs}"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    torchrun(2, tmp_path / "changed", 2)
+    stdout = torchrun(1, tmp_path / "changed", 4)
+    assert "from epoch 2 of " in stdout
+    assert "in 1 process" in stdout
+    torchrun(1, tmp_path / "one", 4)
+    changed, one = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("changed", "one"))
+    assert changed["epoch"] == one["epoch"] == 4
+    assert changed["losses"] == pytest.approx(one["losses"], rel=1e-4)
+    assert one["losses"][-1] < 0.9 * one["losses"][0]
+    for name, x in one["model"].items():
+        torch.testing.assert_close(changed["model"][name], x, rtol=1e-3, atol=1e-4)
+    torchrun(3, tmp_path / "changed", 5)
+    results = json.loads((tmp_path / "changed" / "results.json").read_text())
+    assert results["processes"] == 3
+    assert len(results["losses"]) == 5
+    assert_figures(tmp_path / "changed", "training.png")
+
+
+def skip_without_lightning():
+    try:
+        import lightning  # noqa: F401
+    except Exception as error:  # also where a package that it uses does not work here
+        pytest.skip(f"Lightning cannot be imported: {error}")
+
+
+@pytest.mark.slow
+def test_lightning_trainer(tmp_path):
+    skip_without_lightning()
+    results, stdout = run("lightning_trainer", tmp_path / "one", "--epochs", "4")
+    assert results["losses"][-1] < 0.9 * results["losses"][0]
+    assert results["difference_of_the_checkpoint"] == 0
+    assert "accuracy" in stdout
+    assert_figures(tmp_path / "one", "training.png")
+    both, _ = run("lightning_trainer", tmp_path / "both", "--epochs", "4", "--processes", "2")
+    assert both["processes"] == 2
+    assert both["losses"] == pytest.approx(results["losses"], rel=0.3)
+
+
 @pytest.mark.parametrize("name", [path.stem for path in sorted(EXAMPLES.glob("[!_]*.py"))])
 def test_every_example_says_how_it_is_used(name, monkeypatch, capsys):
+    if name == "lightning_trainer":
+        skip_without_lightning()
     monkeypatch.syspath_prepend(EXAMPLES)  # as it is for a script
     monkeypatch.setattr(sys, "argv", [name, "--help"])
     with pytest.raises(SystemExit) as stop:

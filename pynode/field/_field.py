@@ -38,6 +38,7 @@ from pynode.field._tape import Tape
 from pynode.field._time import first_time, time_dtype
 from pynode.field._transforms import example, is_followed, is_wrapped, moves, untransformed
 from pynode.field._watch import Watch
+from pynode.field._whole import check_whole
 from pynode.interrupts import import_for_fields
 from pynode.torch_state import leaves_process_state
 
@@ -84,6 +85,7 @@ class Field:
     Raises:
         FieldError: the function returns another shape, dtype or device than the state's, or reads a tensor that
             requires a gradient and that cannot be found.
+        InputError: it reads a tensor that does not hold its numbers itself.
         TraceError: the function draws random numbers.
     """
 
@@ -113,6 +115,8 @@ class Field:
             return
         t0 = example(first_time(t).to(self.time_dtype))
         self._initialise(z0, t0, args)
+        for name, x in {**self.reads.tensors, **self.reads.captured}.items():
+            check_whole(f"the field's tensor {name}", x, of_field=True)
         self.parametrized = values_of(self.reads.parametrized)
         key = self._key(len(z0), shapes)
         facts = self.memory.facts.get(key)

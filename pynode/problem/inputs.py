@@ -18,6 +18,7 @@ from torch import Tensor
 from pynode.errors import InputError, unknown_name
 from pynode.field._outside import outside_of_compile
 from pynode.field._transforms import example
+from pynode.field._whole import check_whole
 from pynode.problem.state import State
 
 __all__ = [
@@ -39,6 +40,7 @@ def check_state(form: State, state: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The tensors that are solved, `(batch, *features)`: of one floating dtype, device and batch size."""
     first = state[0]
     for i, z in enumerate(state):
+        check_whole(form.names[i], z)
         if z.dtype not in _DTYPES:
             raise InputError(
                 f"{form.names[i]} must be of dtype torch.float32 or torch.float64, or of their complex counterparts, "
@@ -76,6 +78,7 @@ def check_times(t: Any, like: Tensor) -> tuple[Tensor, list[Any]]:
     if not isinstance(t, Tensor):
         times = as_times("t", t, like)
     elif t.dtype in _DTYPES:
+        check_whole("t", t)
         times = t.to(like.device)
     else:
         raise InputError(
@@ -177,6 +180,8 @@ def check_args(args: Any) -> tuple[Tensor, ...]:
             f"args must be a tuple of tensors, got {_describe(args)}. Pass one tensor as args=(x,), arrays through "
             "torch.as_tensor, and constants of another kind as attributes of the field"
         )
+    for i, a in enumerate(args):
+        check_whole(f"args[{i}]", a)
     return tuple(map(tracked, args))
 
 
