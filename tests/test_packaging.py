@@ -158,8 +158,10 @@ def test_sdist_contains_sources_and_tests(built):
     expected = _tracked("pynode/**/*", "julia/src/**/*.jl", "julia/test/**/*.jl", "tests/**/*.py", "examples/*.py")
     assert expected <= names
     assert {"README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", "julia/Project.toml"} <= names
-    assert {"CITATION.cff", "CONTRIBUTING.md", "mkdocs.yml", "noxfile.py", "docs/licences.md"} <= names
-    assert not {n for n in names if n.endswith(("Manifest.toml", ".pyc", ".env"))}
+    assert {"CITATION.cff", "CONTRIBUTING.md", "mkdocs.yml", "noxfile.py", "docs/licences.md", ".ci/run"} <= names
+    assert {n for n in names if n.endswith("Manifest.toml")} == {"julia/lock/Manifest.toml"}
+    assert {"julia/lock/Project.toml", "julia/lock/write.jl"} <= names
+    assert not {n for n in names if n.endswith((".pyc", ".env"))}
 
 
 @pytest.mark.slow
@@ -167,7 +169,8 @@ def test_wheel_contains_exactly_the_package_and_the_julia_sources(built):
     with zipfile.ZipFile(built[1]) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         shipped = tomllib.loads(archive.read("pynode/_julia/Project.toml").decode())
-    julia = {f"pynode/_{name}" for name in _tracked("julia/src/**/*.jl", "julia/ext/**/*.jl", "julia/Project.toml")}
+    sources = _tracked("julia/src/**/*.jl", "julia/ext/**/*.jl", "julia/Project.toml", "julia/lock/*.toml")
+    julia = {f"pynode/_{name}" for name in sources}
     assert names == _tracked("pynode/**/*") | julia
     assert shipped == JULIA
     assert "pynode/py.typed" in names

@@ -16,6 +16,7 @@ from juliapkg.state import STATE
 import pynode
 from pynode.cli import threads
 from pynode.engine import Availability, engines
+from pynode.engine.julia import environment
 from pynode.engine.julia import runtime as julia_runtime
 from pynode.engine.julia.install import CUDA, EXTRAS
 
@@ -32,49 +33,55 @@ _VARIABLES = (
 )
 
 
-def report(*, timing: bool = False) -> bool:
+def report(*, timing: bool = False, as_json: bool = False) -> bool:
     """Print what is there, and what is missing with its remedy.
 
     Args:
         timing: also time, in a process of its own per engine, from the import to the first gradient.
+        as_json: as a JSON object of the sections, each an object of its lines, in place of text.
 
     Returns:
         Whether at least one engine works.
     """
-    states = engines()  # also loads the env file, which the lines below show
-    _section("Python")
-    _line("python", f"{platform.python_version()} ({sys.executable})")
-    _line("pynode", f"{pynode.__version__} ({Path(pynode.__file__).parent})")
-    for name in _PACKAGES:
-        _line(name, _version(name))
-    _section("Engines")
-    for name, state in states.items():
-        _line(name, "ok" if state.ok else f"not available: {state.why}")
-        if state.fix and not state.ok:
-            _line("", f"remedy: {state.fix}")
-    _section("Julia")
-    for name, value in _julia().items():
-        _line(name, value)
-    if states["julia"].ok:
-        _line("starts", _start())
-    _section("Threads")
-    _line("torch", threads.advice())
-    _section("Environment")
-    for name in _VARIABLES:
-        _line(name, os.environ.get(name, "not set"))
-    if timing:
-        _section("From import to first gradient")
-        for name, state in states.items():
-            _line(name, _time(name, state))
+    states = engines()
+    found = _found(states, timing)
+    if as_json:
+        print(json.dumps(found, indent=2))
+    else:
+        for title, lines in found.items():
+            print(f"\n{title}")
+            for name, value in lines.items():
+                print(f"  {name:<25} {value}")
     return any(state.ok for state in states.values())
 
 
-def _section(title: str) -> None:
-    print(f"\n{title}")
+def _found(states: dict[str, Availability], timing: bool) -> dict[str, dict[str, str]]:
+    """The sections of the report."""
+    found = {
+        "Python": {
+            "python": f"{platform.python_version()} ({sys.executable})",
+            "system": f"{platform.system()} {platform.release()} {platform.machine()}, {os.cpu_count()} cores",
+            "pynode": f"{pynode.__version__} ({Path(pynode.__file__).parent})",
+            **{name: _version(name) for name in _PACKAGES},
+        },
+        "Engines": _engines(states),
+        "Julia": _julia() | ({"starts": _start()} if states["julia"].ok else {}),
+        "Threads": {"torch": threads.advice()},
+        "Environment": {name: os.environ.get(name, "not set") for name in _VARIABLES},
+    }
+    if timing:
+        found["From import to first gradient"] = {name: _time(name, state) for name, state in states.items()}
+    return found
 
 
-def _line(name: str, value: str) -> None:
-    print(f"  {name:<25} {value}")
+def _engines(states: dict[str, Availability]) -> dict[str, str]:
+    """Whether each can run, and of those that cannot, the remedy."""
+    found = {}
+    for name, state in states.items():
+        found[name] = "ok" if state.ok else f"not available: {state.why}"
+        if state.fix and not state.ok:
+            found[f"{name}, remedy"] = state.fix
+    return found
 
 
 def _version(package: str) -> str:
@@ -139,18 +146,16 @@ def _julia() -> dict[str, str]:
         found["version"] = done.stdout.strip() or done.stderr.strip()
     found["project"] = str(project)
     found["depot"] = os.environ.get("JULIA_DEPOT_PATH") or "Julia's default, ~/.julia"
-    manifests = [m for name in ("JuliaManifest.toml", "Manifest.toml") if (m := project / name).is_file()]
-    versions = julia_runtime.manifest_versions(manifests[0].read_text()) if manifests else {}
-    for name in ("PyNODE", "SciMLBase", *EXTRAS, *CUDA):
-        found[name] = versions.get(name, "not in the project" if manifests else "not installed")
-    return found
+    made = environment.read(project)
+    missing = made.broken or ("not in the project" if made.packages else "not installed")
+    names = ("PyNODE", "PythonCall", "SciMLBase", *EXTRAS, *CUDA)
+    return found | {name: made.versions.get(name, missing) for name in names}
 
 
 def _located() -> tuple[str, Path]:
     """Julia's executable, if any, and its project: those of the environment, or those that juliapkg made."""
-    project = os.environ.get("PYTHON_JULIACALL_PROJECT") or STATE["project"]
     executable = os.environ.get("PYTHON_JULIACALL_EXE")
     meta = Path(STATE["meta"])
     if not executable and meta.is_file():
         executable = json.loads(meta.read_text()).get("executable")
-    return executable or shutil.which("julia") or "", Path(project)
+    return executable or shutil.which("julia") or "", environment.project_folder()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pynode import __version__
@@ -59,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
 
     doctor = commands.add_parser("doctor", help="what is installed, what is missing, what mends it")
+    doctor.add_argument("--json", action="store_true", help="as JSON, for a report of an error")
     doctor.add_argument("--time", action="store_true", help="also time import to first gradient, per engine")
     doctor.set_defaults(run=_doctor)
 
@@ -85,9 +88,17 @@ def _parser() -> argparse.ArgumentParser:
 
     julia = commands.add_parser("julia", help="manage the Julia side")
     actions = julia.add_subparsers(title="actions", metavar="ACTION", required=True)
-    install = actions.add_parser("install", help="install Julia and the packages of the julia engine")
+    install = actions.add_parser(
+        "install",
+        help="install Julia and the packages of the julia engine",
+        description="Install Julia and the packages of the julia engine. `--dry-run` says what is downloaded, from "
+        "where, how large it is, where it goes, and how it is removed.",
+    )
     install.add_argument("--dry-run", action="store_true", help="print the plan, change nothing")
     install.add_argument("--cuda", action="store_true", help="also CUDA.jl, to solve on a GPU")
+    install.add_argument(
+        "--locked", action="store_true", help="exactly the versions of Julia and packages that pynode was run with"
+    )
     install.set_defaults(run=_julia_install)
     return parser
 
@@ -116,7 +127,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 def _doctor(arguments: argparse.Namespace) -> int:
     from pynode.cli.doctor import report
 
-    return 0 if report(timing=arguments.time) else 1
+    return 0 if report(timing=arguments.time, as_json=arguments.json) else 1
 
 
 def _solvers(arguments: argparse.Namespace) -> int:
@@ -151,7 +162,23 @@ def _trace(arguments: argparse.Namespace) -> int:
 def _julia_install(arguments: argparse.Namespace) -> int:
     from pynode.engine.julia.install import install
 
-    plan = install(dry_run=arguments.dry_run, cuda=arguments.cuda)
-    if plan:
-        print(plan)
+    print(install(dry_run=True, cuda=arguments.cuda, locked=arguments.locked), flush=True)
+    if not arguments.dry_run:
+        with _log_shown():
+            install(cuda=arguments.cuda, locked=arguments.locked)
+        print("installed: `pynode doctor` says what works")
     return 0
+
+
+@contextlib.contextmanager
+def _log_shown() -> Iterator[None]:
+    """Print what pynode logs, progress too."""
+    logger, handler = logging.getLogger("pynode"), logging.StreamHandler(sys.stdout)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)

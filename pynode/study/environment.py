@@ -93,15 +93,7 @@ def _revision() -> str | None:
 
 def _julia() -> dict[str, Any] | None:
     """The versions of Julia and its packages by the manifest of the project; starts no Julia."""
-    from pynode.engine.julia.runtime import juliapkg_project, manifest_versions
+    from pynode.engine.julia.environment import project_folder, read
 
-    given = os.environ.get("PYTHON_JULIACALL_PROJECT")
-    project = Path(given) if given else juliapkg_project()
-    for name in ("JuliaManifest.toml", "Manifest.toml"):
-        if (project / name).is_file():
-            text = (project / name).read_text()
-            version = next(
-                (line.partition("=")[2] for line in text.splitlines() if line.startswith("julia_version")), ""
-            )
-            return {"version": version.strip(' "'), "packages": manifest_versions(text)}
-    return None
+    found = read(project_folder())
+    return {"version": found.julia, "packages": found.versions} if found.packages else None

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
+from juliapkg.state import STATE
 
 import pynode
 from pynode.engine.julia import runtime as julia_runtime
@@ -46,8 +48,6 @@ def test_environment_with_another_bridge(project: Path) -> None:
 
 
 def test_environment_that_will_do(project: Path) -> None:
-    from importlib.metadata import version
-
     write_manifest(project, version("juliacall"))
     assert julia_runtime.available().ok
 
@@ -79,6 +79,35 @@ def test_no_julia_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     assert not state.ok
     assert state.why == "no Julia with the package PyNODE was found"
     assert "pynode julia install" in state.fix
+
+
+def test_environment_of_another_juliacall(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """After an update of juliacall, the environment that juliapkg made has another PythonCall."""
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(julia_runtime, "juliapkg_project", lambda: tmp_path)
+    (tmp_path / "pyjuliapkg").mkdir()
+    (tmp_path / "pyjuliapkg" / "meta.json").write_text("{}")
+    write_manifest(tmp_path, version("juliacall"))
+    assert julia_runtime.available().ok
+    write_manifest(tmp_path, "0.0.1")
+    state = julia_runtime.available()
+    assert "has PythonCall 0.0.1" in state.why
+    assert state.fix == "Run `pynode julia install`"
+
+
+def test_nothing_is_installed_when_julia_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """juliapkg resolves anew where requirements have changed: offline, so that it changes no environment."""
+    for name in julia_runtime._DEFAULTS:
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # so that it is taken back
+        monkeypatch.delenv(name)
+    monkeypatch.setitem(STATE, "offline", False)
+    julia_runtime._set_defaults()
+    assert STATE["offline"] is True
+    monkeypatch.setenv("PYTHON_JULIAPKG_OFFLINE", "no")
+    julia_runtime._set_defaults()
+    assert STATE["offline"] is False
 
 
 def test_the_package_is_where_it_is_said_to_be() -> None:
@@ -204,8 +233,6 @@ for k in range(2):
 
 @pytest.mark.slow
 def test_julia_that_does_not_start(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from importlib.metadata import version
-
     write_manifest(project, version("juliacall"))
     executable = project / "julia"
     executable.write_text("#!/bin/sh\necho 'ERROR: could not load library' >&2\nexit 1\n")

@@ -15,7 +15,6 @@ import functools
 import importlib.metadata
 import importlib.util
 import os
-import re
 import shutil
 import sys
 import threading
@@ -26,7 +25,8 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-from pynode.engine.julia import signals
+from pynode.engine.julia import environment, signals
+from pynode.engine.julia.environment import juliapkg_project
 from pynode.engine.protocol import Availability
 from pynode.errors import EngineUnavailable
 from pynode.interrupts import deferred
@@ -39,8 +39,6 @@ __all__ = [
     "alone",
     "available",
     "julia_folder",
-    "juliapkg_project",
-    "manifest_versions",
     "open_cuda",
     "start",
 ]
@@ -88,10 +86,10 @@ def available() -> Availability:
     if exe or project:
         missing = "PYTHON_JULIACALL_PROJECT" if exe else "PYTHON_JULIACALL_EXE"
         return Availability(False, f"only one of Julia's two variables is set, {missing} is not", f"Set {missing} too")
-    made = juliapkg_project()
-    if not (made / "pyjuliapkg" / "meta.json").exists() or not _has_pynode(made):
-        return Availability(False, "no Julia with the package PyNODE was found", _INSTALL)
-    return Availability(True)
+    made = environment.read(juliapkg_project())
+    if not (made.folder / "pyjuliapkg" / "meta.json").exists() or not _has_pynode(made):
+        return Availability(False, made.broken or "no Julia with the package PyNODE was found", _INSTALL)
+    return Availability(True) if _bridges(made) else Availability(False, _other_bridge(made), _remedy())
 
 
 def _check_given(exe: str, project: Path) -> Availability:
@@ -99,27 +97,37 @@ def _check_given(exe: str, project: Path) -> Availability:
         return Availability(
             False, f"PYTHON_JULIACALL_EXE is {exe!r}, which is not an executable file", "Set it to Julia's executable"
         )
-    command = _develop(exe, project)
-    theirs, ours = manifest_versions(_manifest(project)).get("PythonCall"), importlib.metadata.version("juliacall")
-    if theirs is not None and theirs != ours:
+    found, command = environment.read(project), _develop(exe, project)
+    if not _bridges(found):
+        fix = f"Run `pip install juliacall=={found.versions['PythonCall']}`"
+        return Availability(False, _other_bridge(found), fix)
+    if not _has_pynode(found):
+        why = found.broken or f"the Julia environment {project} does not have the package PyNODE"
+        return Availability(False, why, f"Run: {command}")
+    sources = found.sources("PyNODE")
+    if sources and not sources.exists():
         return Availability(
             False,
-            f"the Julia environment {project} has PythonCall {theirs}, which needs the same version of juliacall, "
-            f"and juliacall {ours} is installed",
-            f"Run `pip install juliacall=={theirs}`",
-        )
-    if not _has_pynode(project):
-        return Availability(
-            False, f"the Julia environment {project} does not have the package PyNODE", f"Run: {command}"
-        )
-    folder = re.search(rf'^path = "([^"]+)"\nuuid = "{PYNODE_UUID}"', _manifest(project), flags=re.M)
-    if folder and not (project / folder.group(1)).exists():
-        return Availability(
-            False,
-            f"the Julia environment {project} has PyNODE in the folder {folder.group(1)}, which is not there",
+            f"the Julia environment {project} has PyNODE in the folder {sources}, which is not there",
             f"Run: {command}",
         )
     return Availability(True)
+
+
+def _bridges(found: environment.Environment) -> bool:
+    """Whether an environment's PythonCall, where it has one, is that of the juliacall that is installed."""
+    return found.versions.get("PythonCall") in (None, importlib.metadata.version("juliacall"))
+
+
+def _other_bridge(found: environment.Environment) -> str:
+    return (
+        f"the Julia environment {found.folder} has PythonCall {found.versions['PythonCall']}, which needs the same "
+        f"version of juliacall, and juliacall {importlib.metadata.version('juliacall')} is installed"
+    )
+
+
+def _has_pynode(found: environment.Environment) -> bool:
+    return found.packages.get("PyNODE", {}).get("uuid") == PYNODE_UUID
 
 
 def _develop(exe: str, project: Path) -> str:
@@ -132,32 +140,6 @@ def _remedy() -> str:
     """What mends an environment of Julia's that does not work."""
     exe, project = os.environ.get("PYTHON_JULIACALL_EXE"), os.environ.get("PYTHON_JULIACALL_PROJECT")
     return f"Run: {_develop(exe, Path(project))}" if exe and project else "Run `pynode julia install`"
-
-
-def _manifest(project: Path) -> str:
-    found = [project / name for name in ("JuliaManifest.toml", "Manifest.toml") if (project / name).exists()]
-    return found[0].read_text() if found else ""
-
-
-def _has_pynode(project: Path) -> bool:
-    return PYNODE_UUID in _manifest(project)
-
-
-def manifest_versions(manifest: str) -> dict[str, str]:
-    """The version of each package that the text of a Manifest.toml lists."""
-    entry = re.compile(r"^\[\[deps\.(\w+)\]\]$(.*?)(?=^\[\[|\Z)", flags=re.M | re.S)
-    found = {}
-    for name, body in entry.findall(manifest):
-        match = re.search(r'^version = "([^"]+)"', body, flags=re.M)
-        found[name] = match.group(1) if match else "without a version"
-    return found
-
-
-def juliapkg_project() -> Path:
-    """The Julia environment that juliapkg has made, or would make."""
-    from juliapkg.state import STATE
-
-    return Path(STATE["project"])
 
 
 _runs, _forked = False, False  # whether Julia runs, and whether that is in the process that this one was forked from
@@ -237,8 +219,7 @@ def _started() -> Any:
     state = available()
     if not state.ok:
         raise EngineUnavailable(f"the julia engine is not available here: {state.why}. {state.fix}")
-    for name, value in _DEFAULTS.items():
-        os.environ.setdefault(name, value)
+    _set_defaults()
     with _threads_of_torch():
         juliacall = _import_juliacall()
     try:
@@ -265,6 +246,15 @@ def _started() -> Any:
         os.register_at_fork(after_in_child=_note_fork)
     _runs = True
     return module
+
+
+def _set_defaults() -> None:
+    """Set what juliacall reads when it starts Julia, and juliapkg, so that neither installs anything by itself."""
+    from juliapkg.state import STATE  # which is made of the environment when it is imported
+
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    STATE["offline"] = os.environ["PYTHON_JULIAPKG_OFFLINE"] == "yes"
 
 
 @contextlib.contextmanager

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import re
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pynode.engine.julia import runtime
+from pynode.engine.julia import environment, runtime
 from pynode.errors import NotComparable
 from pynode.study.problem import Problem
 
@@ -54,13 +51,11 @@ def missing_packages(name: str, packages: tuple[str, ...]) -> str:
     there = runtime.available()
     if not there.ok:
         return f"{name} cannot take part: {there.why}. {there.fix}"
-    project = Path(os.environ.get("PYTHON_JULIACALL_PROJECT") or runtime.juliapkg_project())
-    found = [project / file for file in ("JuliaProject.toml", "Project.toml") if (project / file).exists()]
-    text = found[0].read_text() if found else ""
-    lacking = [package for package in packages if not re.search(rf"^{package} = ", text, flags=re.M)]
+    found = environment.read(environment.project_folder())
+    lacking = [package for package in packages if package not in found.direct]
     if not lacking:
         return ""
-    return f"{name} cannot take part: the Julia environment {project} does not have {', '.join(lacking)}"
+    return f"{name} cannot take part: the Julia environment {found.folder} does not have {', '.join(lacking)}"
 
 
 def start() -> Any:
@@ -112,6 +107,4 @@ def version_of(package: str) -> str:
     """The version of a package in Julia's environment; nothing where it is not there."""
     if not runtime.available().ok:
         return ""
-    project = Path(os.environ.get("PYTHON_JULIACALL_PROJECT") or runtime.juliapkg_project())
-    found = [project / file for file in ("JuliaManifest.toml", "Manifest.toml") if (project / file).exists()]
-    return runtime.manifest_versions(found[0].read_text()).get(package, "") if found else ""
+    return environment.read(environment.project_folder()).versions.get(package, "")
