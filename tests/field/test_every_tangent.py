@@ -20,6 +20,8 @@ from pynode.nn._signature import with_time
 
 TIMES, DT = (0.3, 0.31, 0.32), 0.01  # so short that no state leaves its domain
 QUICK = {"mlp", "attention", "conv_with_time", "gat_over_edges", "hodgkin_huxley", "layer_norm", "tuple_state"}
+COMPILED = {"attention", "conv_with_time", "double_pendulum", "gat_over_edges", "hodgkin_huxley", "instance_norm"}
+COMPILED |= {"layer_norm", "set_transformer", "singular_values", "sparse_matrices", "special_functions", "state_space"}
 # What PyTorch itself has no second derivative of (of `cdist`, `hardsigmoid`, `logcumsumexp`, of what SciPy computes).
 LEFT_OUT = {"Hardsigmoid", "flocking", "interacting_particles", "radial_basis_functions", "scipy_inside"}
 LEFT_OUT |= {"running_logarithms"}
@@ -72,11 +74,15 @@ def derivatives(case: Case, options: dict[str, Any] | None) -> list[Tensor]:
 
 
 def kinds(engine: str) -> list[Any]:
-    marks = [pytest.mark.julia] if engine == "julia" else []
-    quick = {"mlp", "tuple_state"} if engine == "julia" else QUICK  # there are kernels to be compiled
+    def marks(name: str) -> list[Any]:
+        if engine == "torch":
+            return [] if name in QUICK else [pytest.mark.slow]
+        # Each has kernels to be compiled, for five seconds to two minutes.
+        rest = pytest.mark.slow if name in COMPILED else pytest.mark.exhaustive
+        return [pytest.mark.julia] if name in {"mlp", "tuple_state"} else [pytest.mark.julia, rest]
+
     return [
-        pytest.param(engine, name, marks=marks if name in quick else [*marks, pytest.mark.slow], id=f"{engine}-{name}")
-        for name in sorted(set(EVERY) - LEFT_OUT)
+        pytest.param(engine, name, marks=marks(name), id=f"{engine}-{name}") for name in sorted(set(EVERY) - LEFT_OUT)
     ]
 
 
