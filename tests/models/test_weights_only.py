@@ -11,17 +11,29 @@ from torch import nn
 from torch.distributions import Independent, Normal
 
 from pynode import models
-from pynode.nn import ConvField
+from pynode.nn import ConvField, Graph, GraphConv
 
 
 def net(n_in: int = 2, n_out: int = 2) -> nn.Module:
     return nn.Sequential(nn.Linear(n_in, 4), nn.Tanh(), nn.Linear(4, n_out))
 
 
+class Correction(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(4, 2)
+
+    def forward(self, h: torch.Tensor, t: torch.Tensor, z: torch.Tensor, dz: torch.Tensor) -> torch.Tensor:
+        return super().forward(torch.cat([z, dz], 1))
+
+
 def whitened() -> nn.Module:
     model = models.Dequantised(models.FFJORD(2, hidden=(4,)), 9)
     model.whiten(torch.randint(9, (50, 2)) / 8)
     return model
+
+
+def ring() -> Graph:
+    return Graph(torch.tensor([[0, 1, 2], [1, 2, 0]]), normalise="row")
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
@@ -32,9 +44,14 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "ODERNN": lambda: models.ODERNN(2, 3, 1),
     "RNN": lambda: models.RNN(2, hidden=4),
     "AdaptiveDepthNODE": lambda: models.AdaptiveDepthNODE(net(), nn.Linear(2, 1)),
+    "CGNN": lambda: models.CGNN(ring(), 2, mixed=True, output_network=nn.Linear(2, 1)),
     "Dequantised": whitened,
     "GRUODEBayes": lambda: models.GRUODEBayes(2, 3),
     "JumpODE": lambda: models.JumpODE(2, 3),
+    "GraphODE": lambda: models.GraphODE(GraphConv(ring(), 2, 2)),
+    "HamiltonianNN": lambda: models.HamiltonianNN(net(2, 1), dissipation=net(2, 1)),
+    "Hypersolver": lambda: models.Hypersolver(net(), Correction(), dt=0.5),
+    "LagrangianNN": lambda: models.LagrangianNN(net(2, 1), forcing=net(2, 1)),
     "LatentODE": lambda: models.LatentODE(2, 3, hidden=4),
     "NeuralCDE": lambda: models.NeuralCDE(2, 3, 1),
     "ODENet": lambda: models.ODENet(1, 3, channels=2, downsamplings=1, field=ConvField(2)),
