@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pynode.models import (
     ANODE,
+    CGNN,
     CNF,
     FFJORD,
     NODE,
@@ -23,8 +24,12 @@ from pynode.models import (
     RNN,
     AdaptiveDepthNODE,
     Dequantised,
+    GraphODE,
     GRUODEBayes,
+    HamiltonianNN,
+    Hypersolver,
     JumpODE,
+    LagrangianNN,
     LatentODE,
     NeuralCDE,
     ODENet,
@@ -32,7 +37,7 @@ from pynode.models import (
     RKNet,
     StackedNODE,
 )
-from pynode.nn import TimeConcat, TimeSequential
+from pynode.nn import Graph, GraphConv, TimeConcat, TimeSequential
 
 ROWS, STEPS = 6, 2
 # Steps of the solver that do not depend on what else is in the batch: both ways differ by rounding alone.
@@ -66,6 +71,17 @@ def timed(n: int) -> TimeSequential:
     return TimeSequential(TimeConcat(nn.Linear(n + 1, 5)), nn.Tanh(), nn.Linear(5, n))
 
 
+class Energy(nn.Module):
+    """A network, and v²/2; without a last bias, on which no motion depends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 1, bias=False))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.net(z).squeeze(1) + z[:, 1] ** 2 / 2
+
+
 def families() -> dict[str, tuple[Objective, tuple[Tensor, ...]]]:
     """By name an objective and a batch of `ROWS` samples."""
     torch.manual_seed(0)
@@ -74,6 +90,8 @@ def families() -> dict[str, tuple[Objective, tuple[Tensor, ...]]]:
     series, t = torch.randn(ROWS, 4, 2), torch.tensor([0.0, 0.25, 0.75, 1.0]).double()
     base = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(2).double(), 1.0), 1)
     each = {"batching": "independent", "sensitivity": "discrete"}
+    ring = Graph(torch.tensor([[0, 1, 2], [1, 2, 0]]), normalise="row")
+    nodes = torch.randn(ROWS, 3, 2), torch.randn(ROWS, 3, 2)
     lazy = ANODE(timed(3), 1, input_network="linear", output_network=nn.Linear(3, 2), **FIXED).double()
     lazy(x.double())  # makes the parameters of its first layer
     small = {"channels": 4, "downsamplings": 1}
@@ -104,6 +122,11 @@ def families() -> dict[str, tuple[Objective, tuple[Tensor, ...]]]:
         "NeuralCDE": (NeuralCDE(2, 3, 2, width=5, **FIXED), lambda m, s, y: error(m, m.path(s, t), y), (series, y)),
         "ODERNN": (ODERNN(2, 3, 2, width=5, **FIXED), lambda m, s, y: ((m(s, t) - y) ** 2).mean(), (series, y)),
         "GRUODEBayes": (GRUODEBayes(2, 3, width=5, **FIXED), lambda m, s: m.loss(s, t).mean(), (series,)),
+        "HamiltonianNN": (HamiltonianNN(Energy(), dissipation=network(2, 1), **FIXED), error, (x, y)),
+        "LagrangianNN": (LagrangianNN(Energy(), forcing=network(2, 1), **FIXED), error, (x, y)),
+        "GraphODE": (GraphODE(GraphConv(ring, 2, 2), **FIXED), error, nodes),
+        "CGNN": (CGNN(ring, 2, mixed=True, **FIXED), error, nodes),
+        "Hypersolver": (Hypersolver(timed(2), lambda h, s, z, dz: dz * z, **FIXED), error, (x, y)),
         "JumpODE": (JumpODE(2, 3, marks=True, width=5, **FIXED), of_series, (series,)),
     }
     return {
