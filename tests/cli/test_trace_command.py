@@ -133,6 +133,7 @@ def test_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "sizes with commas between them" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_no_julia_is_needed(file: str) -> None:
     code = (
         f"import sys; from pynode import cli; assert cli.main(['trace', {file!r} + ':field', '--state', '2']) == 0; "

@@ -78,6 +78,7 @@ def test_compiled_model(engine: str, how: str, backend: str, caplog: pytest.LogC
         torch.compile(model, backend=backend, fullgraph=True)(torch.randn(6, 2))
 
 
+@pytest.mark.slow
 def test_compiled_models(engine: str, caplog: pytest.LogCaptureFixture) -> None:
     """What the models do around their solves."""
     nets: list[nn.Module] = [StackedNODE([Rate(), Rate()], engine=engine), FFJORD(2, engine=engine)]

@@ -30,7 +30,7 @@ class Work(TorchDispatchMode):
         return out
 
 
-CASES = [("dopri5", None), ("euler", 1.0), ("rk4", 1.0)]
+CASES = [("dopri5", None), ("euler", 1.0), pytest.param("rk4", 1.0, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize(("solver", "dt"), CASES)

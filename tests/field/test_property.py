@@ -229,6 +229,7 @@ def test_random_modules(drawn: tuple[Case, int, int]) -> None:
     assert check(case, another) is found
 
 
+@pytest.mark.slow
 @settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(cases(), st.integers(1, 2))
 def test_tangents_of_random_modules(drawn: tuple[Case, int, int], n: int) -> None:

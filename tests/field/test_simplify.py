@@ -96,6 +96,7 @@ def test_literal_zero_keeps_what_is_no_number() -> None:
     assert ops(graph)["log"] == 1
 
 
+@pytest.mark.slow
 def test_derivatives_of_derivatives() -> None:
     """A Lagrangian network: a Hessian and a Jacobian of a gradient, solved for the acceleration, and products of it."""
     graph = check(CASES["lagrangian"](), 3).graph

@@ -353,6 +353,7 @@ def test_anomaly_mode() -> None:
         assert torch.is_anomaly_enabled()
 
 
+@pytest.mark.slow
 def test_traces_leave_nothing_in_torchs_caches() -> None:
     """torch keeps what it learnt of fake tensors and symbolic sizes, and the source of each recording."""
     z0, t = (torch.ones(3, 2),), torch.tensor([0.0, 1.0])

@@ -86,6 +86,7 @@ def test_second_order_with_and_without_initial_velocity_from_the_input_network()
     torch.testing.assert_close(z, torch.cat([start + velocity, velocity], 1), atol=1e-7, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("engine")
 def test_learns_the_reflection():
     torch.manual_seed(0)

@@ -124,6 +124,7 @@ def test_stats_are_those_of_the_last_call():
     assert node.stats.nfe == 4
 
 
+@pytest.mark.slow
 @on_every_engine
 def test_training_fits_the_cubic():
     """A flow on the line can fit y = x³ + 0.1 x, which increases."""

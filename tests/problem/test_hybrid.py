@@ -258,7 +258,8 @@ class Oscillator(nn.Module):
         return self.omega * torch.stack([z[:, 1], -z[:, 0]], 1)
 
 
-@pytest.mark.parametrize("backwards", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("backwards", [False, True])
 def test_nth_occurrence_and_directions(engine: str, backwards: bool) -> None:
     """Rising and falling are meant along the solve: sin(-ωs) falls through each level where sin(ωs) rises."""
     field, z0 = Oscillator(), torch.tensor([[0.0, 1.0]], dtype=DOUBLE)

@@ -36,7 +36,12 @@ def exact(k: Tensor, t: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     ("solver", "span"),
-    [("dopri5", (0.0, 1.5)), ("bosh3", (2.0, 0.5)), ("rk4", (2.0, 0.5)), ("adaptive_heun", (0.0, 1.5))],
+    [
+        ("dopri5", (0.0, 1.5)),
+        ("bosh3", (2.0, 0.5)),
+        ("rk4", (2.0, 0.5)),
+        pytest.param("adaptive_heun", (0.0, 1.5), marks=pytest.mark.slow),
+    ],
 )
 def test_steps(engine: str, solver: str, span: tuple[float, float]) -> None:
     """As many as the solver counts, with the states and gradients of a solve that reports at these times."""

@@ -56,7 +56,10 @@ def a_cotangent(name):
 # -- the same field in each package --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [n if n in ("hires", "linear", "lotka_volterra") else pytest.param(n, marks=pytest.mark.slow) for n in NAMES],
+)
 def test_jax_has_the_same_field_and_derivative(name):
     jax = pytest.importorskip("jax", reason="JAX is not installed")
     z, cotangent = near(name), a_cotangent(name)

@@ -130,6 +130,7 @@ def test_a_reference_of_its_own_is_given_back_until_the_field_changes():
     assert reference(dataclasses.replace(known, reference=users)) is users
 
 
+@pytest.mark.slow
 def test_gradients_by_differences_are_those_of_the_matrix_exponential():
     keywords = {"z0": torch.tensor([[1.0, 0.5]]).double(), "t": torch.tensor([0.0, 0.04]).double()}
     of = dataclasses.replace(problem(((-50.0, 1.0), (1.0, -0.5)), stiff=True, loss=None), **keywords)
