@@ -9,8 +9,8 @@ from torch import Tensor
 
 from pynode.field._extended import ExtendedField
 from pynode.field._field import Field
-from pynode.field._normalised import Composed
 from pynode.field._tangents import products, tracked
+from pynode.nn._normalised import Composed
 
 __all__ = ["DirectionField"]
 

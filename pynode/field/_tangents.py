@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pynode.field._extended import ExtendedField
 from pynode.field._field import Field
-from pynode.field._normalised import Composed
+from pynode.nn._normalised import Composed
 
 __all__ = ["TangentField", "products", "tracked"]
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pynode.nn._mechanics import MechanicalField, gradient, halves
+from pynode.nn._normalised import Composed
 
 __all__ = ["LagrangianField"]
 
@@ -52,7 +53,8 @@ class LagrangianField(MechanicalField):
         batch, n = velocity.shape
         create = torch.is_grad_enabled()
         # Row i of the Hessian's lower half from copy i of the batch.
-        wide, _, slopes = gradient("lagrangian", self.lagrangian, z.repeat(n, 1), again=True)
+        with Composed():  # the Hessian has a derivative in a gradient, the third one of the Lagrangian
+            wide, _, slopes = gradient("lagrangian", self.lagrangian, z.repeat(n, 1), again=True)
         rows = torch.zeros(n * batch, 2 * n, dtype=z.dtype, device=z.device)
         if slopes.requires_grad:
             unit = torch.eye(n, dtype=z.dtype, device=z.device).unsqueeze(1).expand(n, batch, n).reshape(n * batch, n)

@@ -136,6 +136,14 @@ def test_separable_field_is_split():
     assert not HamiltonianField(quadratic).separable
 
 
+def test_a_lagrangian_with_a_layer_norm_has_the_right_gradient():
+    """It is a third derivative of the network, which PyTorch's own of `layer_norm` gets wrong."""
+    net = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.Tanh(), nn.Linear(6, 1)).double()
+    field = LagrangianField(lambda z: net(z).squeeze(1) + z[:, 2:].square().sum(1))
+    t = torch.zeros((), dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda z: field(t, z), states(2, 2).requires_grad_())
+
+
 def test_control_conditions_the_forcing():
     """q̈ = x from rest: q = x t² / 2."""
     x = torch.randn(4, 1, dtype=torch.float64)

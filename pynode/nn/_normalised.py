@@ -2,7 +2,8 @@
 
 PyTorch's second derivative of `layer_norm`, `batch_norm` and `instance_norm` takes the mean and the deviation for
 constants where it is differentiated in turn (as of 2.13): third derivatives in reverse are wrong, and nothing says so.
-The gradient of a product with a Jacobian is one, as that product is the derivative of another product in its cotangent.
+The gradient of a product with a Jacobian is one, as that product is the derivative of another product in its cotangent;
+so is that of a field with the Hessian of a Lagrangian.
 """
 
 from __future__ import annotations
