@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from dotenv import load_dotenv
 
 # Small tensors: a second thread costs more than it gives, and there is a process of tests for each core. Before torch
 # is imported, which reads it once, and for the processes that tests start.
@@ -26,10 +27,7 @@ _ENV_FILES = (
 )
 for _file in _ENV_FILES:
     if _file.is_file():  # before anything imports juliacall, which reads the environment when it is imported
-        for line in _file.read_text().splitlines():
-            key, separator, value = line.partition("=")
-            if separator and not key.lstrip().startswith("#"):
-                os.environ.setdefault(key.strip(), value.strip().strip("\"'"))
+        load_dotenv(_file)
         break
 
 ENGINES = ("torch", pytest.param("julia", marks=pytest.mark.julia))

@@ -88,6 +88,13 @@ def test_every_package_that_the_julia_sources_use_is_declared():
     assert set(JULIA["deps"]) - standard <= set(JULIA["compat"]), "every dependency needs a compat bound"
 
 
+def test_one_logger_is_pynodes():
+    """Others are only torch's, which are silenced."""
+    for path in (ROOT / "pynode").rglob("*.py"):
+        for name in re.findall(r"getLogger\((.*?)\)", path.read_text()):
+            assert name == '"pynode"' or name.startswith('f"torch.'), path
+
+
 def test_versions_agree():
     import pynode
 

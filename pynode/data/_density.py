@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -42,10 +43,18 @@ def density(name: str, n: int, *, generator: torch.Generator | None = None) -> T
 
 def _moons(n: int, generator: torch.Generator | None) -> Tensor:
     """Two half circles of radius 2 that interlock, with normal noise."""
-    angle = math.pi * torch.rand(n, generator=generator)
-    sign = torch.randint(0, 2, (n,), generator=generator) * 2.0 - 1
-    x = torch.stack([2 * angle.cos() * sign - sign, (2 * angle.sin() - 0.5) * sign], 1)
-    return x + 0.2 * torch.randn(n, 2, generator=generator)
+    curve = _moon_curves()
+    points = curve[torch.randint(len(curve), (n,), generator=generator)]
+    return points + 0.2 * torch.randn(n, 2, generator=generator)
+
+
+@functools.cache
+def _moon_curves() -> Tensor:
+    """The half circles as points, much closer than the noise is wide; `make_moons` itself draws no angles."""
+    from sklearn.datasets import make_moons
+
+    points, _ = make_moons(4096, shuffle=False)
+    return torch.as_tensor(2 * points - (1, 0.5), dtype=torch.float32)
 
 
 def _pinwheel(n: int, generator: torch.Generator | None) -> Tensor:
@@ -75,9 +84,11 @@ def _checkerboard(n: int, generator: torch.Generator | None) -> Tensor:
 
 def _swissroll(n: int, generator: torch.Generator | None) -> Tensor:
     """A spiral of one and a half turns, with normal noise."""
-    angle = 1.5 * math.pi * (1 + 2 * torch.rand(n, generator=generator))
-    x = torch.stack([angle * angle.cos(), angle * angle.sin()], 1)
-    return (x + torch.randn(n, 2, generator=generator)) / 5
+    from sklearn.datasets import make_swiss_roll
+
+    seed = int(torch.randint(2**31, (), generator=generator))
+    points, _ = make_swiss_roll(max(n, 1), noise=1.0, random_state=seed)
+    return torch.as_tensor(points[:n, [0, 2]] / 5, dtype=torch.float32)
 
 
 def _two_spirals(n: int, generator: torch.Generator | None) -> Tensor:

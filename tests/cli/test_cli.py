@@ -208,8 +208,16 @@ def test_julia_install_leaves_a_julia_of_ones_own_alone(capsys, monkeypatch):
 
 def test_table_aligns_words_left_and_numbers_right():
     assert table(("name", "n"), [("a", 1), ("bcd", 123)]).splitlines() == [
-        "name    n",
-        "----  ---",
-        "a       1",
-        "bcd   123",
+        "name      n",
+        "------  ---",
+        "a         1",
+        "bcd     123",
+    ]
+
+
+def test_table_shows_numbers_as_they_are_written():
+    rows = [("a", "1.0e-03", "-", "x"), ("  b", "2", "1,234", "")]
+    assert table(("name", "error", "bytes", "for"), rows).splitlines()[2:] == [
+        "a       1.0e-03        -  x",
+        "  b           2    1,234",
     ]

@@ -255,10 +255,27 @@ def test_densities_lie_where_they_should():
     for name in ("moons", "2spirals"):
         x = draw(name)
         assert x.mean(0).abs().max() < 0.05
+    x = draw("moons")
+    upper = torch.hypot(x[:, 0] + 1, x[:, 1] + 0.5) - 2, x[:, 1] > -0.5
+    lower = torch.hypot(x[:, 0] - 1, x[:, 1] - 0.5) - 2, x[:, 1] < 0.5
+    off = torch.minimum(*(torch.where(there, d.abs(), math.inf) for d, there in (upper, lower)))
+    ends = torch.tensor([[-3, -0.5], [1, -0.5], [3, 0.5], [-1, 0.5]])
+    off = torch.minimum(off, torch.cdist(x, ends).min(1).values)
+    assert off.mean().item() == pytest.approx(0.2 * math.sqrt(2 / math.pi), rel=0.03)  # half-normal, but at the ends
     x = draw("pinwheel")
     turned = torch.view_as_complex(x) * torch.polar(torch.tensor(1.0), torch.tensor(2 * math.pi / 5))
     some, other = x[:500], torch.view_as_real(turned)[500:]
     assert torch.cdist(some, other).min(1).values.mean() < 0.05  # a fifth of a turn changes nothing
+
+
+def test_single_samples_are_drawn_from_the_whole_density():
+    """Not from one end of it, as a set of n points would be that is laid out along the curve."""
+    generator = torch.Generator().manual_seed(0)
+    for name in NAMES:
+        x = torch.cat([data.density(name, 1, generator=generator) for _ in range(500)])
+        together = data.density(name, 20000, generator=generator)
+        assert (x.mean(0) - together.mean(0)).abs().max() < 0.4, name
+        assert (x.std(0) / together.std(0) - 1).abs().max() < 0.2, name
 
 
 def test_density_refuses_other_names_and_counts():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -309,3 +310,20 @@ def test_packages_are_compiled_whoever_handles_the_ends_of_processes(tmp_path: P
     command = [sys.executable, "-c", CHILDREN, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
     assert done.stdout.splitlines()[-1:] == ["42 1"], done.stderr
+
+
+LOGS = """
+import logging, torch, pynode
+logging.basicConfig(format="%(name)s %(levelname)s %(message)s")
+logging.getLogger("pynode").setLevel(logging.INFO)
+for k in range(2):
+    pynode.solve(lambda t, z: -z, torch.ones(1, 1), [0.0, 1.0], engine="julia")
+"""
+
+
+@pytest.mark.julia
+def test_the_log_tells_of_julias_start_and_of_new_kernels() -> None:
+    done = subprocess.run([sys.executable, "-c", LOGS], capture_output=True, text=True, timeout=500, check=True)
+    started, kernel = (line for line in done.stderr.splitlines() if line.startswith("pynode INFO "))
+    assert re.fullmatch(r"pynode INFO Julia 1\.\d+\.\d+ started in \d+\.\d s, threads: \d+", started)
+    assert kernel.startswith("pynode INFO julia has a new kernel")

@@ -14,10 +14,12 @@ import ctypes
 import functools
 import importlib.metadata
 import importlib.util
+import logging
 import os
 import shutil
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,6 +44,8 @@ __all__ = [
     "open_cuda",
     "start",
 ]
+
+logger = logging.getLogger("pynode")
 
 PYNODE_UUID = "6f1c7d0e-53f0-4a7b-9d6e-0c7c4f5a8b21"
 
@@ -220,6 +224,7 @@ def _started() -> Any:
     if not state.ok:
         raise EngineUnavailable(f"the julia engine is not available here: {state.why}. {state.fix}")
     _set_defaults()
+    began = time.perf_counter()
     with _threads_of_torch():
         juliacall = _import_juliacall()
     try:
@@ -245,6 +250,8 @@ def _started() -> Any:
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_note_fork)
     _runs = True
+    threads, seconds = juliacall.Main.seval("Threads.nthreads()"), time.perf_counter() - began
+    logger.info("Julia %s started in %.1f s, threads: %d", juliacall.Main.VERSION, seconds, threads)
     return module
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -20,6 +21,9 @@ from pynode.field._trace import Trace
 from pynode.weak import Departure
 
 __all__ = ["Kept", "Lowered", "Session"]
+
+
+logger = logging.getLogger("pynode")
 
 
 class Lowered(Protocol):
@@ -97,6 +101,7 @@ class Session:
             self.start()
             text = json.dumps(trace.graph.to_dict())
             self._kernels[key] = self.module.register(trace.graph.key, str(dtype).removeprefix("torch."), text)
+            logger.info("julia has a new kernel, which it compiles when it is called first: %.8s", trace.graph.key)
         return self._kernels[key]
 
     def register_callback(self, dtype: torch.dtype, address: int, length: int) -> int:
