@@ -2,6 +2,8 @@
 
 import html
 
+from tabulate import tabulate
+
 import pynode
 
 MARK = "<!-- solvers -->"
@@ -19,7 +21,7 @@ HEADER = (
 
 def solvers_table() -> str:
     """Every solver that pynode knows, as a table in Markdown."""
-    rows = [HEADER, ("---",) * len(HEADER)]
+    rows = []
     for s in pynode.solvers():
         step, stiff = (
             "adaptive" if s.adaptive else "fixed",
@@ -39,7 +41,7 @@ def solvers_table() -> str:
                 *named[1:],
             )
         )
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return tabulate(rows, HEADER, tablefmt="pipe", disable_numparse=True)
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
