@@ -22,7 +22,7 @@ using Random: AbstractRNG, Xoshiro
 using RuntimeGeneratedFunctions: RuntimeGeneratedFunctions, @RuntimeGeneratedFunction
 using SciMLBase: AbstractODEFunction, AbstractODEProblem, FullSpecialize, NullParameters, ODEFunction, ODEProblem,
     ReturnCode, init, isinplace, reinit!, set_proposed_dt!, solve!, step!, successful_retcode, unwrapped_f
-using SpecialFunctions: digamma, polygamma, erf, erfc, erfinv, logabsgamma
+using SpecialFunctions: besselix, digamma, erf, erfc, erfcinv, erfcx, erfinv, gamma_inc, logabsgamma, polygamma
 
 RuntimeGeneratedFunctions.init(@__MODULE__)
 

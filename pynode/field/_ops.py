@@ -29,6 +29,8 @@ def _as_tensor(a: Any, like: Any) -> Tensor:
 
 POINTWISE["maximum"] = lambda a, b: torch.maximum(_as_tensor(a, b), _as_tensor(b, a))
 POINTWISE["polygamma"] = lambda n, x: torch.polygamma(int(n), x)
+POINTWISE |= {"i0": torch.i0, "igamma": torch.igamma, "igammac": torch.igammac}
+POINTWISE |= {f"special_{name}": getattr(torch.special, name) for name in ("i0e", "i1", "i1e", "erfcx", "ndtri")}
 POINTWISE["minimum"] = lambda a, b: torch.minimum(_as_tensor(a, b), _as_tensor(b, a))
 
 

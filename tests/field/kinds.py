@@ -195,6 +195,19 @@ def embedding_of_constants() -> Case:
     return Case(lambda t, z: z * table(labels), (3, 3))
 
 
+@case
+def bessel_and_gamma_functions() -> Case:
+    """The modified functions of Bessel, incomplete ones of gamma, and what quantiles are made of."""
+
+    def f(t: Tensor, z: Tensor) -> Tensor:
+        bessel = torch.i0(z) + torch.special.i1(z) - torch.special.i0e(3 * z) * torch.special.i1e(z)
+        quantile = torch.special.ndtri(torch.sigmoid(z)) + torch.special.erfcx(z)
+        shape = 1.5 + torch.arange(3, dtype=z.dtype)
+        return bessel + quantile + torch.special.gammainc(shape, z**2) - torch.special.gammaincc(shape, z.exp())
+
+    return Case(f, (3,), allocates=True)  # within the library of Bessel's functions
+
+
 class Labelled(Case):
     """A case whose conditioning tensors are a label and a truth value for each sample."""
 

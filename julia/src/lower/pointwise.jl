@@ -19,6 +19,16 @@ safe_erfinv(x) = abs(x) > 1 ? nan(x) : erfinv(x)
 safe_loggamma(x) = first(logabsgamma(x))
 polygamma_of(n, x) = polygamma(Int(n), x)
 safe_atanh(x) = abs(x) > 1 ? nan(x) : atanh(x)
+"`exp(-|x|) I_n(x)`, of Bessel's modified function; further out than AMOS goes it is its limit."
+bessel_scaled(n, x) = isnan(x) ? x : abs(x) < 1e9 ? oftype(x, besselix(n, x)) : copysign(inv(sqrt(oftype(x, 2π) * abs(x))), isodd(n) ? x : one(x))
+bessel_i0e(x) = bessel_scaled(0, x)
+bessel_i1e(x) = bessel_scaled(1, x)
+bessel_i0(x) = exp(abs(x)) * bessel_scaled(0, x)
+bessel_i1(x) = exp(abs(x)) * bessel_scaled(1, x)
+safe_ndtri(x) = 0 <= x <= 1 ? -sqrt(oftype(x, 2)) * erfcinv(2x) : nan(x)
+lower_gamma(a, x) = a > 0 && x >= 0 ? first(incomplete_gamma(a, x)) : nan(x)
+upper_gamma(a, x) = a > 0 && x >= 0 ? last(incomplete_gamma(a, x)) : nan(x)
+incomplete_gamma(a, x) = isinf(x) ? (one(x), zero(x)) : oftype.(x, gamma_inc(a, x))
 safe_pow(x, y) = (x < 0 && !isinteger(y)) ? nan(x) : x^y
 square(x) = x * x
 "The logarithm of a sum of exponentials; equal infinities have no difference."
@@ -63,6 +73,14 @@ const POINTWISE = Dict{Symbol,Any}(
     :lgamma => :safe_loggamma,
     :digamma => :digamma,
     :polygamma => :polygamma_of,
+    :i0 => :bessel_i0,
+    :special_i0e => :bessel_i0e,
+    :special_i1 => :bessel_i1,
+    :special_i1e => :bessel_i1e,
+    :special_erfcx => :erfcx,
+    :special_ndtri => :safe_ndtri,
+    :igamma => :lower_gamma,
+    :igammac => :upper_gamma,
     :sigmoid => :sigmoid,
     :relu => :relu,
     :sign => :sign,
