@@ -25,6 +25,8 @@ from pynode.errors import StudyError as StudyError
 from pynode.errors import TraceError as TraceError
 from pynode.julia_field import JuliaField as JuliaField
 from pynode.julia_field import trust_julia_code as trust_julia_code
+from pynode.prepared import Prepared as Prepared
+from pynode.prepared import prepare as prepare
 from pynode.problem.event import At as At
 from pynode.problem.event import Event as Event
 from pynode.problem.event_log import EventLog as EventLog
@@ -56,6 +58,7 @@ __all__ = [
     "Interpolating",
     "JuliaField",
     "NotComparable",
+    "Prepared",
     "Progress",
     "PyNODEError",
     "PyNODEWarning",
@@ -76,6 +79,7 @@ __all__ = [
     "models",
     "nn",
     "plot",
+    "prepare",
     "solve",
     "solvers",
     "trust_julia_code",

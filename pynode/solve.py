@@ -13,10 +13,9 @@ from torch import Tensor
 
 from pynode.control import Control
 from pynode.derivatives import Again, Failed, Run, differentiable
-from pynode.engine.choose import choose, named_engine
 from pynode.engine.protocol import PerSample, Problem, Retcode, Stats, Watched
 from pynode.engine.recorded import record
-from pynode.errors import EngineUnavailable, InputError, SolveError
+from pynode.errors import EngineUnavailable, SolveError
 from pynode.field import Field
 from pynode.field._kept import check_no_cache
 from pynode.field._outside import is_recording, outside_of_compile
@@ -26,12 +25,9 @@ from pynode.problem.controlled import check_control, reads_control, with_jumps
 from pynode.problem.course import solve_course
 from pynode.problem.crossing import event_reads_time
 from pynode.problem.event import At, Event, Events, events_of
-from pynode.problem.independent import at_last_times, check_batching, check_unmixed, per_sample_times
+from pynode.problem.independent import at_last_times, check_unmixed, per_sample_times
 from pynode.problem.inputs import (
     check_args,
-    check_count,
-    check_lowering,
-    check_number,
     check_state,
     check_times,
 )
@@ -39,17 +35,18 @@ from pynode.problem.precision import autocast_dtype, in_full_precision, without_
 from pynode.problem.progress import Progress, ended, shown
 from pynode.problem.resolution import check_recorded, check_resolution
 from pynode.problem.saving import check_save, times_of_steps
+from pynode.problem.settings import Settings, check_settings
 from pynode.problem.solved_field import solved_field
 from pynode.problem.state import State, state_of, with_args
 from pynode.problem.stops import check_continuous, check_stops, find_stops
-from pynode.problem.tolerances import check_step_control, check_tolerance, check_unchosen, first_step, step_choice
+from pynode.problem.tolerances import check_unchosen, first_step, step_choice
 from pynode.problem.watch import NO_TRANSFORMS
 from pynode.sensitivity import Sensitivity
 from pynode.solution import Solution, at_given_times, dtype_of_found_times, in_dtype_of, in_form, saved_of
 from pynode.step_control import StepControl
 from pynode.torch_state import leaves_thread_state
 
-__all__ = ["solve"]
+__all__ = ["solution_of", "solve"]
 
 _ATTEMPTS = 100  # tensors that may be met one after the other in the course of a solve
 
@@ -170,45 +167,64 @@ def solve(
         EngineUnavailable: the engine is not there, or lacks what is asked for.
         SolveError: the integration did not reach the last time.
     """
-    form = state_of(z0)
-    state = form.tensors(z0)
-    given_args, events = check_args(args), events_of(event)
-    if control is not None:
-        check_control(control, field, state[0], t)
-        tstops = with_jumps(tstops, control, state[0], t)
-        field = reads_control(field, control.form, len(given_args))
-        running_cost = reads_control(running_cost, control.form)
-        if events is not None:
-            events = events.of(functools.partial(reads_control, form=control.form))
-        given_args = (*control.tensors, *given_args)
-    form, given = with_args(form, given_args)
-    options: dict[str, Any] = {
+    asked = {
         "solver": solver,
         "rtol": rtol,
         "atol": atol,
-        "dt": first_step(dt, step_control),
+        "dt": dt,
         "step_control": step_control,
         "sensitivity": sensitivity,
         "running_cost": running_cost,
-        "events": events,
+        "event": event,
         "batching": batching,
         "tstops": tstops,
+        "control": control,
         "lowering": lowering,
         "max_steps": max_steps,
         "max_events": max_events,
         "engine": engine,
+        "save": save,
         "dense": dense,
+        "progress": progress,
         "throw": throw,
     }
+    return solution_of(field, z0, t, args, asked)
+
+
+def solution_of(
+    field: Callable[..., Any],
+    z0: Any,
+    t: Tensor | Sequence[float],
+    args: Sequence[Tensor],
+    asked: Mapping[str, Any],
+    settings: Settings | None = None,
+) -> Solution:
+    """`solve`, with its other keywords in `asked`; `settings` is what has been looked at before."""
+    form = state_of(z0)
+    state = form.tensors(z0)
+    options = dict(asked)
+    control, save, progress = options.pop("control"), options.pop("save"), options.pop("progress")
+    given_args, events = check_args(args), events_of(options.pop("event"))
+    if control is not None:
+        check_control(control, field, state[0], t)
+        options["tstops"] = with_jumps(options["tstops"], control, state[0], t)
+        field = reads_control(field, control.form, len(given_args))
+        options["running_cost"] = reads_control(options["running_cost"], control.form)
+        if events is not None:
+            events = events.of(functools.partial(reads_control, form=control.form))
+        given_args = (*control.tensors, *given_args)
+    form, given = with_args(form, given_args)
+    options |= {"events": events, "dt": first_step(options["dt"], options["step_control"]), "settings": settings}
     if progress is False and save == "times":
         solution = _known(functools.partial(_in_context, form, field, state, t, given, options))
     else:
-        times = functools.partial(_known_times, t, state[0], batching)
-        check_save(save, batching != "joint" or (isinstance(t, Tensor) and t.dim() == 2))
+        times = functools.partial(_known_times, t, state[0], options["batching"])
+        check_save(save, options["batching"] != "joint" or (isinstance(t, Tensor) and t.dim() == 2))
         with shown(progress, times) as watched:
             if save == "steps":
                 first = functools.partial(_in_context, form, field, state, t, given)
                 t = times_of_steps(lambda w: _known(lambda: first({**options, "watched": w})), times())
+                options["settings"] = None  # which are those of the times that were given
             options["watched"] = watched
             solution = _known(functools.partial(_in_context, form, field, state, t, given, options))
             if watched is not None:
@@ -279,31 +295,34 @@ def _solve(
     throw: bool,
     watched: Watched | None = None,
     on_field: Field | None = None,
+    settings: Settings | None = None,
 ) -> Solution:
     """`solve`, of the tensors that are solved; the solution's states are these, a tuple if `form.is_tuple`.
 
     Or the solve of one piece of it, where the field is `on_field`, and nothing happens in between.
     """
     state = check_state(form, state)
-    given, numbers = check_times(t, state[0])
-    times = given.double()
-    independent = batching != "joint" or times.dim() == 2
-    if independent:
-        check_batching(batching)
-        times = per_sample_times(times, state[0])
-    rtol, atol = (check_tolerance(name, x, form, state) for name, x in (("rtol", rtol), ("atol", atol)))
-    dt = None if dt is None else check_number("dt", dt)
-    max_steps, max_events = check_count("max_steps", max_steps), check_count("max_events", max_events)
-    check_lowering(lowering)
-    recording = is_recording()
-    if recording and named_engine(engine) == "auto":
-        engine = "torch"
-    chosen, info, how = choose(engine, solver, sensitivity)
-    step_control = check_step_control(step_control, info)
-    if dt is None and not info.adaptive:
-        raise InputError(
-            f"the fixed-step solver {info.name!r} needs its step: pass dt=…, or use an adaptive solver, e.g. 'auto'"
+    if settings is None:
+        settings = check_settings(
+            form,
+            state,
+            t,
+            solver=solver,
+            rtol=rtol,
+            atol=atol,
+            dt=dt,
+            step_control=step_control,
+            sensitivity=sensitivity,
+            batching=batching,
+            lowering=lowering,
+            max_steps=max_steps,
+            max_events=max_events,
+            engine=engine,
         )
+    given, times, independent = settings.given, settings.times, settings.independent
+    rtol, atol, dt, step_control = settings.rtol, settings.atol, settings.dt, settings.step_control
+    chosen, info, how = settings.engine, settings.solver, settings.sensitivity
+    recording = is_recording()
     given_state = state
     is_tuple = form.is_tuple or running_cost is not None
     if running_cost is not None:
@@ -403,7 +422,7 @@ def _solve(
                 again, chosen, whole, form, given_state, times, args, stops, events, max_steps, max_events
             )
             reads = None if observed is None else functools.partial(event_reads_time, observed, form, problem)
-            check_resolution(problem, numbers, solution.stats, reads)
+            check_resolution(problem, settings.numbers, solution.stats, reads)
             if throw and solution.retcode is not Retcode.SUCCESS:
                 raise _failure(
                     field,
@@ -429,7 +448,7 @@ def _solve(
         pass  # the run tells of it
     done, failed_at = run.integration, None
     if on_field is None:
-        check_resolution(problem, numbers, done.stats, None)
+        check_resolution(problem, settings.numbers, done.stats, None)
     if done.retcode is not Retcode.SUCCESS:
         assert done.z_end is not None
         each = done.stats.per_sample

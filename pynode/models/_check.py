@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,12 +16,21 @@ from pynode.engine.choose import named_engine
 from pynode.engine.solvers import find_solver, resolve_solver
 from pynode.errors import InputError, TraceError, unknown_name
 from pynode.field._mismatch import mismatch_explained
-from pynode.field._outside import outside_of_compile
-from pynode.problem.inputs import check_lowering, check_number
+from pynode.field._outside import is_recording, outside_of_compile
+from pynode.field._transforms import is_active
+from pynode.problem.inputs import as_times, check_lowering, check_number
 from pynode.sensitivity import find_sensitivity
 from pynode.solve import solve
 
-__all__ = ["check_batch_norm", "check_callables", "check_depth", "check_solver_keywords", "depths_like", "through"]
+__all__ = [
+    "check_batch_norm",
+    "check_callables",
+    "check_depth",
+    "check_solver_keywords",
+    "depths_like",
+    "ends_like",
+    "through",
+]
 
 _HELD = 1e-3  # A dtype holds depths if it moves none by more than this part of the distance between them.
 _NOT_FOR_MODELS = {"args", "running_cost", "dense", "event"}  # the model's own business
@@ -89,6 +99,22 @@ def depths_like(depths: Sequence[float], t: Tensor) -> Tensor:
             "torch.float64"
         )
     return found
+
+
+@outside_of_compile
+def ends_like(t: tuple[float, float], like: Tensor) -> Tensor:
+    """A model's first and last depth, as `as_times` makes them; calls share the tensor, which nobody changes."""
+    plain = type(t) is tuple and all(type(x) is float for x in t)  # rather than what someone has put in its place
+    if not plain or is_active() or is_recording() or torch._C._len_torch_dispatch_stack():
+        return as_times("t", t, like)
+    return _ends(t, repr(t), like.dtype, like.device)
+
+
+@functools.lru_cache(maxsize=64)
+def _ends(t: tuple[float, float], _: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+    # The text tells apart what compares as equal, 0.0 and -0.0 for one.
+    with torch.inference_mode(False):
+        return as_times("t", t, torch.empty(0, dtype=dtype, device=device))
 
 
 def check_callables(field: Any, **networks: Any) -> None:

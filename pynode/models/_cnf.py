@@ -12,7 +12,14 @@ from torch import Tensor
 from pynode.engine.protocol import Stats
 from pynode.errors import InputError, unknown_name
 from pynode.field._derived import derived_field
-from pynode.models._check import check_batch_norm, check_callables, check_depth, check_solver_keywords, depths_like
+from pynode.models._check import (
+    check_batch_norm,
+    check_callables,
+    check_depth,
+    check_solver_keywords,
+    depths_like,
+    ends_like,
+)
 from pynode.models._dynamics import density_dynamics
 from pynode.models._flow import Base, Flow, Mapped
 from pynode.problem.inputs import as_times
@@ -94,7 +101,7 @@ class CNF(Flow):
 
     def _map(self, x: Tensor, context: Tensor | None, reverse: bool, density: bool, trace: str | None = None) -> Mapped:
         self.regularisation = {}
-        ends = as_times("t", self.t[::-1] if reverse else self.t, x)
+        ends = ends_like(self.t[::-1] if reverse else self.t, x)
         if not density:
             return self._solve(x, ends, context).z[-1], None, {}
         trace = trace or self.trace

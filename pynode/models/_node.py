@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pynode.engine.protocol import Stats
 from pynode.errors import InputError
-from pynode.models._check import check_callables, check_depth, check_solver_keywords, depths_like, through
+from pynode.models._check import check_callables, check_depth, check_solver_keywords, depths_like, ends_like, through
 from pynode.nn import HigherOrder
 from pynode.nn._basis import bind_bases
 from pynode.problem.inputs import as_times
@@ -98,7 +98,7 @@ class NODE(nn.Module):
             h_y(z(S)), `(batch, …)`.
         """
         z0 = self._initial_state(x)
-        ends = as_times("t", self.t, z0)
+        ends = ends_like(self.t, z0)
         return self._output(self._solve(z0, ends, self._arguments(x, z0))[-1])
 
     def trajectory(self, x: Tensor, t: Tensor) -> Tensor:

@@ -1,0 +1,171 @@
+"""A prepared solve is `solve`: the same numbers, bit for bit, whatever has changed in between."""
+
+import pytest
+import torch
+from torch import nn
+
+from pynode import At, Event, prepare, solve
+from pynode.control import PiecewiseConstant
+from pynode.errors import InputError
+
+T = torch.linspace(0, 1, 5)
+
+
+class Field(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 2))
+        self.factor = 1.0
+
+    def forward(self, t, z):
+        return self.factor * self.layers(z) * (1 + t)
+
+
+def both(prepared, field, z0, t=T, args=(), **keywords):
+    """The solutions of both and their gradients; equal."""
+    found = []
+    for call in (lambda: prepared(z0, args=args), lambda: solve(field, z0, t, args=args, **keywords)):
+        solution = call()
+        grads = torch.autograd.grad(solution.z.square().sum(), [p for p in field.parameters() if p.requires_grad])
+        found.append((solution.z, *grads, solution.t))
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+    return found[0][0]
+
+
+def test_trained_between_calls(engine):
+    field, z0 = Field(), torch.randn(3, 2)
+    prepared = prepare(field, like=(z0, T), rtol=1e-5, engine=engine)
+    optimizer = torch.optim.SGD(field.parameters(), lr=0.01)
+    seen = []
+    for _ in range(3):
+        seen.append(both(prepared, field, torch.randn(3, 2), rtol=1e-5, engine=engine))
+        prepared(z0).z.square().sum().backward()
+        optimizer.step()
+    assert not torch.equal(prepared(z0).z, prepare(Field(), like=(z0, T), rtol=1e-5, engine=engine)(z0).z)
+
+
+def test_what_a_field_reads_is_looked_at_in_each_call(engine):
+    field, z0 = Field(), torch.randn(3, 2)
+    prepared = prepare(field, like=(z0, T), engine=engine)
+    first = both(prepared, field, z0, engine=engine)
+    field.factor = 2.0  # an attribute, part of the trace
+    second = both(prepared, field, z0, engine=engine)
+    field.layers[0] = nn.Linear(2, 4)  # another layer
+    third = both(prepared, field, z0, engine=engine)
+    field.layers[2].bias.requires_grad_(False)
+    both(prepared, field, z0, engine=engine)
+    with torch.no_grad():
+        field.layers[2].bias += 1
+    fourth = both(prepared, field, z0, engine=engine)
+    for a, b in ((first, second), (second, third), (third, fourth)):
+        assert not torch.allclose(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("batching", ["joint", "independent"])
+def test_times_and_tolerances_are_taken_as_they_are(engine, dtype, batching):
+    field, z0 = Field().to(dtype), torch.randn(3, 2, dtype=dtype)
+    t, rtol = T.to(dtype, copy=True), torch.tensor([1e-3, 1e-5])
+    keywords = {"engine": engine, "batching": batching}
+    expected = solve(field, z0, t.clone(), rtol=1e-4, **keywords)
+    prepared = prepare(field, like=(z0, t), rtol=1e-4, **keywords)
+    by_component = None
+    if batching == "joint" and dtype == torch.float32:
+        by_component = prepare(field, like=(z0, T), rtol=rtol, engine=engine)
+    before = None if by_component is None else by_component(z0).z
+    t += 1
+    rtol *= 1e3
+    first = prepared(z0)
+    first.t.add_(5)  # a solution's times are its own to change
+    again = prepared(z0)
+    assert torch.equal(first.z, expected.z)
+    assert torch.equal(again.z, expected.z)
+    assert torch.equal(again.t, expected.t)
+    if by_component is not None:
+        assert torch.equal(by_component(z0).z, before)
+
+
+def test_everything_else_that_solve_takes(engine):
+    z0, a = torch.tensor([[1.0, 0.5]]), torch.tensor([[2.0, 1.0]], requires_grad=True)
+    path = PiecewiseConstant(torch.tensor([0.0, 0.4, 1.0]), torch.tensor([[[1.0], [2.0], [3.0]]]))
+    cases = [
+        (lambda t, z, a: -a * z, (a,), {"running_cost": lambda t, z, a: z.sum(1)}),
+        (lambda t, z: -z, (), {"event": [At(torch.tensor([0.3]), lambda t, z: z + 1)]}),
+        (lambda t, z: -z, (), {"event": Event(lambda t, z: z[0, 0] - 0.7)}),
+        (lambda t, z, x: -z * x(t), (), {"control": path}),
+        (lambda t, z: -z, (), {"save": lambda t, z: z.sum(1)}),
+        (lambda t, z: -z, (), {"save": "steps"}),
+        (lambda t, z: torch.where(t >= 0.35, -z, z), (), {}),
+        (lambda t, z: -z, (), {"solver": "rk4", "dt": 0.1, "sensitivity": "discrete"}),
+    ]
+    for field, args, keywords in cases:
+        prepared = prepare(field, like=(z0, T), engine=engine, **keywords)
+        for _ in range(2):
+            found, expected = prepared(z0, args=args), solve(field, z0, T, args=args, engine=engine, **keywords)
+            for name in ("t", "z", "running_cost", "event_t", "event_z"):
+                x, y = getattr(found, name), getattr(expected, name)
+                assert (x is None) == (y is None)
+                if x is None:
+                    continue
+                torch.testing.assert_close(x, y, rtol=0, atol=0, equal_nan=True, msg=f"{name} of {keywords}")
+        if args:
+            one, two = (torch.autograd.grad(s.running_cost.sum(), a)[0] for s in (found, expected))
+            assert torch.equal(one, two)
+
+
+def test_states_of_another_form(engine):
+    z0 = {"x": torch.ones(2, 3), "y": torch.ones(2, dtype=torch.float32)}
+
+    def field(t, z):
+        return {"x": -z["x"], "y": z["y"]}
+
+    prepared = prepare(field, like=(z0, T), engine=engine)
+    assert torch.equal(prepared(z0).z["y"], solve(field, z0, T, engine=engine).z["y"])
+    with pytest.raises(InputError, match=r"like the state that the solve was prepared for.* got a Tensor of \(2, 3\)"):
+        prepared(z0["x"])
+
+
+def test_another_batch_size(engine):
+    field = Field()
+    prepared = prepare(field, like=(torch.randn(3, 2), T), engine=engine)
+    both(prepared, field, torch.randn(7, 2), engine=engine)
+    alone = prepare(field, like=(torch.randn(3, 2), T), engine=engine, batching="independent")
+    with pytest.raises(InputError, match=r"prepared for, \(3, 2\) of torch.float32 on cpu, got \(7, 2\)"):
+        alone(torch.randn(7, 2))
+
+
+def test_what_is_refused(engine):
+    field, z0 = Field(), torch.randn(3, 2)
+    prepared = prepare(field, like=(z0, T), engine=engine)
+    for wrong in (torch.randn(3, 3), torch.randn(3, 2, dtype=torch.float64), [1.0], torch.randn(3, 2, 1)):
+        with pytest.raises((InputError, TypeError)):
+            prepared(wrong)
+    with pytest.raises(InputError, match="without a gradient"):
+        prepare(field, like=(z0, T.clone().requires_grad_()), engine=engine)
+    with pytest.raises(InputError, match="rtoll"):
+        prepare(field, like=(z0, T), rtoll=1e-3, engine=engine)
+    with pytest.raises(InputError, match=r"like must be a pair of a state and the times, \(z0, t\), got Tensor"):
+        prepare(field, like=z0, engine=engine)
+    with pytest.raises(InputError, match="rtol must be positive"):
+        prepare(field, like=(z0, T), rtol=-1.0, engine=engine)
+    with pytest.raises(InputError, match="z0 must be finite"):
+        prepared(torch.full((3, 2), torch.nan))
+
+
+def test_within_inference_mode_and_without_gradients(engine):
+    field, z0 = Field(), torch.randn(3, 2)
+    with torch.inference_mode():
+        prepared = prepare(field, like=(z0.clone(), T.clone()), engine=engine)
+        inside = prepared(z0.clone()).z
+    assert torch.equal(both(prepared, field, z0, engine=engine), inside)
+
+
+def test_transforms(engine):
+    field, z0 = Field(), torch.randn(3, 2)
+    prepared = prepare(field, like=(z0, T), engine=engine, solver="rk4", dt=0.25)
+    found = torch.func.vjp(lambda z: prepared(z).z[-1], z0)[1](torch.ones(3, 2))[0]
+    expected = torch.func.vjp(lambda z: solve(field, z, T, engine=engine, solver="rk4", dt=0.25).z[-1], z0)[1](
+        torch.ones(3, 2)
+    )[0]
+    assert torch.equal(found, expected)
