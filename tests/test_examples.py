@@ -82,6 +82,18 @@ def test_lynx_hare(tmp_path):
 
 
 @pytest.mark.slow
+def test_missing_observations(tmp_path):
+    pytest.importorskip("aeon", reason="the extra data is not installed")
+    options = ("--sets", "basic_motions", "--rates", "0.5", "--seeds", "1", "--steps", "60")
+    results, stdout = run("missing_observations", tmp_path, *options)
+    accuracy = results["basic_motions"]["0.5"]["accuracy"]
+    assert set(accuracy) == {"neural CDE", "ODE-RNN", "GRU-D"}
+    assert all(value > 0.5 for (value,) in accuracy.values()), accuracy  # four classes
+    assert "50%" in stdout
+    assert_figures(tmp_path, "accuracy.png")
+
+
+@pytest.mark.slow
 def test_odenet(tmp_path):
     results, stdout = run("odenet", tmp_path, "--epochs", "6")
     resnet, rk, ode = (results["networks"][name] for name in ("ResNet", "RK-Net", "ODE-Net"))
