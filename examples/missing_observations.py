@@ -5,7 +5,14 @@ of 100 times here, 4 activities, 40 + 40 series) and JapaneseVowels (12 cepstral
 9 speakers, 270 + 370 series). A share of the observations of each series, whole times, is left out, of training and
 test alike. The neural CDE takes a path through what is left, with the time as a channel; the state of the ODE-RNN
 follows an ODE in between and jumps at each; GRU-D (Che et al., Scientific Reports 2018) lets its state decay. All three
-train on the same batches with Adam for equally many steps.
+train on the same batches with Adam for equally many steps, few of them: of the three the neural CDE is the slowest to
+learn from them. Accuracy on BasicMotions after 80 steps, mean and standard deviation of three seeds, julia engine:
+
+    left out  neural CDE     ODE-RNN        GRU-D
+          0%  0.808 ± 0.059  0.942 ± 0.042  0.975 ± 0.000
+         30%  0.658 ± 0.077  0.942 ± 0.031  0.908 ± 0.031
+         50%  0.450 ± 0.054  0.808 ± 0.051  0.867 ± 0.066
+         70%  0.408 ± 0.062  0.700 ± 0.106  0.783 ± 0.024
 
     pip install "pynode-sciml[data]"
     python examples/missing_observations.py
@@ -145,7 +152,7 @@ def figures(results):
     return {"accuracy.png": plot.lines(panels, xlabel="share of observations left out")}
 
 
-def run(out, engine="auto", seed=0, seeds=3, steps=100, rates=(0.0, 0.3, 0.5, 0.7), names=tuple(STATE)):
+def run(out, engine="auto", seed=0, seeds=3, steps=80, rates=(0.0, 0.3, 0.5, 0.7), names=tuple(STATE)):
     torch.set_num_threads(1)  # batches of some tens of series are too small to share between threads
     results = {}
     for name in names:
@@ -175,7 +182,7 @@ if __name__ == "__main__":
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=3, help="how many")
-    parser.add_argument("--steps", type=int, default=100, help="of the optimizer")
+    parser.add_argument("--steps", type=int, default=80, help="of the optimizer")
     parser.add_argument("--rates", type=float, nargs="+", default=[0.0, 0.3, 0.5, 0.7], help="shares that are left out")
     parser.add_argument("--sets", nargs="+", default=list(STATE), choices=list(STATE))
     given = parser.parse_args()

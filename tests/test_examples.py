@@ -88,7 +88,8 @@ def test_missing_observations(tmp_path):
     results, stdout = run("missing_observations", tmp_path, *options)
     accuracy = results["basic_motions"]["0.5"]["accuracy"]
     assert set(accuracy) == {"neural CDE", "ODE-RNN", "GRU-D"}
-    assert all(value > 0.5 for (value,) in accuracy.values()), accuracy  # four classes
+    assert all(value > 0.3 for (value,) in accuracy.values()), accuracy  # four classes
+    assert accuracy["ODE-RNN"][0] > 0.6
     assert "50%" in stdout
     assert_figures(tmp_path, "accuracy.png")
 
