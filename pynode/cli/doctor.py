@@ -11,8 +11,6 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from juliapkg.state import STATE
-
 import pynode
 from pynode.cli import threads
 from pynode.engine import Availability, engines
@@ -28,6 +26,7 @@ _VARIABLES = (
     "PYNODE_ENV_FILE",
     "PYTHON_JULIACALL_EXE",
     "PYTHON_JULIACALL_PROJECT",
+    "PYTHON_JULIACALL_SYSIMAGE",
     "PYTHON_JULIACALL_THREADS",
     "OMP_NUM_THREADS",
 )
@@ -139,7 +138,7 @@ def _start() -> str:
 
 def _julia() -> dict[str, str]:
     """Where Julia, its project and depot are, and the versions of the packages; starts no Julia."""
-    executable, project = _located()
+    executable, project = environment.executable(), environment.project_folder()
     found = {"sources of PyNODE": str(julia_runtime.julia_folder()), "executable": executable or "none found"}
     if executable and shutil.which(executable):
         done = subprocess.run([executable, "--version"], capture_output=True, text=True, check=False)
@@ -150,12 +149,3 @@ def _julia() -> dict[str, str]:
     missing = made.broken or ("not in the project" if made.packages else "not installed")
     names = ("PyNODE", "PythonCall", "SciMLBase", *EXTRAS, *CUDA)
     return found | {name: made.versions.get(name, missing) for name in names}
-
-
-def _located() -> tuple[str, Path]:
-    """Julia's executable, if any, and its project: those of the environment, or those that juliapkg made."""
-    executable = os.environ.get("PYTHON_JULIACALL_EXE")
-    meta = Path(STATE["meta"])
-    if not executable and meta.is_file():
-        executable = json.loads(meta.read_text()).get("executable")
-    return executable or shutil.which("julia") or "", environment.project_folder()

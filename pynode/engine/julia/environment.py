@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +15,10 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["Environment", "juliapkg_project", "project_folder", "read"]
+__all__ = ["MANIFESTS", "Environment", "executable", "juliapkg_project", "project_folder", "read"]
 
 _PROJECTS = ("JuliaProject.toml", "Project.toml")
-_MANIFESTS = ("JuliaManifest.toml", "Manifest.toml")
+MANIFESTS = ("JuliaManifest.toml", "Manifest.toml")
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Environment:
 def read(folder: Path) -> Environment:
     """The environment in a folder; an empty one where there is none."""
     try:
-        project, manifest = _first(folder, _PROJECTS), _first(folder, _MANIFESTS)
+        project, manifest = _first(folder, _PROJECTS), _first(folder, MANIFESTS)
     except (OSError, ValueError) as error:
         return Environment(folder, broken=str(error))
     packages = {name: entries[0] for name, entries in manifest.get("deps", {}).items()}
@@ -83,3 +85,10 @@ def juliapkg_project() -> Path:
 def project_folder() -> Path:
     """The Julia environment that is used: the one that is named by the user, or juliapkg's."""
     return Path(os.environ.get("PYTHON_JULIACALL_PROJECT") or juliapkg_project())
+
+
+def executable() -> str:
+    """Julia's executable: the user's, juliapkg's, or the one on the path; empty where there is none."""
+    meta = juliapkg_project() / "pyjuliapkg" / "meta.json"
+    made = json.loads(meta.read_text()).get("executable") if meta.is_file() else None
+    return os.environ.get("PYTHON_JULIACALL_EXE") or made or shutil.which("julia") or ""

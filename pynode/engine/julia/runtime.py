@@ -27,7 +27,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-from pynode.engine.julia import environment, signals
+from pynode.engine.julia import environment, image, signals
 from pynode.engine.julia.environment import juliapkg_project
 from pynode.engine.protocol import Availability
 from pynode.errors import EngineUnavailable
@@ -40,6 +40,7 @@ __all__ = [
     "UNCLAIMED",
     "alone",
     "available",
+    "installed",
     "julia_folder",
     "open_cuda",
     "start",
@@ -78,6 +79,12 @@ def julia_folder() -> Path:
 
 def available() -> Availability:
     """Whether Julia with PyNODE can be started here. Starts nothing and installs nothing."""
+    state = installed()
+    return image.check_named() if state.ok else state
+
+
+def installed() -> Availability:
+    """Whether Julia with PyNODE is there, whatever image it is to start with."""
     if importlib.util.find_spec("juliacall") is None:
         return Availability(False, "the Python package juliacall is not installed", "Run `pip install juliacall`")
     name = "PYTHON_JULIACALL_THREADS" if "PYTHON_JULIACALL_THREADS" in os.environ else "JULIA_NUM_THREADS"
@@ -225,7 +232,7 @@ def _started() -> Any:
         raise EngineUnavailable(f"the julia engine is not available here: {state.why}. {state.fix}")
     _set_defaults()
     began = time.perf_counter()
-    with _threads_of_torch():
+    with _threads_of_torch(), image.started_with():
         juliacall = _import_juliacall()
     try:
         juliacall.Main.seval("import PyNODE")
