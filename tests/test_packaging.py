@@ -58,8 +58,8 @@ def test_every_import_is_declared_and_every_declaration_is_used():
     third_party = {distribution.get(n, n) for n in imported - set(sys.stdlib_module_names) - {"pynode"}}
     extras = PROJECT["project"]["optional-dependencies"]
     required = _names(PROJECT["project"]["dependencies"])
-    # juliapkg is juliacall's own dependency, and comes with it
-    assert third_party - {"juliapkg"} <= required | _names(extras["plot"]) | _names(extras["study"])
+    # juliapkg is juliacall's own dependency, and comes with it; tomllib comes with Python from 3.11 on
+    assert third_party - {"juliapkg", "tomllib"} <= required | _names(extras["plot"]) | _names(extras["study"])
     assert required <= third_party
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 from torch import Tensor
 
@@ -27,14 +27,14 @@ class ExtendedField(Field):
         self.base, self.n_states = base, n_states
         self.is_tuple = True
 
-    def replaced(self, values: Mapping[str, Tensor]) -> Self:
+    def replaced(self, values: Mapping[str, Tensor]) -> ExtendedField:
         """As `Field.replaced`."""
         other = copy.copy(self)
         other.base = self.base.replaced(values)
         other.parameters = other.base.parameters
         return other
 
-    def as_written(self) -> Self:
+    def as_written(self) -> ExtendedField:
         """As `Field.as_written`."""
         other = copy.copy(self)
         other.base = self.base.as_written()

@@ -86,7 +86,8 @@ def _groups(source: Source, several: Sequence[str]) -> dict[Key, list[Row]]:
     groups: dict[Key, list[Row]] = defaultdict(list)
     for row in source.rows:
         keys = ("problem", "contender", "rtol", "atol", "dt", *several)
-        groups[(row.get("kind") or "solve", *(row.get(key) for key in keys))].append(row)
+        group = (row.get("kind") or "solve", *(row.get(key) for key in keys))
+        groups[group].append(row)
     return dict(groups)
 
 

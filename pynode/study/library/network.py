@@ -77,7 +77,8 @@ def load(name: str) -> tuple[dict[str, Tensor], Tensor, dict[str, str]]:
     Returns:
         The weights by name; the initial states of the problem; and how it was trained. All float32.
     """
-    with resources.files(__package__).joinpath("data", f"{name}.npz").open("rb") as file, np.load(file) as archive:
+    place = resources.files(__package__) / "data" / f"{name}.npz"
+    with place.open("rb") as file, np.load(file) as archive:
         arrays = {key: archive[key] for key in archive.files}
     z0 = torch.from_numpy(arrays.pop("z0"))
     notes = {key.removeprefix("note."): str(arrays.pop(key)) for key in list(arrays) if key.startswith("note.")}

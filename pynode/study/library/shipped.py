@@ -51,7 +51,7 @@ def read(name: str, problem: Problem) -> Reference | None:
     Raises:
         StudyError: the problem has changed since it was made.
     """
-    place = resources.files(__package__).joinpath("data", "references", f"{name}.npz")
+    place = resources.files(__package__) / "data" / "references" / f"{name}.npz"
     if not place.is_file():
         return None
     with place.open("rb") as file, np.load(file) as archive:

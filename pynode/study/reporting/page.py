@@ -96,7 +96,7 @@ def _status(status: str) -> str:
 
 
 def _read(name: str) -> str:
-    return files("pynode.study.reporting").joinpath("template", name).read_text(encoding="utf-8")
+    return (files("pynode.study.reporting") / "template" / name).read_text(encoding="utf-8")
 
 
 def _safe(text: str) -> Any:
