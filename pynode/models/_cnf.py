@@ -51,7 +51,9 @@ class CNF(Flow):
         field: f, an `nn.Module` or callable `f(t, z)`, or `f(t, z, context)` where a context is given. The derivative
             of a sample must depend on that sample alone. If the field has a method `divergence` of the same arguments
             that returns the trace `(batch,)`, the exact trace is taken from it.
-        base: q, see `Flow`.
+        base: q, a distribution of batch shape () with the data's event shape; or a callable `base(context)` that
+            returns such a distribution or one of batch shape `(batch,)`. Where it is an `nn.Module`, it is trained and
+            moved between devices with the flow.
         trace: `"exact"` or `"hutchinson"`.
         noise: what ε is drawn from: `"rademacher"` (signs) or `"gaussian"`.
         kinetic: λ_K ≥ 0; with 0 the term is not integrated.

@@ -39,7 +39,7 @@ class FFJORD(Flow):
         dim: number of features of a sample; or (channels, height, width), and then the fields are convolutional.
         hidden: widths of the hidden layers of each field.
         blocks: number of flows in a row; for images, at each scale.
-        base: as in `Flow`, with events of shape `dim`; the standard normal distribution where `None`.
+        base: as in `CNF`, with events of shape `dim`; the standard normal distribution where `None`.
         layer: how the time enters each layer: `"concatsquash"` (it gates and shifts the outputs), `"gated"` (it gates
             them), `"concat"` (it is one more input).
         activation: makes the function between the layers; smooth, since the trace differentiates it.

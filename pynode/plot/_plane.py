@@ -56,10 +56,12 @@ def density_on_grid(log_prob: Callable[[Tensor], Tensor], half: float, n: int = 
         n: cells per side.
 
     Returns:
-        The density `(n, n)`, the first coordinate first, and its integral over the grid, by the midpoint rule.
+        The density `(n, n)`, without a gradient, at [first coordinate, second coordinate] (the transpose of what
+        matplotlib's `imshow` expects), and its integral over the grid, by the midpoint rule.
     """
     side = 2 * half / n
     middles = torch.linspace(-half + side / 2, half - side / 2, n)
     parts = torch.cartesian_prod(middles, middles).split(_AT_ONCE)
-    density = torch.cat([log_prob(part).exp() for part in parts]).reshape(n, n)
+    with torch.no_grad():
+        density = torch.cat([log_prob(part).exp() for part in parts]).reshape(n, n)
     return density, density.double().sum().item() * side**2

@@ -9,6 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
+NOTEBOOKS = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.ipynb"))
 PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
 
 _FENCE = re.compile(r"^(?P<indent> *)```(?P<info>.+)\n(?P<code>(?:.*\n)*?)(?P=indent)```$", re.MULTILINE)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from headless import browser, executable
-from pages import PAGES, ROOT
+from pages import NOTEBOOKS, PAGES, ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -45,7 +45,7 @@ def test_nothing_is_loaded_from_the_network(site):
 def test_pages_fit_the_screen(site, width):
     with browser() as found:
         found.open((site / "index.html").as_uri(), width=width)
-        for page in PAGES:
+        for page in [*PAGES, *NOTEBOOKS]:
             url = (site / page).with_suffix(".html").as_uri()
             found.send("Page.navigate", url=url)
             found.wait(f"location.href === '{url}' && document.readyState === 'complete'")

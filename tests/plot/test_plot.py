@@ -56,9 +56,11 @@ def test_fit_trajectories_and_phase_draw_what_they_are_given():
 def test_density_on_grid_is_the_density_in_the_middle_of_the_cells():
     """Of a normal distribution with its centre off the grid's: the values, the axes, and the share on the grid."""
     mean, std = torch.tensor([0.5, -1.0]), torch.tensor([0.4, 0.7])
-    normal = torch.distributions.Independent(torch.distributions.Normal(mean, std), 1)
-    density, integral = plot.density_on_grid(normal.log_prob, 2.0, n=160)  # in more than one part
+    trained = torch.distributions.Normal(mean.clone().requires_grad_(), std)
+    density, integral = plot.density_on_grid(lambda x: trained.log_prob(x).sum(-1), 2.0, n=160)  # in more than one part
     assert density.shape == (160, 160)
+    assert not density.requires_grad
+    normal = torch.distributions.Independent(torch.distributions.Normal(mean, std), 1)
     side = 4 / 160
     at = torch.tensor([-2 + 2.5 * side, -2 + 70.5 * side])
     torch.testing.assert_close(density[2, 70], normal.log_prob(at).exp())

@@ -47,7 +47,8 @@ def step_tolerances(problem: Problem) -> tuple[Any, Any]:
     if problem.solver.torch in ("LSODA", "BDF", "Radau"):
         raise EngineUnavailable(
             f"the torch engine's {problem.solver.name!r}, which is SciPy's, takes two tolerances, and no step_control: "
-            "use another solver"
+            "give rtol and atol as numbers and divide each component of the state by its usual size, or use another "
+            "solver"
         )
     each = problem.steps.tolerances_of(problem.z0)
     if each is None:
