@@ -35,6 +35,7 @@ from pynode.problem.precision import autocast_dtype, in_full_precision, without_
 from pynode.problem.progress import Progress, ended, shown
 from pynode.problem.resolution import check_recorded, check_resolution
 from pynode.problem.saving import check_save, times_of_steps
+from pynode.problem.separable import check_separable_solve
 from pynode.problem.settings import Settings, check_settings
 from pynode.problem.solved_field import solved_field
 from pynode.problem.state import State, state_of, with_args
@@ -323,6 +324,7 @@ def _solve(
     rtol, atol, dt, step_control = settings.rtol, settings.atol, settings.dt, settings.step_control
     chosen, info, how = settings.engine, settings.solver, settings.sensitivity
     recording = is_recording()
+    check_separable_solve(info, form, state, running_cost, events, dense)
     given_state = state
     is_tuple = form.is_tuple or running_cost is not None
     if running_cost is not None:

@@ -52,7 +52,7 @@ function sample_run(dtype::String, solver::String, sensitivity::Symbol)
     z, W, ts = T[0.1, -0.2, 0.3, 0.4], T[0.1, 0.2, -0.3, 0.4], Time[0, 0.3, 1]
     out, dz, dW, dts, g = zeros(T, 12), zeros(T, 4), zeros(T, 4), zeros(Time, 3), ones(T, 12)
     address(x) = Int(pointer(x))
-    adaptive = !(solver in ("Euler", "Midpoint", "RK4"))
+    adaptive = !(solver in ("Euler", "Midpoint", "RK4", "VelocityVerlet"))
     products = sensitivity === :discrete ? 0 : 1
     back = zeros(8)
     GC.@preserve z W ts out dz dW dts g back begin
@@ -196,7 +196,7 @@ function forget_samples()
 end
 
 @compile_workload begin
-    for dtype in ("float32", "float64"), solver in ("Tsit5", "DP5", "BS3", "Vern7", "Euler", "Midpoint", "RK4")
+    for dtype in ("float32", "float64"), solver in ("Tsit5", "DP5", "BS3", "Vern7", "Euler", "Midpoint", "RK4", "VelocityVerlet")
         sample_run(dtype, solver, :discrete)
     end
     for dtype in ("float32", "float64")

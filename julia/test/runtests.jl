@@ -11,6 +11,7 @@ using Test
     include("matrices.jl")
     include("fourier.jl")
     include("discrete.jl")
+    include("symplectic.jl")
     include("bridge.jl")
     include("independent.jl")
     include("callback.jl")

@@ -23,6 +23,8 @@ class SolverInfo:
         opaque: whether the julia engine has no discrete adjoint of its steps, though it is not stiff: it is a multistep
             method, or one whose number of stages depends on the state.
         multistep: whether it has memory of earlier steps, and is not stiff.
+        separable: whether it takes a state (q, p) alone, two tensors of one shape, and fields with dq/dt = g(t, p) and
+            dp/dt = f(t, q): the symplectic methods.
         torch: torchdiffeq's name, or `None` where the torch engine lacks it.
         julia: the OrdinaryDiffEq algorithm, or `None` where the julia engine lacks it.
     """
@@ -36,6 +38,7 @@ class SolverInfo:
     matrix_free: bool = False
     opaque: bool = False
     multistep: bool = False
+    separable: bool = False
 
     @property
     def purpose(self) -> str:
@@ -79,6 +82,10 @@ _TABLE = [
     SolverInfo("rdpk3spfsal49", 4, True, False, None, "RDPK3SpFSAL49"),
     SolverInfo("rock2", 2, True, False, None, "ROCK2", opaque=True),
     SolverInfo("rock4", 4, True, False, None, "ROCK4", opaque=True),
+    SolverInfo("verlet", 2, False, False, None, "VelocityVerlet", separable=True),
+    SolverInfo("forest_ruth", 4, False, False, None, "CandyRoz4", separable=True),
+    SolverInfo("yoshida6", 6, False, False, None, "Yoshida6", separable=True),
+    SolverInfo("kahan_li8", 8, False, False, None, "KahanLi8", separable=True),
     SolverInfo("lsoda", 12, True, True, "LSODA", None),
     SolverInfo("bdf", 5, True, True, "BDF", None),
     SolverInfo("radau", 5, True, True, "Radau", None),
@@ -119,6 +126,10 @@ _PURPOSES = {
     "rdpk3spfsal49": "adaptive; wave-dominated equations, steps bounded by stability, tighter tolerances",
     "rock2": "stabilised; diffusion and other stiffness along the negative real axis, loose tolerances",
     "rock4": "stabilised; diffusion and other stiffness along the negative real axis",
+    "verlet": "symplectic, fixed steps; long times of a state (q, p), energy within a bound; molecular dynamics",
+    "forest_ruth": "symplectic, fixed steps, fourth order; long times of a state (q, p)",
+    "yoshida6": "symplectic, fixed steps, sixth order; long times of a state (q, p), such as orbits",
+    "kahan_li8": "symplectic, fixed steps, eighth order; the energy of a state (q, p) close to rounding",
     "lsoda": "switches between Adams and BDF; SciPy's",
     "bdf": "stiff; SciPy's",
     "radau": "stiff, tight tolerances; SciPy's",

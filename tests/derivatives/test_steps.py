@@ -19,7 +19,8 @@ LOOSE: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-5, "dt": 0.07, "engine": "juli
 
 
 def explicit() -> list[Any]:
-    solvers = [info for info in pynode.solvers() if info.julia is not None and not (info.stiff or info.opaque)]
+    others = ("stiff", "opaque", "separable")
+    solvers = [s for s in pynode.solvers() if s.julia is not None and not any(getattr(s, name) for name in others)]
     return [pytest.param(info, id=info.name) for info in solvers]
 
 

@@ -87,12 +87,12 @@ PROBLEMS = ("linear", "driven", "mlp", "pair")
 
 
 def solver_cases() -> list[Any]:
-    """Every `(engine, solver)`."""
+    """Every `(engine, solver)` for any field."""
     return [
         pytest.param(name, info, marks=[pytest.mark.julia] if name == "julia" else [], id=f"{name}-{info.name}")
         for name in engines()
         for info in solvers()
-        if name in info.engines
+        if name in info.engines and not info.separable
     ]
 
 

@@ -11,9 +11,9 @@ struct Cotangents{T,V<:AbstractVector{T}}
 end
 
 "What goes backwards through the steps of a solve."
-mutable struct Pull{T,V<:AbstractVector{T},F<:TracedField{T,V},G<:AbstractMatrix{T}}
+mutable struct Pull{T,V<:AbstractVector{T},F<:TracedField{T,V},G<:AbstractMatrix{T},S<:Scheme{T}}
     const field::F
-    const tab::Tableau{T}
+    const tab::S
     const ts::Vector{Time}
     const lands::Bool
     const wants_t::Bool
@@ -35,13 +35,17 @@ mutable struct Pull{T,V<:AbstractVector{T},F<:TracedField{T,V},G<:AbstractMatrix
     shift::Time                 # cotangent of a common shift of the steps so far
 end
 
+"How many stages have cotangents at a time."
+at_once(tab::Tableau) = tab.s
+at_once(::Splitting) = 1
+
 function Pull(fw::Stepped{T,V}, g, wants_t::Bool) where {T,V}
     tab, ts, field = tableau(fw.options.solver, T), fw.ts, fw.field
     make() = fill!(similar(field.u), zero(T))
     λ = make()
     out = Cotangents{T,V}(λ, fill!(similar(field.dθ), zero(T)), zeros(length(ts)))
     return Pull(
-        field, tab, ts, lands_on_times(fw.options), wants_t, g, λ, [λ for _ in 1:(tab.s)], [make() for _ in 1:(tab.s)],
+        field, tab, ts, lands_on_times(fw.options), wants_t, g, λ, [λ for _ in 1:(tab.s)], [make() for _ in 1:at_once(tab)],
         fill(false, tab.s), make(), make(), zeros(T, tab.s), zeros(T, tab.s), zeros(T, tab.s), fw.moves, out, false,
         length(ts), length(ts), zero(Time),
     )

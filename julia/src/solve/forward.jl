@@ -70,7 +70,7 @@ function integrate!(values, field::TracedField, u0, ts::Vector{Time}, θ, o::Opt
         f, alg = ode_function(field, o.solver), algorithm(o.solver; dense = o.keep === :dense)
         return Base.invokelatest(forward_whole!, values, field, f, u0, ts, θ, o, alg)
     end
-    o.solver in EXPLICIT && return forward_steps!(values, field, u0, ts, θ, o)
+    (o.solver in EXPLICIT || o.solver in SYMPLECTIC) && return forward_steps!(values, field, u0, ts, θ, o)
     algorithm(o.solver)  # whose package may have to be loaded
     return Base.invokelatest(forward_steps!, values, field, u0, ts, θ, o)
 end

@@ -1,4 +1,4 @@
-# Explicit solvers step by step, each step's stages recorded where the discrete adjoint is to follow.
+# Solvers step by step, each step's stages recorded where the discrete adjoint is to follow.
 
 """
 The accepted steps of a solve: their times, and their stages while these fit the memory that is allowed; beyond it, the
@@ -53,7 +53,8 @@ function forward_steps!(values, field::TracedField{T,V}, u0, ts::Vector{Time}, �
     try
         integrator = integrator_for(field, u0, ts, o)
         steps = Steps{T,V}(Time[], Stage{T,V}[], Pair{Int,V}[], V[], 0, o.memory)
-        summary = Base.invokelatest(step_through!, values, field, integrator, steps, ts, o)::Summary
+        tab = tableau(o.solver, T)
+        summary = Base.invokelatest(step_through!, values, field, integrator, steps, tab, ts, o)::Summary
         tape.on || return summary, nothing
         return summary, Stepped(field, θ, field.counts[3], ts, steps, o, summary, Ref{Any}(nothing), nothing)
     catch
@@ -71,6 +72,7 @@ An integrator, ready to start at `u0`. It is taken again for solves that differ 
 run in the same direction, which spares them its allocation.
 """
 function integrator_for(field::TracedField, u0, ts, o::Options)
+    o.solver in SYMPLECTIC && return Splitter(field, u0, ts, o)
     # Other controllers, of the further methods or asked for, remember errors that `reinit!` leaves.
     reused = o.solver in EXPLICIT && o.control === nothing && !lands_on_times(o)
     reused || return new_integrator(field, u0, ts, o)
@@ -99,8 +101,10 @@ function new_integrator(field::TracedField{T}, u0, ts, o::Options) where {T}
     return integrator_of(problem, algorithm(o.solver), T, ts, o; nothing_saved...)
 end
 
-function step_through!(values, field::TracedField{T}, integrator, steps::Steps{T}, ts::Vector{Time}, o::Options) where {T}
-    tape, tab = field.tape, tableau(o.solver, T)
+function step_through!(
+    values, field::TracedField{T}, integrator, steps::Steps{T}, tab::Scheme{T}, ts::Vector{Time}, o::Options
+) where {T}
+    tape = field.tape
     PROGRESS.integrator = integrator
     copyto!(view(values, :, 1), integrator.u)
     start!(steps, tape, tab, first(ts))
@@ -130,7 +134,7 @@ end
 after(τ, t, h) = h > 0 ? τ > t : τ < t
 
 "Begin: of the evaluations before the first step, the first stage is kept, if it is not made in the step."
-function start!(steps::Steps, tape::Tape, tab::Tableau, t)
+function start!(steps::Steps, tape::Tape, tab::Scheme, t)
     tape.on || return
     push!(steps.t, t)
     at = tab.fsal ? findlast(s -> s.t == t, tape.taken) : nothing
@@ -142,7 +146,7 @@ function start!(steps::Steps, tape::Tape, tab::Tableau, t)
 end
 
 "Keep the stages of a step, or a checkpoint; the evaluations of rejected steps before it are given back."
-function accept!(steps::Steps, tape::Tape, tab::Tableau, t, u)
+function accept!(steps::Steps, tape::Tape, tab::Scheme, t, u)
     push!(steps.t, t)
     kept = steps.every == 0 ? length(tape.taken) - tab.calls : length(tape.taken)
     for (i, stage) in enumerate(tape.taken)
@@ -165,7 +169,7 @@ function accept!(steps::Steps, tape::Tape, tab::Tableau, t, u)
 end
 
 "Go over from stages to checkpoints."
-function thin!(steps::Steps, tape::Tape, tab::Tableau)
+function thin!(steps::Steps, tape::Tape, tab::Scheme)
     steps.every = 1
     for n in 1:(length(steps.t) - 1)
         push!(steps.checkpoints, n => copy(steps.stages[(n - 1) * tab.calls + 1].u))

@@ -1,5 +1,8 @@
 # Butcher tableaus and interpolants, read off the solvers themselves.
 
+"The coefficients of a method whose steps the discrete adjoint can transpose."
+abstract type Scheme{T} end
+
 """
 The coefficients of an explicit Runge–Kutta method with `s` stages.
 
@@ -7,7 +10,7 @@ The coefficients of an explicit Runge–Kutta method with `s` stages.
 `fsal`: the last stage is the derivative at the new state, which is the next step's first stage. `calls`: the
 evaluations that a step ends with, which are its last stages.
 """
-struct Tableau{T}
+struct Tableau{T} <: Scheme{T}
     s::Int
     A::Matrix{T}
     b::Vector{T}
@@ -18,16 +21,16 @@ struct Tableau{T}
 end
 
 const DEGREE = 5
-const TABLEAUS = Dict{Tuple{String,DataType},Tableau}()
+const TABLEAUS = Dict{Tuple{String,DataType},Scheme}()
 
 """
-    tableau(solver, T) -> Tableau
+    tableau(solver, T) -> Scheme
 
-The coefficients of a solver. They are found by one step of length 1 on a right-hand side whose `i`-th evaluation
+The coefficients of a solver. Those of a Runge–Kutta method are found by one step of length 1 on a right-hand side whose `i`-th evaluation
 returns the `i`-th unit vector: the states at which it is evaluated are then the rows of `A`, the new state is `b`,
 and the interpolated states are the interpolant's weights.
 """
-tableau(solver::String, T::DataType) = TABLEAUS[(solver, T)]::Tableau{T}
+tableau(solver::String, T::DataType) = TABLEAUS[(solver, T)]::Scheme{T}
 
 function probe(solver::String)
     limit = 40

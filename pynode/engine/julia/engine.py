@@ -58,6 +58,8 @@ class JuliaEngine:
         """The discrete adjoint for explicit Runge–Kutta methods, SciMLSensitivity's continuous adjoints, `forward`."""
         if solver.matrix_free:  # the tangents have no derivative of their own in a trace
             return _CONTINUOUS
+        if solver.separable:
+            return ("discrete",)
         if solver.multistep:  # whose interpolant is far less accurate than its steps
             return ("backsolve", "forward")
         steps_are_ours = not (solver.stiff or solver.opaque)
@@ -85,7 +87,10 @@ class JuliaEngine:
         julia = session.start()
         sensitivity = problem.sensitivity
         steps = None if problem.watched is None else problem.watched.steps
+        separable = problem.solver.separable
         keep = "dense" if problem.dense or steps is not None else "ends"
+        if separable and steps is not None:
+            keep = "stages"
         if sensitivity is not None and not (problem.dense and sensitivity.name == "backsolve"):
             keep = _NEEDS.get(sensitivity.name, "dense")
         z0 = [z.contiguous() for z in problem.z0]
@@ -120,11 +125,10 @@ class JuliaEngine:
             problem = lowered.problem
             if sensitivity is not None:
                 integration.pullback = Pullback(held, problem, stats)
-                integration.derivatives = (
-                    DiscreteDerivatives(held, problem, lowered.read)
-                    if sensitivity.name == "discrete"
-                    else ContinuousDerivatives(self.solve, problem, lowered.read)
-                )
+                if sensitivity.name != "discrete":
+                    integration.derivatives = ContinuousDerivatives(self.solve, problem, lowered.read)
+                elif not separable:
+                    integration.derivatives = DiscreteDerivatives(held, problem, lowered.read)
             if problem.dense:
                 integration.interpolant = _Interpolant(held, problem)
         return integration

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pynode.engine.julia.callback import PythonField
 from pynode.engine.julia.device import Device
+from pynode.engine.julia.separable import check_called, check_separable
 from pynode.engine.julia.session import Lowered, Session
 from pynode.engine.julia.tangent import link_tangent
 from pynode.engine.protocol import Problem
@@ -35,6 +36,8 @@ class Traced:
         self.problem, self.device = problem, device
         self.called: object = None
         trace = trace_field(problem.field, problem.z0, problem.t, problem.args)
+        if problem.solver.separable:
+            check_separable(trace.graph, problem.solver)
         self.kernel = session.kernel(trace, problem.z0[0].dtype)
         if problem.solver.matrix_free:
             session.start()  # refuses a process that was forked, to which the kernel may be known
@@ -59,11 +62,13 @@ def traced(session: Session, problem: Problem, device: Device) -> Traced | None:
         TraceError: the field cannot be turned into a graph, and nothing else is to be done.
     """
     if problem.lowering == "callback":
+        check_called(problem.solver)
         return None
     try:
         return Traced(session, problem, device)
     except TraceError as error:
         if problem.lowering == "auto":
+            check_called(problem.solver)
             _tell(str(error))
             return None
         raise TraceError(
