@@ -14,6 +14,13 @@ BasicMotions after 80 steps, mean and standard deviation of three seeds, julia e
          50%  0.450 ± 0.054  0.808 ± 0.051  0.867 ± 0.066
          70%  0.408 ± 0.062  0.700 ± 0.106  0.783 ± 0.024
 
+and on JapaneseVowels:
+
+    left out  neural CDE     ODE-RNN        GRU-D
+          0%  0.906 ± 0.017  0.972 ± 0.003  0.962 ± 0.006
+         30%  0.912 ± 0.005  0.963 ± 0.006  0.964 ± 0.001
+         50%  0.899 ± 0.019  0.965 ± 0.002  0.964 ± 0.008
+
     pip install "pynode-sciml[data]"
     python examples/missing_observations.py
 """
