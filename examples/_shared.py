@@ -1,4 +1,4 @@
-"""What the examples have in common: the training of flows, and how results are written."""
+"""What the examples have in common: how flows and other models are trained, and how results are written."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
+from tqdm import tqdm, trange
 
 from pynode import plot
 
@@ -38,6 +38,34 @@ def train_flow(flow, batches: Iterable[tuple], steps: int, label: str, lr: float
         schedule.step()
         bar.set_postfix(loss=f"{loss.item():.3f}", nfe=flow.stats.nfe, refresh=False)
     return time.perf_counter() - start
+
+
+def minimise(
+    parameters: Iterable[torch.nn.Parameter], loss: Callable[[], torch.Tensor], steps: int, label: str, lr: float
+) -> list[float]:
+    """Adam on a loss of all data, with a learning rate that goes down a cosine.
+
+    Args:
+        parameters: what is trained, in place.
+        loss: computes the loss, 0-d.
+        steps: of the optimizer.
+        label: of the progress bar.
+        lr: the learning rate of the first step.
+
+    Returns:
+        The loss before each step.
+    """
+    optimizer, losses = torch.optim.Adam(parameters, lr=lr), []
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in (bar := trange(steps, desc=label)):
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        optimizer.step()
+        schedule.step()
+        losses.append(value.item())
+        bar.set_postfix(loss=f"{losses[-1]:.1e}", refresh=False)
+    return losses
 
 
 def write(out: Path, results: Any, draw: Callable[[], Mapping[str, Any]]) -> None:

@@ -61,6 +61,40 @@ def test_spiral_fit(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1000)
+def test_hamiltonian(tmp_path):
+    summary = run("hamiltonian", tmp_path, "--seeds", "1", timeout=900)[0]["summary"]
+    for system in ("Pendulum", "TwoBodies"):
+        assert summary[system]["HNN, separable"]["over_node"] < 0.3
+    assert_figures(tmp_path, "pendulum_energy.png", "twobodies_paths.png")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1000)
+def test_lagrangian(tmp_path):
+    summary, _ = run("lagrangian", tmp_path, "--seeds", "1", timeout=900)
+    assert summary["summary"]["LNN"]["energy_error"] < summary["summary"]["NODE"]["energy_error"]
+    assert_figures(tmp_path, "energy.png", "angles.png")
+
+
+@pytest.mark.slow
+def test_graph_ode(tmp_path):
+    results, _ = run("graph_ode", tmp_path, "--seeds", "3")
+    club = results["karate club"]["models"]
+    assert club["GDE"]["parameters"] == club["GCN"]["parameters"]
+    assert min(club[name]["mean"] for name in club) > 0.75
+    assert_figures(tmp_path, "accuracy.png")
+
+
+@pytest.mark.slow
+def test_hypersolver(tmp_path):
+    summary = run("hypersolver", tmp_path, "--seeds", "1")[0]["summary"]
+    for method in ("euler", "midpoint"):
+        assert summary[method]["trajectory_loss"] < summary[method]["base"] / 2
+    assert_figures(tmp_path, "error.png")
+
+
+@pytest.mark.slow
 def test_latent_spirals(tmp_path):
     results, stdout = run("latent_spirals", tmp_path, "--points", "30", "--iterations", "300")
     rnn, latent = results["30"]["RNN"], results["30"]["latent ODE"]
