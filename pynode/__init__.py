@@ -14,6 +14,7 @@ from pynode.engine import Retcode as Retcode
 from pynode.engine import Stats as Stats
 from pynode.engine import engines as engines
 from pynode.engine import solvers as solvers
+from pynode.engine.stochastic import sde_solvers as sde_solvers
 from pynode.errors import EngineUnavailable as EngineUnavailable
 from pynode.errors import FieldError as FieldError
 from pynode.errors import InputError as InputError
@@ -40,6 +41,7 @@ from pynode.sensitivity import Quadrature as Quadrature
 from pynode.sensitivity import Sensitivity as Sensitivity
 from pynode.solution import Solution as Solution
 from pynode.solve import solve as solve
+from pynode.solve_sde import solve_sde as solve_sde
 from pynode.step_control import StepControl as StepControl
 
 __version__ = "0.1.0"
@@ -80,7 +82,9 @@ __all__ = [
     "nn",
     "plot",
     "prepare",
+    "sde_solvers",
     "solve",
+    "solve_sde",
     "solvers",
     "trust_julia_code",
 ]

@@ -46,6 +46,7 @@ class Solution:
             them; of independent samples a sequence of these, one for each; `None` where `solve` was given no event.
         t_end: 0-d, the time that was reached: the last one or the event's, or where the integration failed.
         z_end: `(batch, *features)`, the state there, or a tuple of such; without a gradient after a failure.
+        seed: of the noise of a stochastic differential equation; else `None`.
 
     A solution can be pickled and copied: its numbers, without their graph and without the interpolant.
 
@@ -67,6 +68,7 @@ class Solution:
     event_t: Tensor | None = None
     event_z: Any = None
     event_index: Any = None
+    seed: int | None = None
     _logs: EventLogs | None = None
     _interpolant: Callable[[Tensor], tuple[Tensor, ...]] | None = None
     _failed_at: tuple[Tensor, tuple[Tensor, ...]] | None = None

@@ -19,7 +19,6 @@ from pynode.errors import EngineUnavailable, SolveError
 from pynode.field import Field
 from pynode.field._kept import check_no_cache
 from pynode.field._outside import is_recording, outside_of_compile
-from pynode.field._substitution import LateRead
 from pynode.field._transforms import differentiated, example, is_active, is_wrapped, levels, moves, untransformed
 from pynode.problem.controlled import check_control, reads_control, with_jumps
 from pynode.problem.course import solve_course
@@ -31,6 +30,7 @@ from pynode.problem.inputs import (
     check_state,
     check_times,
 )
+from pynode.problem.late import once_known
 from pynode.problem.precision import autocast_dtype, in_full_precision, without_autocast
 from pynode.problem.progress import Progress, ended, shown
 from pynode.problem.resolution import check_recorded, check_resolution
@@ -48,8 +48,6 @@ from pynode.step_control import StepControl
 from pynode.torch_state import leaves_thread_state
 
 __all__ = ["solution_of", "solve"]
-
-_ATTEMPTS = 100  # tensors that may be met one after the other in the course of a solve
 
 
 @outside_of_compile
@@ -217,17 +215,17 @@ def solution_of(
     form, given = with_args(form, given_args)
     options |= {"events": events, "dt": first_step(options["dt"], options["step_control"]), "settings": settings}
     if progress is False and save == "times":
-        solution = _known(functools.partial(_in_context, form, field, state, t, given, options))
+        solution = once_known(functools.partial(_in_context, form, field, state, t, given, options))
     else:
         times = functools.partial(_known_times, t, state[0], options["batching"])
         check_save(save, options["batching"] != "joint" or (isinstance(t, Tensor) and t.dim() == 2))
         with shown(progress, times) as watched:
             if save == "steps":
                 first = functools.partial(_in_context, form, field, state, t, given)
-                t = times_of_steps(lambda w: _known(lambda: first({**options, "watched": w})), times())
+                t = times_of_steps(lambda w: once_known(lambda: first({**options, "watched": w})), times())
                 options["settings"] = None  # which are those of the times that were given
             options["watched"] = watched
-            solution = _known(functools.partial(_in_context, form, field, state, t, given, options))
+            solution = once_known(functools.partial(_in_context, form, field, state, t, given, options))
             if watched is not None:
                 ended(watched, solution.t_end)
     solution = solution if form.is_plain else in_form(form, solution)
@@ -238,19 +236,6 @@ def _known_times(t: Any, like: Tensor, batching: str) -> Tensor:
     times, _ = check_times(t, like)
     independent = batching != "joint" or times.dim() == 2
     return per_sample_times(times, like) if independent else times
-
-
-def _known(solve: Callable[[], Solution]) -> Solution:
-    """What this returns once all that the field reads is known to be an input."""
-    attempts = 0
-    while True:
-        try:
-            return solve()
-        except LateRead:
-            attempts += 1
-            if attempts == _ATTEMPTS:
-                raise
-            # It is known now, and an input from the start.
 
 
 def _in_context(

@@ -75,6 +75,7 @@ include("bridge/training.jl")
 include("bridge/layer.jl")
 include("bridge/collocation.jl")
 include("bridge/entries.jl")
+include("bridge/stochastic.jl")
 
 include("native/packages.jl")
 include("native/parameters.jl")

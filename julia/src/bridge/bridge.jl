@@ -52,9 +52,12 @@ const KEEP = (:ends, :stages, :dense, :saved)
 solver_number(name) = findfirst(==(string(name)), SOLVER_NAMES)
 sensitivity_number(name) = findfirst(==(Symbol(string(name))), SENSITIVITIES)
 
-"The field of a kernel for a batch size, on a device, for as many threads as may work."
-function field_for(kernel::Int, batch::Int, products::Symbol, device::Int)
-    key = (kernel, batch, products, device, working_threads())
+"""
+The field of a kernel for a batch size, on a device, for as many threads as may work. Fields that a solve binds side by
+side have roles of their own, since the kernel may be the same.
+"""
+function field_for(kernel::Int, batch::Int, products::Symbol, device::Int; role::Symbol = products)
+    key = (kernel, batch, role, device, working_threads())
     haskey(FIELDS, key) && return FIELDS[key]
     if length(FIELD_ORDER) >= MAX_FIELDS
         discard!(pop!(FIELDS, popfirst!(FIELD_ORDER)).tape)

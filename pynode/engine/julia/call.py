@@ -37,14 +37,15 @@ class Entries:
 
     def __init__(self, module: Any) -> None:
         self.module = module
-        found = {str(name): self._function(int(address), int(n)) for name, n, address in module.entry_points()}
+        found = {str(name): self.function(int(address), int(n)) for name, n, address in module.entry_points()}
         self.forward, self.pullback, self.tangent = found["forward"], found["pullback"], found["tangent"]
         self.forward_each, self.pullback_each = found["forward_each"], found["pullback_each"]
         self.find_event, self.find_event_each = found["find_event"], found["find_event_each"]
         self.interpolate, self.release = found["interpolate"], found["release"]
         self.train = found["train"]
 
-    def _function(self, address: int, n: int) -> Callable[..., int]:
+    def function(self, address: int, n: int) -> Callable[..., int]:
+        """The C function of `n` integers at an address, which raises what went wrong in it."""
         function = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * n)(address)
 
         def call(*arguments: int) -> int:

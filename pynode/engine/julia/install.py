@@ -30,6 +30,7 @@ EXTRAS = {
     "OrdinaryDiffEqStabilizedRK": ("358294b1-0aab-51c3-aafe-ad5ab194a2ad", "1"),
     "ReverseDiff": ("37e2e3b7-166d-5795-8a7a-e32c996b4267", "1.15"),
     "SciMLSensitivity": ("1ed8b502-d754-442c-8d5d-10ac956f44a1", "7.96"),
+    "StochasticDiffEq": ("789caeaf-c7a9-5a7d-9973-96adeb23e2a0", "6.102"),
     "Zygote": ("e88e6eb3-aa80-5325-afca-941959d7151f", "0.6.67, 0.7"),
 }
 

@@ -40,6 +40,7 @@ __all__ = [
     "UNCLAIMED",
     "alone",
     "available",
+    "available_with",
     "installed",
     "julia_folder",
     "open_cuda",
@@ -101,6 +102,20 @@ def installed() -> Availability:
     if not (made.folder / "pyjuliapkg" / "meta.json").exists() or not _has_pynode(made):
         return Availability(False, made.broken or "no Julia with the package PyNODE was found", _INSTALL)
     return Availability(True) if _bridges(made) else Availability(False, _other_bridge(made), _remedy())
+
+
+def available_with(package: str) -> Availability:
+    """Whether Julia with PyNODE and a further package can be started here. Starts and installs nothing."""
+    state, exe = available(), os.environ.get("PYTHON_JULIACALL_EXE")
+    if not state.ok:
+        return state
+    given = os.environ.get("PYTHON_JULIACALL_PROJECT")
+    found = environment.read(Path(given) if given else juliapkg_project())
+    if package in found.versions:
+        return state
+    command = f"{exe} --project={found.folder} -e 'using Pkg; Pkg.add(\"{package}\")'" if given else ""
+    fix = f"Run: {command}" if command else "Run `pynode julia install`"
+    return Availability(False, f"the Julia environment {found.folder} does not have the package {package}", fix)
 
 
 def _check_given(exe: str, project: Path) -> Availability:

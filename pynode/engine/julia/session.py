@@ -6,7 +6,7 @@ import ctypes
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -73,6 +73,7 @@ class Session:
         self._released: list[Departure] = []
         self._forgotten: list[Departure] = []
         self._progress: Any = None
+        self._stochastic: Any = None
 
     def start(self) -> Entries:
         """The entry points of Julia, which is started where it does not run yet.
@@ -93,6 +94,24 @@ class Session:
             self._living.discard(self._forgotten[0])
             del self._forgotten[0]
         return self._entries
+
+    @property
+    def stochastic(self) -> Callable[..., int]:
+        """The entry point of stochastic differential equations.
+
+        Raises:
+            EngineUnavailable: Julia cannot be started here, or its PyNODE is of a version without them.
+        """
+        entries = self.start()
+        if self._stochastic is None:
+            if not hasattr(self.module, "stochastic_entry_point"):
+                raise EngineUnavailable(
+                    "the Julia package PyNODE in Julia's environment is of an earlier version than pynode, without "
+                    "SDEs: update it"
+                )
+            self._stochastic = entries.function(int(self.module.stochastic_entry_point()), 3)
+        found: Callable[..., int] = self._stochastic
+        return found
 
     def kernel(self, trace: Trace, dtype: torch.dtype) -> int:
         """The number of a graph's kernel, which Julia lowers where it is new."""

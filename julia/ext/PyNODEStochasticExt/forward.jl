@@ -1,0 +1,92 @@
+# Forward solves.
+
+"What a solve is asked to do."
+struct Request
+    solver::String
+    stratonovich::Bool
+    adaptive::Bool
+    keep::Bool
+    max_steps::Int
+    seed::Int
+    rtol::Float64
+    atol::Float64
+    dt::Float64  # 0: automatic
+end
+
+"The accepted steps of a solve: their starts and lengths, the states there and the noise, one step after the other."
+struct Path{T}
+    t::Vector{Time}
+    h::Vector{Time}
+    u::Vector{T}
+    dW::Vector{T}
+    dZ::Vector{T}
+    ends::Vector{Int}  # for each time asked for, but for the first, how many steps it took
+end
+
+"A solve with its steps, for the gradient."
+struct StochasticSolve{T,E<:Equation{T}}
+    equation::E
+    θ::Tuple{Vector{T},Vector{T}}
+    bound::Tuple{Int,Int}  # the fields' counts of bindings
+    request::Request
+    path::Path{T}
+    times::Int
+end
+
+struct Outcomes
+    outcome::Outcome
+    reached::Time
+    accepted::Int
+    rejected::Int
+end
+
+"""
+    solve!(values, equation, u0, ts, request) -> Outcomes, Path
+
+Solve with the `θ` that are bound, stepping exactly to each entry of `ts`, and write the states there to the columns of
+`values`; those that were not reached are NaN, but for the last, which is the state that was.
+"""
+function solve!(values, e::Equation{T}, u0, ts::Vector{Time}, q::Request) where {T}
+    total, drawn = noises(e)
+    noise = brownian(T, first(ts), total, drawn, q.solver in TWICE, q.seed, q.adaptive)
+    problem = problem_of(e, u0, (first(ts), last(ts)), noise)
+    # Fixed steps are led along their grid: each, a little too long, is cut at the next point.
+    steps = q.adaptive ? (; reltol = T(q.rtol), abstol = T(q.atol), (q.dt > 0 ? (; dt = q.dt) : (;))...) : (; dt = 1.01q.dt)
+    integrator = init(
+        problem, algorithm_of(q.solver, q.stratonovich); adaptive = q.adaptive, maxiters = q.max_steps, verbose = false,
+        tstops = Stops(q.adaptive ? ts : fixed_grid(ts, q.dt, q.max_steps)), save_everystep = false, save_start = false,
+        save_end = false, save_noise = false, dense = false, steps...,
+    )
+    path = Path{T}(Time[], Time[], T[], T[], T[], Int[])
+    summary = Base.invokelatest(step_through!, values, ready!(integrator), path, ts, q)::Outcomes
+    return summary, path
+end
+
+function step_through!(values, integrator, path::Path{T}, ts, q::Request) where {T}
+    copyto!(view(values, :, 1), integrator.u)
+    column, taken = 2, 0
+    while column <= length(ts)
+        before = integrator.t
+        code = step!(integrator)
+        if !(code === ReturnCode.Default || successful_retcode(code)) || !all(isfinite, integrator.u)
+            fill!(view(values, :, column:length(ts)), T(NaN))
+            copyto!(view(values, :, length(ts)), integrator.uprev)
+            outcome = outcome_of(code, all(isfinite, integrator.u) ? integrator.uprev : integrator.u)
+            return Outcomes(outcome, before, taken, max(integrator.iter - taken - 1, 0))
+        end
+        taken += 1
+        if q.keep
+            push!(path.t, before)
+            push!(path.h, integrator.dt)
+            append!(path.u, integrator.uprev)
+            append!(path.dW, integrator.W.dW)
+            integrator.W.dZ === nothing || append!(path.dZ, integrator.W.dZ)
+        end
+        if integrator.t == ts[column]
+            copyto!(view(values, :, column), integrator.u)
+            push!(path.ends, taken)
+            column += 1
+        end
+    end
+    return Outcomes(success, last(ts), taken, integrator.iter - taken)
+end

@@ -1,0 +1,76 @@
+"""Which engine solves a stochastic differential equation."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+
+from pynode.engine.choose import announce, named_engine
+from pynode.engine.protocol import Availability
+from pynode.engine.stochastic import StochasticEngine, StochasticSolver, stochastic_solver
+from pynode.errors import EngineUnavailable, InputError
+from pynode.interrupts import deferred
+from pynode.sensitivity import find_sensitivity
+
+__all__ = ["choose_stochastic"]
+
+# In the order in which `engine="auto"` prefers them; imported when first asked for.
+_REGISTRY = {
+    "julia": ("pynode.engine.julia.stochastic", "JuliaStochastic"),
+    "torch": ("pynode.engine.torch.stochastic", "TorchStochastic"),
+}
+
+
+@functools.cache
+def _engine(name: str) -> StochasticEngine:
+    module, cls = _REGISTRY[name]
+    with deferred():
+        engine: StochasticEngine = getattr(importlib.import_module(module), cls)()
+    return engine
+
+
+@functools.lru_cache(maxsize=256)
+def choose_stochastic(
+    engine: str, solver: str, noise: str, calculus: str, adaptive: bool, sensitivity: str
+) -> tuple[StochasticEngine, StochasticSolver, str]:
+    """The engine, the solver and the name of the sensitivity that a call of `solve_sde` asks for.
+
+    A named engine is taken or refused, never substituted; a choice once made holds for the process.
+
+    Raises:
+        InputError: a name is unknown, or the solver does not take the noise.
+        EngineUnavailable: the engine cannot run here, or lacks what is asked for.
+    """
+    for kind, name in (("engine", engine), ("solver", solver), ("sensitivity", sensitivity)):
+        if not isinstance(name, str):
+            raise InputError(f"{kind} must be a name, got {type(name).__name__}. Pass e.g. {kind}='auto'")
+    find_sensitivity(sensitivity)
+    named = named_engine(engine)
+    if named != "auto":
+        return _resolve(named, solver, noise, calculus, adaptive, sensitivity)
+    passed: list[str] = []
+    for name in _REGISTRY:
+        try:
+            chosen = _resolve(name, solver, noise, calculus, adaptive, sensitivity)
+        except EngineUnavailable as error:
+            passed.append(str(error))
+            continue
+        announce(name, "; ".join(passed) or "it is available, and preferred")
+        return chosen
+    raise EngineUnavailable("; ".join(reversed(passed)))
+
+
+def _resolve(
+    name: str, solver: str, noise: str, calculus: str, adaptive: bool, sensitivity: str
+) -> tuple[StochasticEngine, StochasticSolver, str]:
+    info = stochastic_solver(solver, name, noise, calculus, adaptive)
+    chosen = _engine(name)
+    state: Availability = chosen.available()
+    if not state.ok:
+        raise EngineUnavailable(f"the {name} engine does not solve SDEs here: {state.why}. {state.fix}".rstrip(" ."))
+    names = chosen.sensitivities(calculus)
+    if sensitivity != "auto" and sensitivity not in names:
+        raise EngineUnavailable(
+            f"the {name} engine has no sensitivity {sensitivity!r} of SDEs: pass one of {', '.join(map(repr, names))}"
+        )
+    return chosen, info, names[0] if sensitivity == "auto" else sensitivity
