@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-import importlib
+from typing import Any
 
-from pynode.engine.choose import announce, named_engine
+from pynode.engine.choose import announce, get_engine, named_engine
 from pynode.engine.protocol import Availability
 from pynode.engine.stochastic import StochasticEngine, StochasticSolver, stochastic_solver
 from pynode.errors import EngineUnavailable, InputError
@@ -14,19 +14,28 @@ from pynode.sensitivity import find_sensitivity
 
 __all__ = ["choose_stochastic"]
 
+
+def _julia() -> StochasticEngine:
+    from pynode.engine.julia.stochastic import JuliaStochastic
+
+    julia: Any = get_engine("julia")
+    return JuliaStochastic(julia.session)
+
+
+def _torch() -> StochasticEngine:
+    from pynode.engine.torch.stochastic import TorchStochastic
+
+    return TorchStochastic()
+
+
 # In the order in which `engine="auto"` prefers them; imported when first asked for.
-_REGISTRY = {
-    "julia": ("pynode.engine.julia.stochastic", "JuliaStochastic"),
-    "torch": ("pynode.engine.torch.stochastic", "TorchStochastic"),
-}
+_REGISTRY = {"julia": _julia, "torch": _torch}
 
 
 @functools.cache
 def _engine(name: str) -> StochasticEngine:
-    module, cls = _REGISTRY[name]
     with deferred():
-        engine: StochasticEngine = getattr(importlib.import_module(module), cls)()
-    return engine
+        return _REGISTRY[name]()
 
 
 @functools.lru_cache(maxsize=256)

@@ -15,12 +15,14 @@ from pynode.models._jump_ode import JumpODE as JumpODE
 from pynode.models._latent import LatentODE as LatentODE
 from pynode.models._mechanics import HamiltonianNN as HamiltonianNN
 from pynode.models._mechanics import LagrangianNN as LagrangianNN
+from pynode.models._latent_sde import LatentSDE as LatentSDE
 from pynode.models._node import NODE as NODE
 from pynode.models._ode_rnn import ODERNN as ODERNN
 from pynode.models._odenet import ODENet as ODENet
 from pynode.models._odenet import RKNet as RKNet
 from pynode.models._resnet import ResNet as ResNet
 from pynode.models._rnn import RNN as RNN
+from pynode.models._sde import NeuralSDE as NeuralSDE
 from pynode.models._stacked import StackedNODE as StackedNODE
 
 __all__ = [
@@ -41,6 +43,8 @@ __all__ = [
     "LagrangianNN",
     "LatentODE",
     "NeuralCDE",
+    "LatentSDE",
+    "NeuralSDE",
     "ODENet",
     "RKNet",
     "ResNet",

@@ -206,5 +206,5 @@ def _check_entrywise(g: Tensor, x: Tensor, solver: str) -> None:
     if bool(((one - two).abs() > tolerance).any()):
         raise InputError(
             f"the solver {solver!r} needs a diagonal diffusion whose entry i depends on entry i of the state alone, "
-            'and here one depends on others: use solver="em" (of order 0.5), or in the sense of Stratonovich "euler_heun"'
+            'and here one depends on others: use solver="em" (of order 0.5), or in Stratonovich\'s sense "euler_heun"'
         )

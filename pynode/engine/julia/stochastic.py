@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from pynode.engine.choose import get_engine
 from pynode.engine.julia import runtime as julia_runtime
 from pynode.engine.julia.call import RETCODES, Floats, addresses, integers
-from pynode.engine.julia.engine import JuliaEngine
 from pynode.engine.julia.pullback import address_of
 from pynode.engine.julia.reached import take_reached
 from pynode.engine.julia.session import Kept, Session
@@ -28,14 +27,16 @@ _PROCESSOR = -1  # PyNODE.jl's number of the device
 
 
 class JuliaStochastic:
-    """Solves and differentiates in Julia; no step calls back into Python."""
+    """Solves and differentiates in Julia; no step calls back into Python.
+
+    Args:
+        session: the Julia that runs.
+    """
 
     name = "julia"
 
-    def __init__(self) -> None:
-        engine = get_engine("julia")
-        assert isinstance(engine, JuliaEngine)
-        self.session = engine.session
+    def __init__(self, session: Session) -> None:
+        self.session = session
 
     def available(self) -> Availability:
         """Whether Julia with PyNODE and StochasticDiffEq can be started here; starts nothing."""
@@ -86,7 +87,7 @@ class JuliaStochastic:
         if done.retcode is not Retcode.SUCCESS:
             done.t_end, done.z_end = take_reached(problem.t, out, reached)
         if kept:
-            done.pullback = _Pullback(Kept(session, kept, drift), problem, stats)
+            done.pullback = _Pullback(Kept(session, kept, cast(Any, drift)), problem, stats)
         return done
 
 

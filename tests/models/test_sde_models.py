@@ -1,0 +1,119 @@
+"""Neural and latent SDEs."""
+
+import math
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import pynode
+from pynode.models import LatentSDE, NeuralSDE
+
+ENGINES = ["torch", pytest.param("julia", marks=[pytest.mark.julia, pytest.mark.slow])]
+
+
+class Scaled(nn.Module):
+    """The factor times the state."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(factor, dtype=torch.float64))
+
+    def forward(self, t, z):
+        return self.factor * z
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_neural_sde_is_the_solve_of_its_fields(engine):
+    model = NeuralSDE(Scaled(-0.5), Scaled(0.3), dt=0.1, solver="em", engine=engine, output_network=lambda z: 2 * z)
+    x = torch.ones(3, 2, dtype=torch.float64)
+    t = torch.tensor([0.0, 0.4, 1.0], dtype=torch.float64)
+    same = pynode.solve_sde(model.drift, model.diffusion, x, t, dt=0.1, solver="em", engine=engine, seed=4)
+    assert torch.equal(model.trajectory(x, t, seed=4), 2 * same.z)
+    assert model.stats.nfe == same.stats.nfe
+    assert torch.equal(model.trajectory(x, t[1:], seed=4), 2 * same.z[1:])
+    end = model(x, seed=4)
+    assert not torch.equal(end, model(x))
+    end.sum().backward()
+    assert model.drift.factor.grad.isfinite()
+    assert model.diffusion.factor.grad != 0
+    assert torch.equal(pickle.loads(pickle.dumps(NeuralSDE(Scaled(1.0), Scaled(1.0), dt=0.1))).drift.factor, torch.tensor(1.0))
+
+
+def test_a_neural_sde_refuses():
+    with pytest.raises(pynode.InputError, match="step dt"):
+        NeuralSDE(Scaled(1.0), Scaled(1.0))
+    with pytest.raises(pynode.InputError, match="unknown solver keyword 'lowering'"):
+        NeuralSDE(Scaled(1.0), Scaled(1.0), dt=0.1, lowering="trace")
+    with pytest.raises(pynode.InputError, match="noise"):
+        NeuralSDE(Scaled(1.0), Scaled(1.0), dt=0.1, noise="white")
+    with pytest.raises(pynode.InputError, match="increasing"):
+        NeuralSDE(Scaled(1.0), Scaled(1.0), dt=0.1, t=(1.0, 0.0))
+
+
+class Ornstein(nn.Module):
+    def forward(self, t, z):
+        return -z
+
+
+class Shifted(nn.Module):
+    """The posterior drift -z + σ u of a constant u: its divergence from the prior is u²/2 for each unit of time."""
+
+    def forward(self, t, z, context):
+        return -z + 0.5 * 0.8
+
+
+class Constant(nn.Module):
+    def forward(self, t, z):
+        return torch.full_like(z, 0.5)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_divergence_of_paths_is_girsanovs(engine):
+    model = LatentSDE(
+        1, 2, prior_drift=Ornstein(), posterior_drift=Shifted(), diffusion=Constant(), dt=0.1, solver="em", engine=engine
+    )
+    x, t = torch.randn(4, 3, 1), torch.tensor([0.5, 1.0, 1.5])
+    torch.manual_seed(1)
+    weighted = model.elbo(x, t, seed=2)
+    torch.manual_seed(1)
+    free = model.elbo(x, t, kl_weight=0.0, seed=2)
+    q = model.posterior(x, t)
+    initial = torch.distributions.kl_divergence(q, torch.distributions.Normal(torch.zeros(4, 2), torch.ones(4, 2)))
+    path = 2 * 1.5 * 0.8**2 / 2  # two features, for 1.5 units of time
+    assert torch.allclose(free - weighted, initial.sum(1) + path, atol=1e-4)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_bound_of_a_gaussian_process_is_below_its_likelihood(engine):
+    # The prior is an Ornstein-Uhlenbeck process seen with noise, whose likelihood is that of a Gaussian vector.
+    t = torch.tensor([0.3, 0.8, 1.4], dtype=torch.float64)
+    model = LatentSDE(
+        1, 1, prior_drift=Ornstein(), diffusion=Constant(), decoder=nn.Identity(), noise_std=0.4, dt=0.05, solver="em",
+        engine=engine,
+    ).double()
+    x = torch.tensor([[[0.6], [0.4], [0.1]]], dtype=torch.float64)
+    start, end = torch.minimum(t[:, None], t), torch.maximum(t[:, None], t)
+    covariance = torch.exp(-(start + end)) * (1 + 0.125 * (torch.exp(2 * start) - 1)) + 0.16 * torch.eye(3)
+    exact = torch.distributions.MultivariateNormal(torch.zeros(3, dtype=torch.float64), covariance).log_prob(x[0, :, 0])
+    with torch.no_grad():
+        bound = model.elbo(x.expand(500, -1, -1), t, seed=1)
+    assert bound.mean() < exact + 3 * bound.std() / math.sqrt(500)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_latent_sde_learns_and_predicts(engine):
+    model = LatentSDE(1, 2, hidden=8, context_dim=2, dt=0.2, solver="em", engine=engine)
+    t = torch.tensor([[0.1, 0.5, 1.0], [0.2, 0.4, 0.4]])
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    x = torch.randn(2, 3, 1)
+    loss = -model.elbo(x, t, mask).mean()
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    y = model.predict(x, t, torch.tensor([0.0, 0.3, 1.0, 2.0]), mask, n_samples=5, seed=3)
+    assert y.shape == (5, 2, 4, 1)
+    assert torch.equal(model.sample(3, torch.tensor([0.0, 1.0])).isfinite().all(), torch.tensor(True))
+    assert model.stats.nfe > 0
+    with pytest.raises(pynode.InputError, match="step dt"):
+        LatentSDE(1, 2)
