@@ -415,6 +415,6 @@ def test_torchsde_is_asked_for(monkeypatch):
 
     choose_stochastic.choose_stochastic.cache_clear()
     monkeypatch.setattr(stochastic.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(pynode.EngineUnavailable, match=r'pip install "pynode\[sde\]"'):
+    with pytest.raises(pynode.EngineUnavailable, match=r'pip install "pynode-sciml\[sde\]"'):
         pynode.solve_sde(LINE["drift"], LINE["diffusion"], Z0, [0.0, 1.0], dt=0.1, engine="torch")
     choose_stochastic.choose_stochastic.cache_clear()

@@ -32,7 +32,7 @@ class TorchStochastic:
     def available(self) -> Availability:
         """Whether torchsde is installed."""
         if importlib.util.find_spec("torchsde") is None:
-            return Availability(False, "the package torchsde is not installed", 'Run `pip install "pynode[sde]"`')
+            return Availability(False, "the package torchsde is not installed", 'Run `pip install "pynode-sciml[sde]"`')
         return Availability(True)
 
     def sensitivities(self, calculus: str) -> tuple[str, ...]:
