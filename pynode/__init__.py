@@ -13,8 +13,8 @@ from pynode import plot as plot
 from pynode.engine import Retcode as Retcode
 from pynode.engine import Stats as Stats
 from pynode.engine import engines as engines
+from pynode.engine import sde_solvers as sde_solvers
 from pynode.engine import solvers as solvers
-from pynode.engine.stochastic import sde_solvers as sde_solvers
 from pynode.errors import EngineUnavailable as EngineUnavailable
 from pynode.errors import FieldError as FieldError
 from pynode.errors import InputError as InputError

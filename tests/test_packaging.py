@@ -59,14 +59,15 @@ def test_every_import_is_declared_and_every_declaration_is_used():
     extras = PROJECT["project"]["optional-dependencies"]
     required = _names(PROJECT["project"]["dependencies"])
     # juliapkg is juliacall's own dependency, and comes with it; tomllib comes with Python from 3.11 on
-    assert third_party - {"juliapkg", "tomllib"} <= required | _names(extras["plot"]) | _names(extras["study"])
+    optional = set().union(*(_names(extras[x]) for x in ("plot", "sde", "study")))
+    assert third_party - {"juliapkg", "tomllib"} <= required | optional
     assert required <= third_party
 
 
 def test_dependencies_are_declared_in_one_place():
     files = {p.name for p in ROOT.iterdir()}
     assert not {name for name in files if re.fullmatch(r"(requirements.*|environment.*|setup\.(py|cfg)|Pipfile)", name)}
-    assert "pynode-sciml[plot,study]" in PROJECT["project"]["optional-dependencies"]["test"]
+    assert "pynode-sciml[plot,sde,study]" in PROJECT["project"]["optional-dependencies"]["test"]
 
 
 def _used(path):

@@ -6,5 +6,7 @@ from pynode.engine.protocol import Retcode as Retcode
 from pynode.engine.protocol import Stats as Stats
 from pynode.engine.solvers import SolverInfo as SolverInfo
 from pynode.engine.solvers import solvers as solvers
+from pynode.engine.stochastic import StochasticSolver as StochasticSolver
+from pynode.engine.stochastic import sde_solvers as sde_solvers
 
-__all__ = ["Availability", "Retcode", "SolverInfo", "Stats", "engines", "solvers"]
+__all__ = ["Availability", "Retcode", "SolverInfo", "Stats", "StochasticSolver", "engines", "sde_solvers", "solvers"]
