@@ -16,5 +16,6 @@ using Test
     include("independent.jl")
     include("callback.jl")
     include("layer.jl")
+    include("stochastic.jl")
     "quality" in ARGS && include("quality.jl")
 end

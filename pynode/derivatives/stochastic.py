@@ -47,7 +47,7 @@ class StochasticRun:
 
 def differentiable_sde(run: StochasticRun, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The solution, `(time, batch, *features)` of each state tensor, differentiable in its inputs."""
-    z: tuple[Tensor, ...] = _SolveSDE.apply(run, *inputs)  # type: ignore[no-untyped-call]
+    z: tuple[Tensor, ...] = _SolveSDE.apply(run, *inputs)
     return z
 
 
