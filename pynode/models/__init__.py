@@ -13,9 +13,9 @@ from pynode.models._gru_ode_bayes import GRUODEBayes as GRUODEBayes
 from pynode.models._hypersolver import Hypersolver as Hypersolver
 from pynode.models._jump_ode import JumpODE as JumpODE
 from pynode.models._latent import LatentODE as LatentODE
+from pynode.models._latent_sde import LatentSDE as LatentSDE
 from pynode.models._mechanics import HamiltonianNN as HamiltonianNN
 from pynode.models._mechanics import LagrangianNN as LagrangianNN
-from pynode.models._latent_sde import LatentSDE as LatentSDE
 from pynode.models._node import NODE as NODE
 from pynode.models._ode_rnn import ODERNN as ODERNN
 from pynode.models._odenet import ODENet as ODENet
