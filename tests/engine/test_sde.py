@@ -237,9 +237,12 @@ def test_gradcheck(engine, case, with_cost):
 
 @pytest.mark.julia
 @pytest.mark.slow
-@pytest.mark.parametrize(("solver", "noise"), [("rkmil", "diagonal"), ("sosri", "diagonal"), ("sosra", "additive")])
-def test_steps_by_tolerance_keep_the_noise(solver, noise):
-    # The second feature is the noise itself, and the first one has many steps rejected.
+@pytest.mark.parametrize(
+    ("solver", "noise", "tolerance"),
+    [("rkmil", "diagonal", 1e-2), ("sosri", "diagonal", 0.2), ("sosra", "additive", 0.2)],
+)
+def test_steps_by_tolerance_keep_the_noise(solver, noise, tolerance):
+    # The second feature is the noise itself, and the first one has steps rejected.
     def drift(t, z):
         return torch.stack([-8 * z[:, 0] ** 3 + 30 * torch.sin(40 * t), 0 * z[:, 1]], dim=1)
 
@@ -249,9 +252,19 @@ def test_steps_by_tolerance_keep_the_noise(solver, noise):
     z0 = torch.zeros(5000, 2, dtype=DOUBLE)
     t = torch.linspace(0, 1, 6, dtype=DOUBLE)
     solution = pynode.solve_sde(
-        drift, diffusion, z0, t, noise=noise, solver=solver, rtol=1e-2, atol=1e-2, dt=0.1, seed=1, engine="julia"
+        drift,
+        diffusion,
+        z0,
+        t,
+        noise=noise,
+        solver=solver,
+        rtol=tolerance,
+        atol=tolerance,
+        dt=0.1,
+        seed=1,
+        engine="julia",
     )
-    assert solution.stats.n_rejected > 5
+    assert solution.stats.n_rejected >= 2
     increments = solution.z[1:, :, 1].diff(dim=0, prepend=z0[None, :, 1])
     assert torch.allclose(increments.var(1) / 0.2, torch.ones(5, dtype=DOUBLE), atol=4 * math.sqrt(2 / 5000))
     assert increments.mean(1).abs().max() < 4 * math.sqrt(0.2 / 5000)
