@@ -20,6 +20,7 @@ and on JapaneseVowels:
           0%  0.906 ± 0.017  0.972 ± 0.003  0.962 ± 0.006
          30%  0.912 ± 0.005  0.963 ± 0.006  0.964 ± 0.001
          50%  0.899 ± 0.019  0.965 ± 0.002  0.964 ± 0.008
+         70%  0.865 ± 0.007  0.938 ± 0.004  0.957 ± 0.004
 
     pip install "pynode-sciml[data]"
     python examples/missing_observations.py
