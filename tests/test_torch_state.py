@@ -45,7 +45,7 @@ def state() -> dict[str, Any]:
         "hooks": torch._C._autograd._top_saved_tensors_default_hooks(True),
         "level": forward_ad._current_level,
         "modules": (nn.Module.__call__, nn.Module.__getattr__, vars(nn.Module).get("__getattribute__")),
-        "recording": (_symbolic_trace._is_fx_tracing_flag, torch.fx.traceback.should_preserve_node_meta),
+        "recording": (_symbolic_trace.is_fx_tracing(), torch.fx.traceback.should_preserve_node_meta),
         "warnings": (tuple(warnings.filters), warnings.showwarning),
         "attention": (torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.math_sdp_enabled()),
         "einsum": torch.backends.opt_einsum.enabled,
