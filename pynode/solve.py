@@ -81,7 +81,8 @@ def solve(
     """Solve dz/dt = f(t, z, *args) from z(t[0]) = z0, differentiably.
 
     Gradients flow to `z0`, to the field's parameters, to `args` and to the entries of `t`. Any thread may solve, and
-    several at once. On small states one thread of torch's is often faster than several: `pynode doctor` measures it.
+    several at once. With its default number of threads torch can solve a small model many times slower than with one:
+    set `OMP_NUM_THREADS=1` or call `torch.set_num_threads(1)`; `pynode doctor` measures it.
 
     Args:
         field: an `nn.Module` or a callable `f(t, z, *args)` that returns dz/dt in the shape of `z`; `t` is 0-d, in the
@@ -96,7 +97,9 @@ def solve(
             double. A list of numbers gets the state's dtype, unless it cannot hold the differences between them
             (times of day as seconds since 1970 in float32, say): then they are float64.
         args: tensors that condition the field.
-        solver: a name from `pynode.solvers()`, or `"auto"` for the engine's best 5(4) Runge-Kutta pair.
+        solver: a name from `pynode.solvers()`, or `"auto"` for the engine's best 5(4) Runge-Kutta pair. On torch the
+            adaptive solvers other than dopri5 and SciPy's step to each reported time, since torchdiffeq interpolates
+            between their steps less accurately than they solve: with many times they cost at least a step for each.
         rtol: relative tolerance; a number, or a tensor that broadcasts against the state, for a tuple of states a tuple
             of such. The error that is kept below 1 is the root mean square over all components of all samples, each
             divided by `atol + rtol * |z|`; see `StepControl.norm` for others. An extended system, such as that of a
@@ -117,8 +120,10 @@ def solve(
             twice within one step may be missed. A state that is reported at the time of a jump is that before it.
         batching: `"joint"`, one step size for the whole batch, or `"independent"`, one for each sample, so that a hard
             sample costs the others nothing. On julia the samples are solved side by side on its threads, of which
-            `torch.get_num_threads()` work at most; on torch one after the other, which is slow. `args` with the batch
-            as first dimension have a row for each sample; the event function sees one sample at a time.
+            `torch.get_num_threads()` work at most; on torch one after the other, which is slow. The samples are the
+            first dimension of `z0`, and the states are `(time, batch, *features)` as in a joint solve, also where `t`
+            is `(batch, time)`. `args` with the batch as first dimension have a row for each sample; the field and the
+            event function see one sample at a time, as a batch of one.
         tstops: times, in any order, where the field or its derivatives jump: every solver steps exactly to those
             within the span and starts afresh there, by the field's values on the other side. Gradients flow to them.
             Jumps because the field, the running cost or the event function compares t, `(t >= 5) & (t < 5.02)`,

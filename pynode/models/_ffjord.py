@@ -32,8 +32,9 @@ class FFJORD(Flow):
     half of the channels are done, while the others go on at the next scale. `Dequantised` makes a density of images on
     a few grey levels of it.
 
-    A step of training is thousands of small operations: beside other work on the machine, torch's threads wait for one
-    another longer than they compute. `pynode doctor` measures it; `torch.set_num_threads(1)` ends it.
+    A step of training is thousands of small operations: with its default number of threads torch can be many times
+    slower than with one, above all beside other work on the machine. Set `OMP_NUM_THREADS=1` or call
+    `torch.set_num_threads(1)`; `pynode doctor` measures it.
 
     Args:
         dim: number of features of a sample; or (channels, height, width), and then the fields are convolutional.

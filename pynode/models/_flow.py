@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -212,19 +212,61 @@ class Flow(nn.Module):
         return x, None if context is None else _rows(context, len(x))
 
 
-class StandardNormal(nn.Module):
-    """The standard normal distribution over events of a shape, on the device and in the dtype of its flow."""
+class StandardNormal(nn.Module, Distribution):
+    """The standard normal distribution over events of a shape, on the device and in the dtype of its flow.
 
-    mean: Tensor
+    A call gives torch's own distribution, of batch shape ().
+    """
+
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
+    has_rsample = True
+    zeros: Tensor
 
     def __init__(self, event_shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(event_shape), persistent=False)
+        nn.Module.__init__(self)
+        Distribution.__init__(self, torch.Size(), torch.Size(event_shape), validate_args=False)
+        self.register_buffer("zeros", torch.zeros(event_shape), persistent=False)
 
     def forward(self, context: Tensor | None = None) -> Distribution:
         """The distribution, of batch shape ()."""
-        normal = torch.distributions.Normal(self.mean, torch.ones_like(self.mean))
-        return torch.distributions.Independent(normal, self.mean.dim())
+        normal = torch.distributions.Normal(self.zeros, torch.ones_like(self.zeros))
+        return torch.distributions.Independent(normal, self.zeros.dim())
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """All of the space."""
+        return constraints.independent(constraints.real, self.zeros.dim())
+
+    @property
+    def mean(self) -> Tensor:
+        """Zeros."""
+        return self.zeros
+
+    @property
+    def mode(self) -> Tensor:
+        """Zeros."""
+        return self.zeros
+
+    @property
+    def variance(self) -> Tensor:
+        """Ones."""
+        return torch.ones_like(self.zeros)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Distribution:
+        """The distribution with another batch shape."""
+        return self().expand(batch_shape)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Samples `(*sample_shape, *event)`."""
+        return self().rsample(torch.Size(sample_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """The logarithm of the density at `value`, `(…, *event)`."""
+        return self().log_prob(value)
+
+    def entropy(self) -> Tensor:
+        """The entropy, 0-d."""
+        return self().entropy()
 
 
 def _check_base(base: Distribution, batch_shape: torch.Size) -> Distribution:

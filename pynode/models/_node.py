@@ -22,8 +22,8 @@ __all__ = ["NODE", "append_zeros"]
 class NODE(nn.Module):
     """A neural ODE: z(s₀) = h_x(x), ż = f(s, z), ŷ(s) = h_y(z(s)).
 
-    On small networks one thread of torch's (`torch.set_num_threads(1)`) is often faster than several: `pynode doctor`
-    measures it.
+    With its default number of threads torch can be many times slower on small networks than with one: set
+    `OMP_NUM_THREADS=1` or call `torch.set_num_threads(1)`; `pynode doctor` measures it.
 
     Args:
         field: f, an `nn.Module` or callable `f(t, z)`, or `f(t, z, x)` with `control`.

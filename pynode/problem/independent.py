@@ -16,6 +16,7 @@ from pynode.weak import WeakMap
 __all__ = [
     "at_last_times",
     "check_batching",
+    "check_has_batch",
     "check_unmixed",
     "last_times",
     "per_sample_times",
@@ -31,6 +32,19 @@ def check_batching(batching: str) -> None:
     """Refuse another name than one of the two."""
     if batching not in _BATCHINGS:
         raise unknown_name("batching", batching, _BATCHINGS)
+
+
+def check_has_batch(times: Tensor, state: Sequence[Tensor]) -> None:
+    """Refuse a state without features where nothing else says that its only dimension is the batch.
+
+    Raises:
+        InputError: all of the state is `(n,)`, and the times are those of all samples.
+    """
+    if times.dim() == 1 and all(z.dim() < 2 for z in state):
+        raise InputError(
+            f"batching='independent' needs z0 of shape (batch, *features), got {tuple(state[0].shape)}: pass "
+            "z0.unsqueeze(0) if this is one sample, z0.unsqueeze(1) if these are samples of one feature each"
+        )
 
 
 def per_sample_times(times: Tensor, state: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from pynode.engine.protocol import Engine
 from pynode.engine.solvers import SolverInfo
 from pynode.errors import InputError
 from pynode.field._outside import is_recording
-from pynode.problem.independent import check_batching, per_sample_times
+from pynode.problem.independent import check_batching, check_has_batch, per_sample_times
 from pynode.problem.inputs import check_count, check_lowering, check_number, check_times
 from pynode.problem.state import State
 from pynode.problem.tolerances import Tolerance, check_step_control, check_tolerance
@@ -86,6 +86,7 @@ def check_settings(
     independent = batching != "joint" or times.dim() == 2
     if independent:
         check_batching(batching)
+        check_has_batch(times, state)
         times = per_sample_times(times, state[0])
     rtol, atol = (check_tolerance(name, x, form, state) for name, x in (("rtol", rtol), ("atol", atol)))
     dt = None if dt is None else check_number("dt", dt)

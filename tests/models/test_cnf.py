@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributions import Independent, MultivariateNormal, Normal, TransformedDistribution
 
 from pynode.errors import FieldError, InputError, TraceError
-from pynode.models import CNF
+from pynode.models import CNF, FFJORD
 from pynode.nn import ConcatSquash, TimeConcat, TimeSequential
 
 on_every_engine = pytest.mark.usefixtures("engine")
@@ -334,6 +334,22 @@ def test_transformed_distribution_is_the_flow():
     samples = density.rsample((4,))
     assert samples.requires_grad
     torch.testing.assert_close(density.log_prob(samples), flow.log_prob(samples), atol=1e-6, rtol=0)
+
+
+def test_transformed_distribution_of_the_base_that_ffjord_makes():
+    torch.manual_seed(0)
+    flow, x = FFJORD(2, hidden=(8,), engine="torch", rtol=1e-8, atol=1e-8).double().eval(), points(6)
+    density = TransformedDistribution(flow.base, [flow.as_transform()])
+    torch.testing.assert_close(density.log_prob(x), flow.log_prob(x), atol=1e-6, rtol=0)
+    assert density.rsample((3, 4)).shape == (3, 4, 2)
+    assert density.sample().dtype == torch.float64
+    exact = Independent(Normal(torch.zeros(2, dtype=x.dtype), torch.ones(2, dtype=x.dtype)), 1)
+    assert (flow.base.event_shape, flow.base.batch_shape) == (exact.event_shape, exact.batch_shape)
+    torch.testing.assert_close(flow.base.log_prob(x), exact.log_prob(x))
+    torch.testing.assert_close(flow.base.entropy(), exact.entropy())
+    assert flow.base.expand((5,)).sample().shape == (5, 2)
+    for name in ("mean", "mode", "variance", "stddev"):
+        torch.testing.assert_close(getattr(flow.base, name), getattr(exact, name))
 
 
 def test_transform_obeys_its_protocol():

@@ -294,3 +294,14 @@ def test_threads() -> None:
     run = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, text=True, env=environment, check=False)
     assert run.returncode == 0, run.stderr
     assert "threads 2" in run.stdout
+
+
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_a_state_without_a_batch_is_refused(shape: tuple[int, ...]) -> None:
+    """`(3,)` may be one sample or three; with times for each of them it is three."""
+    z0 = torch.ones(shape, dtype=DOUBLE)
+    with pytest.raises(InputError, match=r"needs z0 of shape \(batch, \*features\).*z0.unsqueeze\(0\) if this is one"):
+        pynode.solve(lambda t, z: -z, z0, [0.0, 1.0], batching="independent", engine="torch")
+    rows = torch.tensor([[0.0, 1.0], [0.0, 2.0], [0.0, 3.0]], dtype=DOUBLE)
+    z = pynode.solve(lambda t, z: -z, torch.ones(3, dtype=DOUBLE), rows, engine="torch", **FINE).z
+    torch.testing.assert_close(z, torch.exp(-rows.T), rtol=1e-7, atol=0)
