@@ -12,6 +12,9 @@ import torch
 from tqdm import tqdm, trange
 
 from pynode import plot
+from pynode.cli.record import record
+
+_STARTED = time.perf_counter()  # of the program
 
 
 def train_flow(flow, batches: Iterable[tuple], steps: int, label: str, lr: float = 1e-2) -> float:
@@ -68,14 +71,19 @@ def minimise(
     return losses
 
 
-def write(out: Path, results: Any, draw: Callable[[], Mapping[str, Any]]) -> None:
-    """Write results.json and, where matplotlib is installed, the figures.
+def write(
+    out: Path, results: Mapping[str, Any], draw: Callable[[], Mapping[str, Any]], *, engine: str, seed: int
+) -> None:
+    """Write results.json, with how they came about under `"run"`, and, where matplotlib is installed, the figures.
 
     Args:
         out: the folder, made where there is none.
         results: numbers, lists and dicts of them.
         draw: makes the figures, by the names of their files.
+        engine: which engine was asked for.
+        seed: the first one.
     """
+    results = {**results, "run": record(engine, seed, time.perf_counter() - _STARTED)}
     out.mkdir(parents=True, exist_ok=True)
     (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     if not plot.available():

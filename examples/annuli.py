@@ -158,7 +158,7 @@ def run(out, engine="auto", seed=0, seeds=3, epochs=60):
             "surface.png": plot.surface(surfaces, few[0], labels),
         }
 
-    write(out, results, figures)
+    write(out, results, figures, engine=engine, seed=seed)
     return results
 
 

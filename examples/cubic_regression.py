@@ -79,11 +79,11 @@ def run(out, engine="auto", seed=0, iterations=1500):
                 "ODE-Net": (depths, models["ODE-Net"].trajectory(few, depths)),
             }
         return {
-            "fit.png": plot.fit(fits, (x, y)),
+            "fit.png": plot.fit(fits, (x, y), (grid, grid**3 + 0.1 * grid)),
             "trajectories.png": plot.trajectories(paths),
         }
 
-    write(out, results, figures)
+    write(out, results, figures, engine=engine, seed=seed)
     return results
 
 

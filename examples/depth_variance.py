@@ -170,7 +170,7 @@ def run(out, engine="auto", seed=0, iterations=80, sizes=(3, 5, 9)):
             "matrix.png": plot.lines(entries, xlabel="depth s"),
         }
 
-    write(out, results, figures)
+    write(out, results, figures, engine=engine, seed=seed)
     return results
 
 

@@ -88,7 +88,7 @@ def run(out, engine="auto", seed=0, epochs=40):
         drawn = model.sample(100).reshape(-1, 1, 8, 8)
         return {"samples.png": plot.images({"test images": test[:100], "samples": drawn})}
 
-    write(out, results, figures)
+    write(out, results, figures, engine=engine, seed=seed)
     return results
 
 

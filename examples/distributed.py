@@ -104,7 +104,13 @@ def run(out, engine="auto", solver="auto", seed=0, epochs=20):
     if rank == 0:
         for name in ("processes", "accuracy", "seconds"):
             print(f"{name:<10} {results[name]:.3g}")
-        write(out, results, lambda: {"training.png": plot.history({"loss": {"ANODE": results["losses"]}})})
+        write(
+            out,
+            results,
+            lambda: {"training.png": plot.history({"loss": {"ANODE": results["losses"]}})},
+            engine=engine,
+            seed=seed,
+        )
     return results
 
 

@@ -55,7 +55,7 @@ def run(out, engine="auto", seed=0, epochs=600, sets=SETS):
     def figures():
         return {"densities.png": plot.densities(rows, extent=2 * (-WHOLE, WHOLE), shown=2 * (-SHOWN, SHOWN))}
 
-    write(out, results, figures)
+    write(out, results, figures, engine=engine, seed=seed)
     return results
 
 

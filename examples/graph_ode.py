@@ -147,7 +147,7 @@ def run(out, engine="auto", seeds=5, iterations=100):
         }
         return {"accuracy.png": plot.lines(panels, xlabel="seed, by accuracy")}
 
-    write(out, results, figures)
+    write(out, results, figures, engine=engine, seed=0)
     return results
 
 

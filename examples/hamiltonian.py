@@ -156,7 +156,7 @@ def run(out, engine="auto", seeds=2, iterations=400, paths=24):
             drawn[f"{name}_training.png"] = plot.history({"mean squared error": courses}, xlabel="iteration")
         return drawn
 
-    write(out, {"seeds": results, "summary": summary}, figures)
+    write(out, {"seeds": results, "summary": summary}, figures, engine=engine, seed=0)
     return summary
 
 

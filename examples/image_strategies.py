@@ -156,7 +156,7 @@ def run(out, engine="auto", seed=0, seeds=3, epochs=8, dataset="digits", root=No
             axis.set_yscale("log")
         return {"training.png": figure}
 
-    write(out, {"dataset": dataset, "engine": engine, "runs": results}, figures)
+    write(out, {"dataset": dataset, "engine": engine, "runs": results}, figures, engine=engine, seed=seed)
     return results
 
 

@@ -144,7 +144,7 @@ def run(out, engine="auto", seeds=2, iterations=250, paths=24):
             "training.png": plot.history({"mean squared error": courses}, xlabel="iteration"),
         }
 
-    write(out, {"seeds": results, "summary": summary}, figures)
+    write(out, {"seeds": results, "summary": summary}, figures, engine=engine, seed=0)
     return summary
 
 

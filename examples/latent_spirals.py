@@ -144,7 +144,13 @@ def run(out, engine="auto", seed=0, iterations=1200, points=(30, 50, 100)):
                 f"{name:<11} {n_obs:>6}  {r['interpolation']:>7.3f}  {r['extrapolation']:>19.3f}  "
                 f"{r['extrapolation_irregular']:>17.3f}  {r['extrapolation_off']:>23.3f}  {r['seconds']:>7.0f}"
             )
-    write(out, results, lambda: {name: plot.paths(*arguments) for name, arguments in shown.items()})
+    write(
+        out,
+        results,
+        lambda: {name: plot.paths(*arguments) for name, arguments in shown.items()},
+        engine=engine,
+        seed=seed,
+    )
     return results
 
 

@@ -91,7 +91,13 @@ def run(out, engine="auto", seed=0, epochs=20, processes=1):
         "difference_of_the_checkpoint": difference,
     }
     print(f"accuracy {results['accuracy']:.3f}; checkpoint {checkpoint}")
-    write(out, results, lambda: {"training.png": plot.history({"loss": {"ANODE": module.losses}})})
+    write(
+        out,
+        results,
+        lambda: {"training.png": plot.history({"loss": {"ANODE": module.losses}})},
+        engine=engine,
+        seed=seed,
+    )
     return results
 
 

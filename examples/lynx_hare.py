@@ -126,7 +126,7 @@ def run(out, engine="auto", seed=0, iterations=600, members=4):
             for name, (panels, points, since) in shown.items()
         }
 
-    write(out, results, figures)
+    write(out, results, figures, engine=engine, seed=seed)
     return results
 
 

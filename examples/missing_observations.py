@@ -181,7 +181,7 @@ def run(out, engine="auto", seed=0, seeds=3, steps=80, rates=(0.0, 0.3, 0.5, 0.7
             found = [torch.tensor(of_rate["accuracy"][kind]) for kind in MODELS]
             row = "  ".join(f"{x.mean():.3f} ± {x.std(correction=0):.3f}" for x in found)
             print(f"{rate:>8.0%}  {row}", flush=True)
-    write(out, results, lambda: figures(results))
+    write(out, results, lambda: figures(results), engine=engine, seed=seed)
 
 
 if __name__ == "__main__":

@@ -218,7 +218,7 @@ def run(out, engine="auto", seed=0, epochs=12, channels=16):
     ]
     header = ("tolerance", "error", "NFE forward", "NFE backward", "ms forward", "ms forward and backward")
     print(table(header, sweep_rows))
-    write(out, results, lambda: {"odenet.png": figure(results)})
+    write(out, results, lambda: {"odenet.png": figure(results)}, engine=engine, seed=seed)
     return results
 
 

@@ -110,12 +110,12 @@ def run(out, engine="auto", seed=0, iterations=300):
             paths = {name: (depths, model.trajectory(few, depths)) for name, model in models.items()}
         losses = {"mean squared error": {name: r["losses"] for name, r in results.items()}}
         return {
-            "fit.png": plot.fit(fits, (x[::5], y[::5])),
+            "fit.png": plot.fit(fits, (x[::5], y[::5]), (grid, -grid)),
             "trajectories.png": plot.trajectories(paths),
             "training.png": plot.history(losses, xlabel="iteration"),
         }
 
-    write(out, results, figures)
+    write(out, results, figures, engine=engine, seed=seed)
     return results
 
 

@@ -98,7 +98,7 @@ def run(out, engine="auto", seed=0, seeds=1, epochs=500, sets=SETS, regularisers
             for name in results
         }
 
-    write(out, results, figures)
+    write(out, results, figures, engine=engine, seed=seed)
     return results
 
 

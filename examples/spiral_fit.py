@@ -84,7 +84,7 @@ def run(out, engine="auto", seed=0, iterations=1500):
             "spiral.png": plot.phase({"data": y[:, 0], "fitted, from the first point": fitted[:, 0]}),
         }
 
-    write(out, results, figures)
+    write(out, results, figures, engine=engine, seed=seed)
     return results
 
 

@@ -166,7 +166,7 @@ def run(out, engine="auto", seed=0, iterations=300):
         return {
             "tracking.png": plot.lines(
                 {
-                    f"{axis} coordinate": {k: (a, b[:, i]) for k, (a, b) in curves.items()}
+                    f"{axis} coordinate of z(s)": {k: (a, b[:, i]) for k, (a, b) in curves.items()}
                     for i, axis in enumerate(("first", "second"))
                 },
                 xlabel="depth s",
@@ -175,7 +175,7 @@ def run(out, engine="auto", seed=0, iterations=300):
             "flow.png": plot.flow(flows, y[:120]),
         }
 
-    write(out, results, figures)
+    write(out, results, figures, engine=engine, seed=seed)
     return results
 
 

@@ -1,12 +1,14 @@
-"""A universal differential equation: predators and prey whose interaction is a network inside a Julia function.
+"""A universal differential equation: predators and prey whose interaction is a network.
 
-Known, and written in Julia, is how prey grow and predators die, and that the two meet in proportion to the number of
+Known is how prey grow and predators die, and that the two meet in proportion to the number of
 each; what comes of a meeting is learned from noisy data: first from slopes that collocation estimates, without solving
 anything, then from the trajectory. Beside it the same network, trained in the same way, learns the whole derivative.
 The table has the errors of the trajectory from its first point, within the span of the data and as far again beyond
-it, and of the interaction that was found. It needs Julia; where there is none, it says how to get it.
+it, and of the interaction that was found. The known part is PyTorch, which runs on both engines; or, with
+`--known julia`, a Julia function, which the julia engine runs.
 
     python examples/universal_lotka_volterra.py
+    python examples/universal_lotka_volterra.py --known julia
 
 After C. Rackauckas et al., "Universal Differential Equations for Scientific Machine Learning", 2020.
 """
@@ -34,6 +36,18 @@ NOISE = 0.02
 STAGES = ("untrained", "collocation", "trajectory")
 
 
+class Universal(nn.Module):
+    """The known part, and a network for what comes of a meeting."""
+
+    def __init__(self, response):
+        super().__init__()
+        self.response = response
+
+    def forward(self, t, z):
+        """The field at (t, z), which has no t."""
+        return alone(z) + z[:, :1] * z[:, 1:] * self.response(z)
+
+
 class Neural(nn.Module):
     """dz/dt as a network alone."""
 
@@ -50,6 +64,12 @@ def network():
     return nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 2))
 
 
+def alone(z):
+    """What is known, `(batch, 2)`: prey that grow to a capacity, predators that die."""
+    prey, predators = z.unbind(1)
+    return torch.stack([RATES["growth"] * prey * (1 - prey / RATES["capacity"]), -RATES["death"] * predators], 1)
+
+
 def interaction(z):
     """What is to be found, `(batch, 2)`: prey eaten, predators fed; both are sated where prey are many."""
     meetings = z[:, 0] * z[:, 1] / (1 + SATED * z[:, 0])
@@ -58,14 +78,12 @@ def interaction(z):
 
 def truth(t, z):
     """After M. Rosenzweig and R. MacArthur, 1963."""
-    prey, predators = z.unbind(1)
-    alone = [RATES["growth"] * prey * (1 - prey / RATES["capacity"]), -RATES["death"] * predators]
-    return torch.stack(alone, 1) + interaction(z)
+    return alone(z) + interaction(z)
 
 
 def pretrain(field, data, t, iterations, label):
     """Fit the field to the slopes that collocation estimates; no solve."""
-    slopes, smooth = fit.collocate(data[:, 0], t, "EpanechnikovKernel", 0.1)
+    slopes, smooth = fit.collocate(data[:, 0], t, "EpanechnikovKernel", 0.1, "torch")
     optimizer = torch.optim.Adam([p for p in field.parameters() if p.requires_grad], lr=1e-2)
     scale = slopes.square().mean()
     for _ in (bar := trange(iterations, desc=f"{label}: slopes")):
@@ -76,13 +94,13 @@ def pretrain(field, data, t, iterations, label):
         bar.set_postfix(loss=f"{loss.item():.1e}", refresh=False)
 
 
-def follow(field, data, t, iterations, label):
+def follow(field, data, t, iterations, label, engine):
     """Fit the solution from the first point."""
     optimizer = torch.optim.Adam([p for p in field.parameters() if p.requires_grad], lr=5e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=iterations)
     for _ in (bar := trange(iterations, desc=f"{label}: trajectory")):
         optimizer.zero_grad()
-        loss = (pynode.solve(field, data[0], t, engine="julia", rtol=1e-5, atol=1e-5).z - data).square().mean()
+        loss = (pynode.solve(field, data[0], t, engine=engine, rtol=1e-5, atol=1e-5).z - data).square().mean()
         loss.backward()
         optimizer.step()
         schedule.step()
@@ -90,9 +108,9 @@ def follow(field, data, t, iterations, label):
 
 
 @torch.no_grad()
-def errors(field, exact, t, z0, inside):
+def errors(field, exact, t, z0, inside, engine):
     """Root mean square errors of the trajectory within the data's span and beyond it, and of the interaction."""
-    found = pynode.solve(field, z0, t, engine="julia", rtol=1e-6, atol=1e-6, throw=False).z
+    found = pynode.solve(field, z0, t, engine=engine, rtol=1e-6, atol=1e-6, throw=False).z
     wrong = field(t[0], exact[:, 0]) - truth(t[0], exact[:, 0])
     off = (found - exact).square().mean((1, 2))
     return {
@@ -102,9 +120,9 @@ def errors(field, exact, t, z0, inside):
     }, found
 
 
-def run(out, engine="julia", seed=0, slopes=400, iterations=200):
+def run(out, engine="auto", seed=0, slopes=400, iterations=200, known="torch"):
     julia = pynode.engines()["julia"]
-    if engine != "julia" or not julia.ok:
+    if known == "julia" and (engine == "torch" or not julia.ok):
         reason = "" if julia.ok else f" {julia.why}. {julia.fix}"
         print(f"Skipped: the field is written in Julia and runs on the julia engine only.{reason}")
         return
@@ -114,10 +132,14 @@ def run(out, engine="julia", seed=0, slopes=400, iterations=200):
     inside = t <= 6.0
     z0 = torch.tensor([[0.9, 1.1]])
     with torch.no_grad():
-        exact = pynode.solve(truth, z0, t, rtol=1e-7, atol=1e-8, engine="julia").z
+        exact = pynode.solve(truth, z0, t, rtol=1e-7, atol=1e-8, engine=engine).z
     data = exact[inside] * (1 + NOISE * torch.randn_like(exact[inside]))
-    universal = pynode.JuliaField(KNOWN, RATES, networks={"response": network()})
-    universal.p.requires_grad_(False)
+    if known == "julia":
+        engine = "julia"
+        universal = pynode.JuliaField(KNOWN, RATES, networks={"response": network()})
+        universal.p.requires_grad_(False)
+    else:
+        universal = Universal(network())
     fields = {"universal": universal, "neural": Neural(network())}
     results = {"noise": (data - exact[inside]).square().mean().sqrt().item()}
     curves = {}
@@ -129,8 +151,8 @@ def run(out, engine="julia", seed=0, slopes=400, iterations=200):
             if stage == "collocation":
                 pretrain(field, data, t[inside], slopes, name)
             elif stage == "trajectory":
-                follow(field, data, t[inside], iterations, name)
-            rows[stage], curves[name][stage] = errors(field, exact, t, z0, inside)
+                follow(field, data, t[inside], iterations, name, engine)
+            rows[stage], curves[name][stage] = errors(field, exact, t, z0, inside, engine)
         results[name] = rows | {"seconds": time.perf_counter() - started}
     print(f"\n{'':<28} {'within data':>12} {'beyond':>9} {'interaction':>12}")
     for name in fields:
@@ -141,7 +163,7 @@ def run(out, engine="julia", seed=0, slopes=400, iterations=200):
                 f"{row['interaction']:>12.1%}"
             )
         print(f"{name}: {results[name]['seconds']:.0f} s")
-    write(out, results, lambda: {"trajectory.png": draw(t, exact, data, curves)})
+    write(out, results, lambda: {"trajectory.png": draw(t, exact, data, curves)}, engine=engine, seed=seed)
 
 
 def draw(t, exact, data, curves):
@@ -152,9 +174,9 @@ def draw(t, exact, data, curves):
     axes = figure.subplots(2, sharex=True)
     for k, (axis, species) in enumerate(zip(axes, ("prey", "predators"), strict=True)):
         axis.axvspan(t[0], t[len(data) - 1], color="0.94", label="span of the data")
-        axis.plot(t, exact[:, 0, k], color="k", lw=1, label="truth")
-        for name, style, color in (("neural", "--", "C0"), ("universal", "-", "C3")):
+        for name, style, color in (("neural", "-", "#ffa90e"), ("universal", "-", "#3f90da")):
             axis.plot(t, curves[name]["trajectory"][:, 0, k], style, color=color, lw=1.8, label=name)
+        axis.plot(t, exact[:, 0, k], "--", color="k", lw=1.2, label="truth", zorder=3)
         axis.plot(t[: len(data)], data[:, 0, k], ".", color="0.3", ms=4, label="data")
         axis.set_ylabel(species)
         axis.set_ylim(0, 1.3 * exact[:, 0, k].max())
@@ -168,7 +190,10 @@ if __name__ == "__main__":
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("out/universal_lotka_volterra"), help="folder of the results")
-    parser.add_argument("--engine", choices=("julia", "torch"), default="julia", help="torch: only says why not")
+    parser.add_argument("--engine", choices=("auto", "torch", "julia"), default="auto", help="which engine solves")
+    parser.add_argument(
+        "--known", choices=("torch", "julia"), default="torch", help="what the known part is written in"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the networks and the noise")
     parser.add_argument("--slopes", type=int, default=400, help="steps of the optimizer on the estimated slopes")
     parser.add_argument("--iterations", type=int, default=200, help="steps of the optimizer on the trajectory")

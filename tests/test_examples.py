@@ -19,7 +19,14 @@ def run(name, out, *options, engine="torch", timeout=300):
     command = [sys.executable, EXAMPLES / f"{name}.py", "--engine", engine, "--out", out, *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
     assert done.returncode == 0, done.stderr
-    return json.loads((out / "results.json").read_text()), done.stdout
+    results = json.loads((out / "results.json").read_text())
+    how = results.pop("run")
+    assert how["engine"] == engine
+    assert isinstance(how["seed"], int)
+    assert how["threads"] >= 1
+    assert how["seconds"] > 0
+    assert how["packages"]["torch"] == torch.__version__
+    return results, done.stdout
 
 
 def test_results_without_matplotlib(tmp_path, monkeypatch, capsys):
@@ -27,8 +34,9 @@ def test_results_without_matplotlib(tmp_path, monkeypatch, capsys):
     from _shared import write
 
     monkeypatch.setattr(plot, "available", lambda: False)
-    write(tmp_path / "new", {"mse": 0.5}, pytest.fail)
-    assert json.loads((tmp_path / "new" / "results.json").read_text()) == {"mse": 0.5}
+    write(tmp_path / "new", {"mse": 0.5}, pytest.fail, engine="torch", seed=3)
+    results = json.loads((tmp_path / "new" / "results.json").read_text())
+    assert (results["mse"], results["run"]["engine"], results["run"]["seed"]) == (0.5, "torch", 3)
     assert "No figures: matplotlib is not installed" in capsys.readouterr().out
 
 
@@ -230,10 +238,11 @@ def test_depth_variance(tmp_path):
     assert_figures(tmp_path, "error.png", "matrix.png")
 
 
-@pytest.mark.julia
 @pytest.mark.slow
-def test_universal_lotka_volterra(tmp_path):
-    results, _ = run("universal_lotka_volterra", tmp_path, "--iterations", "100", engine="julia", timeout=600)
+@pytest.mark.parametrize("known", ["torch", pytest.param("julia", marks=pytest.mark.julia)])
+def test_universal_lotka_volterra(known, tmp_path):
+    options = ("--iterations", "100", "--known", known)
+    results, _ = run("universal_lotka_volterra", tmp_path, *options, engine=known, timeout=600)
     universal, neural = results["universal"]["trajectory"], results["neural"]["trajectory"]
     assert universal["rmse_beyond"] < 0.2
     assert universal["rmse_beyond"] < 0.6 * neural["rmse_beyond"]
@@ -243,7 +252,8 @@ def test_universal_lotka_volterra(tmp_path):
 
 
 def test_universal_lotka_volterra_says_why_it_is_skipped(tmp_path):
-    command = [sys.executable, EXAMPLES / "universal_lotka_volterra.py", "--engine", "torch", "--out", tmp_path / "out"]
+    command = [sys.executable, EXAMPLES / "universal_lotka_volterra.py", "--known", "julia"]
+    command += ["--engine", "torch", "--out", tmp_path / "out"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     assert "Skipped: the field is written in Julia and runs on the julia engine only" in done.stdout
     assert not (tmp_path / "out").exists()

@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-import platform
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -17,7 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
-from pynode import __version__, data, plot
+from pynode import data, plot
+from pynode.cli.record import record
 from pynode.models import NODE, ResNet
 from pynode.nn import TimeConcat, TimeSequential
 from pynode.text import table
@@ -27,7 +26,6 @@ __all__ = ["Run", "run"]
 _FEATURES = 64  # an image of 8 × 8 pixels is the state
 _WIDTH = 64
 _RESNET_DEPTH = 10
-_PACKAGES = ("torch", "torchdiffeq", "scikit-learn")
 
 
 @dataclass
@@ -164,17 +162,16 @@ def run(engine: str = "auto", epochs: int = 30, out: Path = Path("out/demo"), se
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         node, resnet = _models(engine)
+    started = time.perf_counter()
     with _one_thread():
         runs = [_train(model, train, test, epochs, seed) for model in (node, resnet)]
+        how = record(engine, seed, time.perf_counter() - started)
     print(table(_HEADER, [r.row() for r in runs]))
     results = {
-        "engine": engine,
         "epochs": epochs,
-        "seed": seed,
         "train_images": len(train),
         "test_images": len(test),
-        "python": platform.python_version(),
-        "versions": {"pynode": __version__, **{name: version(name) for name in _PACKAGES}},
+        "run": how,
         "runs": [asdict(r) for r in runs],
     }
     (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
@@ -184,8 +181,9 @@ def run(engine: str = "auto", epochs: int = 30, out: Path = Path("out/demo"), se
             "training loss": {r.model: r.loss for r in runs},
             "test accuracy": {r.model: r.test_accuracy for r in runs},
             "NFE forward": {r.model: r.nfe_forward for r in runs},
-            "NFE backward": {r.model: r.nfe_backward for r in runs},
         }
+        if any(r.nfe_backward != r.nfe_forward for r in runs):
+            panels["NFE backward"] = {r.model: r.nfe_backward for r in runs}
         plot.history(panels).savefig(out / "training.png")
         images, labels = test[:150]
         plot.flow(_feature_flow(node, resnet, images), labels).savefig(out / "flow.png")

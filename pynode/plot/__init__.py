@@ -4,8 +4,6 @@ Every function returns a `matplotlib.figure.Figure`, which belongs to no window;
 writes it.
 """
 
-from pynode.plot._figures import HOW_TO_GET as HOW_TO_GET
-from pynode.plot._figures import available as available
 from pynode.plot._figures import bands as bands
 from pynode.plot._figures import densities as densities
 from pynode.plot._figures import fit as fit
@@ -21,6 +19,8 @@ from pynode.plot._figures import trajectories as trajectories
 from pynode.plot._plane import density_on_grid as density_on_grid
 from pynode.plot._plane import on_grid as on_grid
 from pynode.plot._plane import principal_plane as principal_plane
+from pynode.plot._style import HOW_TO_GET as HOW_TO_GET
+from pynode.plot._style import available as available
 
 __all__ = [
     "HOW_TO_GET",

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from readable import assert_readable
 
 from pynode import plot
 from pynode.errors import InputError
@@ -36,9 +37,10 @@ def test_flow_draws_one_path_per_sample_in_the_colour_of_its_class():
     z = torch.randn(6, 3, 2, requires_grad=True)
     figure = plot.flow({"NODE": z}, torch.tensor([1, 0, 1]))
     lines = figure.axes[0].lines
-    assert [line.get_color() for line in lines] == ["C1", "C0", "C1"]
+    first, second, third = (line.get_color() for line in lines)
+    assert first == third != second
     torch.testing.assert_close(torch.tensor(lines[1].get_xydata(), dtype=torch.float32), z[:, 1].detach())
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["0", "1"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["start", "end", "class 0", "class 1"]
 
 
 def test_fit_trajectories_and_phase_draw_what_they_are_given():
@@ -74,7 +76,7 @@ def test_densities_draws_a_row_for_each():
     torch.manual_seed(0)
     data, heat, paths = torch.randn(50, 2), torch.rand(20, 10), torch.randn(7, 5, 2)
     figure = plot.densities({"a": (data, heat, data + 1, paths), "b": (data, heat, data, paths)}, extent=(-2, 2, -1, 1))
-    assert len(figure.axes) == 8
+    assert len(figure.axes) == 8 + 2  # colour bars
     points, image, samples, way = figure.axes[:4]
     torch.testing.assert_close(torch.tensor(points.collections[0].get_offsets().data, dtype=torch.float32), data)
     torch.testing.assert_close(torch.tensor(samples.collections[0].get_offsets().data, dtype=torch.float32), data + 1)
@@ -112,7 +114,9 @@ def test_bands_hold_the_shares_of_the_draws_that_they_say():
         assert (first.min(), first.max()) == (low, high)
     assert (len(seen.get_offsets()), len(left_out.get_offsets())) == (2, 1)
     assert axis.get_xlabel() == "year"
-    assert [text.get_text() for text in figure.legends[0].get_texts()][2:] == ["median", "seen", "left out"]
+    assert axis.get_ylabel() == "a"
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names[2:] == ["median", "seen", "left out", "beyond what was seen"]
 
 
 @pytest.mark.parametrize("shape", [(3, 10, 2), (4, 3, 10, 2)])
@@ -121,7 +125,7 @@ def test_paths_draw_each_model_in_its_row_and_part_where_extrapolation_begins(sh
     figure = plot.paths({"RNN": torch.randn(3, 10, 2), "ODE": draws}, truth, [truth[i, :4] for i in range(3)], split=6)
     assert len(figure.axes) == 6
     axis = figure.axes[3]
-    assert axis.get_ylabel() == "ODE"
+    assert axis.get_title() == "ODE, path 1"
     first = draws.reshape(-1, 3, 10, 2)[0, 0]
     assert len(axis.lines) == 1 + 2 * draws.reshape(-1, 3, 10, 2).shape[0]
     found = [torch.tensor(line.get_xydata(), dtype=torch.float32) for line in axis.lines[:3]]
@@ -137,6 +141,7 @@ def test_lines_marks_few_points_and_takes_a_logarithm_over_decades():
     assert [list(line.get_ydata()) for line in first.lines] == [[1.0, 1e-3], [1.0, 1.0]]
     assert [line.get_color() == "black" for line in first.lines] == [False, True]
     assert (first.get_yscale(), second.get_yscale()) == ("log", "linear")
+    assert first.lines[1].get_zorder() > first.lines[0].get_zorder()  # the truth is above what it is compared to
     assert (first.lines[0].get_marker(), second.lines[0].get_marker()) == (".", "")
     assert first.get_xlabel() == "n"
 
@@ -168,6 +173,65 @@ def test_many_panels_come_in_rows():
 
 
 def test_without_matplotlib_the_error_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr("pynode.plot._figures.available", lambda: False)
+    monkeypatch.setattr("pynode.plot._style.available", lambda: False)
     with pytest.raises(ModuleNotFoundError, match=r'figures need matplotlib.*pip install "pynode-sciml\[plot\]"'):
         plot.history({"loss": {"a": [1.0]}})
+
+
+def test_one_value_is_a_visible_point():
+    (axis,) = plot.history({"loss": {"a": [1.0]}}).axes
+    assert axis.lines[0].get_marker() == "."
+
+
+def test_panels_that_are_compared_have_one_scale():
+    z, x = torch.randn(5, 3, 2), torch.linspace(0, 1, 5).unsqueeze(1)
+    figures = [
+        plot.flow({"a": z, "b": 10 * z}),
+        plot.points({"a": z[0], "b": 10 * z[0]}, torch.tensor([0, 1, 0])),
+        plot.fit({"a": (x, x), "b": (x, 10 * x)}, (x, x), (x, x)),
+        plot.trajectories({"a": (x.flatten(), z[..., :1]), "b": (x.flatten(), 10 * z[..., :1])}),
+    ]
+    for figure in figures:
+        first, second = figure.axes[:2]
+        assert (first.get_xlim(), first.get_ylim()) == (second.get_xlim(), second.get_ylim())
+
+
+def drawn():
+    """Each figure, of data that are there."""
+    torch.manual_seed(0)
+    z, x, labels = torch.randn(6, 4, 2), torch.linspace(0, 1, 6).unsqueeze(1), torch.tensor([0, 1, 0, 1])
+    t, side = x.flatten(), torch.linspace(-1, 1, 5)
+    return {
+        "history": plot.history({"loss": {"a": [1.0], "b": [2.0]}, "NFE": {"a": [14.0]}}),
+        "lines": plot.lines({"A(s)": {"true": (t, t), "a": (t, t)}}, xlabel="s"),
+        "flow": plot.flow({"a": z, "b": z}, labels),
+        "points": plot.points({"plane": z[0], "space": torch.randn(4, 3)}, labels),
+        "surface": plot.surface({"a": (side, side + side[:, None])}, z[0], labels),
+        "fit": plot.fit({"a": (x, x)}, (x, x), (x, x)),
+        "trajectories": plot.trajectories({"a": (t, z[..., :1])}),
+        "densities": plot.densities({"a": (z[0], torch.rand(5, 5), z[1], z)}, extent=(-2, 2, -2, 2)),
+        "images": plot.images({"a": torch.rand(4, 1, 3, 3)}),
+        "phase": plot.phase({"data": z[:, 0], "fit": z[:, 1]}),
+        "bands": plot.bands({"hare": (t, torch.randn(9, 6))}, {"hare": {"seen": (t, t)}}),
+        "paths": plot.paths({"a": torch.randn(2, 6, 2)}, torch.randn(2, 6, 2), [z[:, 0], z[:, 1]], split=3),
+    }
+
+
+def test_every_figure_is_drawn_and_no_axis_is_empty_or_without_a_name(tmp_path):
+    figures = drawn()
+    assert set(figures) | {"HOW_TO_GET", "available", "density_on_grid", "on_grid", "principal_plane"} == set(
+        plot.__all__
+    )
+    for name, figure in figures.items():
+        figure.savefig(tmp_path / f"{name}.png")
+        assert_readable(figure)
+
+
+def test_an_empty_axis_and_one_without_a_name_are_seen():
+    empty = plot.history({"loss": {"a": []}})
+    with pytest.raises(AssertionError, match="empty"):
+        assert_readable(empty)
+    unnamed = plot.fit({"a": (torch.ones(2, 1), torch.ones(2, 1))}, (torch.ones(2, 1), torch.ones(2, 1)))
+    unnamed.axes[0].set_xlabel("")
+    with pytest.raises(AssertionError, match="no name"):
+        assert_readable(unnamed)
