@@ -51,7 +51,7 @@ def direction_problem(problem: Problem, directions: Gradients, time: bool) -> Pr
     }
     return replace(
         problem,
-        field=DirectionField(problem.field, n, of_args, of_parameters, time),
+        field=DirectionField(problem.field.as_made(), n, of_args, of_parameters, time),
         z0=(*z0, *(s.detach() for s in tangents), *further),
         args=args,
         wants=wants,
@@ -96,7 +96,12 @@ class ContinuousDerivatives:
     """
 
     def __init__(self, solve: Callable[[Problem], Integration], problem: Problem, read: Sequence[Tensor]) -> None:
-        self.solve, self.problem, self.unchanged = solve, problem, Unchanged(problem, read)
+        self.solve, self.solved, self.unchanged = solve, problem, Unchanged(problem, read)
+
+    @property
+    def problem(self) -> Problem:
+        """What was solved, with a field that reads what it read then."""
+        return replace(self.solved, field=self.solved.field.as_made())
 
     def _solve(self, directions: Gradients, tracked: bool) -> Integration:
         problem = self.problem

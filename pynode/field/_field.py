@@ -112,6 +112,7 @@ class Field:
         latest = self.memory.latest
         if latest is not None and latest.holds(function, is_tuple, len(z0), shapes):
             self.parametrized, self.facts, self.parameters = {}, latest.facts, latest.parameters
+            self.__dict__["_tensors"] = latest.named
             return
         t0 = example(first_time(t).to(self.time_dtype))
         self._initialise(z0, t0, args)
@@ -162,6 +163,11 @@ class Field:
     def _tensors(self) -> dict[str, Tensor]:
         return {**self.reads.tensors, **self.parametrized, **self.reads.captured}
 
+    @property
+    def given(self) -> Mapping[str, Tensor]:
+        """What the function reads instead of its own tensors, by name."""
+        return self._values
+
     def named_tensors(self) -> dict[str, Tensor]:
         """The tensors that the function reads and that can be found by name, each once."""
         return self._tensors
@@ -191,6 +197,20 @@ class Field:
         other.__dict__.pop("_live", None)
         other._values = {**self._values, **values}
         other.parameters = tuple(values.get(n, p) for n, p in zip(self.names, self.parameters, strict=True))
+        return other
+
+    def as_made(self) -> Field:
+        """This field, reading the tensors that its function had when this was made, where it has others by now.
+
+        `torch.func.functional_call` gives a module its own tensors back before anything is differentiated.
+        """
+        reads = Reads(self.function)
+        now = {**reads.tensors, **reads.captured}
+        made = {n: x for n, x in self.named_tensors().items() if n not in self.parametrized}
+        if all(now.get(n) is x for n, x in made.items()):
+            return self
+        other = self.replaced({n: x for n, x in made.items() if n not in self._values})
+        other.__dict__.update(reads=reads, _tensors={**self.named_tensors(), **now})
         return other
 
     def as_written(self) -> Field:
@@ -406,6 +426,7 @@ class _Latest:
     signature: tuple[Any, ...]
     facts: _Facts
     parameters: tuple[Tensor, ...]
+    named: dict[str, Tensor]
 
     @staticmethod
     def of(field: Field, n_states: int, shapes: tuple[Any, ...]) -> _Latest | None:
@@ -413,7 +434,8 @@ class _Latest:
         if watch is None:
             return None
         signature = (field.is_tuple, n_states, shapes)
-        return _Latest(watch, weakref.ref(field.function), signature, field.facts, field.parameters)
+        named = field.named_tensors()
+        return _Latest(watch, weakref.ref(field.function), signature, field.facts, field.parameters, named)
 
     def holds(self, function: Any, is_tuple: bool, n_states: int, shapes: tuple[Any, ...]) -> bool:
         same = self.function() is function and self.signature == (is_tuple, n_states, shapes)

@@ -47,7 +47,7 @@ class Trace:
 
     def bound(self, field: Field) -> list[Tensor]:
         """The tensors of the inputs after `t`, the state and `args`: parameters, buffers, constants."""
-        named = field.named_tensors() if self.buffers else {}
+        named = {**field.named_tensors(), **field.given} if self.buffers else {}
         return [*field.parameters, *(_dense(named[n]) for n in self.buffers), *map(_dense, self.constants)]
 
 

@@ -241,8 +241,7 @@ def test_gradcheck(make, engine):
 
     inputs = [states().requires_grad_(), *(p.detach().requires_grad_() for p in parameters)]
     assert torch.autograd.gradcheck(call, inputs)
-    if engine == "torch":
-        assert torch.autograd.gradgradcheck(call, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(call, inputs, fast_mode=True)
 
 
 @pytest.mark.julia
