@@ -11,6 +11,8 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import torch
+
 import pynode
 from pynode.cli import threads
 from pynode.engine import Availability, engines
@@ -20,7 +22,7 @@ from pynode.engine.julia.install import CUDA, EXTRAS
 
 __all__ = ["report"]
 
-_PACKAGES = ("torch", "torchdiffeq", "juliacall", "juliapkg", "scikit-learn", "scipy", "matplotlib")
+_PACKAGES = ("torchdiffeq", "juliacall", "juliapkg", "scikit-learn", "scipy", "matplotlib")
 _VARIABLES = (
     "PYNODE_ENGINE",
     "PYNODE_ENV_FILE",
@@ -61,6 +63,7 @@ def _found(states: dict[str, Availability], timing: bool) -> dict[str, dict[str,
             "python": f"{platform.python_version()} ({sys.executable})",
             "system": f"{platform.system()} {platform.release()} {platform.machine()}, {os.cpu_count()} cores",
             "pynode": f"{pynode.__version__} ({Path(pynode.__file__).parent})",
+            "torch": str(torch.__version__),  # with the build, CPU or CUDA
             **{name: _version(name) for name in _PACKAGES},
         },
         "Engines": _engines(states),

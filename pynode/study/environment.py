@@ -12,13 +12,23 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import pynode
 
 __all__ = ["environment", "identity"]
 
 _PACKAGES = (
-    *("torch", "numpy", "scipy", "torchdiffeq", "torchode", "torchdyn", "diffrax", "jax", "jaxlib"),
-    *("diffeqpy", "juliacall"),
+    "numpy",
+    "scipy",
+    "torchdiffeq",
+    "torchode",
+    "torchdyn",
+    "diffrax",
+    "jax",
+    "jaxlib",
+    "diffeqpy",
+    "juliacall",
 )
 
 
@@ -39,7 +49,7 @@ def _text() -> str:
             "memory_mb": memory,
             "pynode": pynode.__version__,
             "revision": _revision(),
-            "packages": {name: v for name in _PACKAGES if (v := _version(name))},
+            "packages": {name: v for name in _PACKAGES if (v := _version(name))} | {"torch": str(torch.__version__)},
             "julia": _julia(),
         }
     )
