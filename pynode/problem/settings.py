@@ -86,7 +86,8 @@ def check_settings(
     independent = batching != "joint" or times.dim() == 2
     if independent:
         check_batching(batching)
-        check_has_batch(times, state)
+        if not any(form.scalar):  # which are one sample
+            check_has_batch(times, state)
         times = per_sample_times(times, state[0])
     rtol, atol = (check_tolerance(name, x, form, state) for name, x in (("rtol", rtol), ("atol", atol)))
     dt = None if dt is None else check_number("dt", dt)

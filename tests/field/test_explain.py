@@ -251,11 +251,11 @@ def test_text() -> None:
 costs at batch size 5, float64
 
 dz/dt: 2 mm, 2 add, 1 tanh
-step     times  flops  bytes
--------  -----  -----  -----
-mm, add      2    145    536
-tanh         1     15    240
-total        3    160    776
+step       times    flops    bytes
+-------  -------  -------  -------
+mm, add        2      145      536
+tanh           1       15      240
+total          3      160      776
 
 vector-Jacobian products: 5 mm, 2 sum, 2 mul, 1 add, 1 tanh, 1 sub
 """

@@ -100,12 +100,6 @@ def eigenvalues_that_are_complex() -> Case:
     return Case(lambda t, z: z * torch.linalg.eigvals(matrix + z.mean(0)).abs(), (3,), tolerance=1e-11)
 
 
-@untraced("the operation aten.i0")
-def modified_bessel() -> Case:
-    """The normalising constant of von Mises's distribution."""
-    return Case(lambda t, z: z / torch.special.i0(z), (3,))
-
-
 @untraced("the operation aten.grid_sampler_2d")
 def semi_lagrangian_advection() -> Case:
     """An image sampled where its flow has come from."""

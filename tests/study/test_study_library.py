@@ -272,24 +272,16 @@ def test_a_changed_field_has_no_reference_any_more():
 
 def test_a_reference_of_a_problem_that_has_changed_is_refused(tmp_path, monkeypatch):
     of = make("lorenz")
-    write(tmp_path, "lorenz", of, made("lorenz").reference, {})
-    monkeypatch.setattr("pynode.study.library.shipped.resources.files", lambda _: Place(tmp_path))
+    folder = tmp_path / "data" / "references"
+    folder.mkdir(parents=True)
+    write(folder, "lorenz", of, made("lorenz").reference, {})
+    monkeypatch.setattr("pynode.study.library.shipped.resources.files", lambda _: tmp_path)
     found = read("lorenz", of)
     assert np.array_equal(found.z, made("lorenz").reference.z)
     assert found.how == made("lorenz").reference.how
     with pytest.raises(StudyError, match="lorenz has changed since its reference was made"):
         read("lorenz", dataclasses.replace(of, t=2 * of.t))
     assert read("kepler", of) is None
-
-
-class Place:
-    """A folder in place of the package's."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def joinpath(self, *parts):
-        return self.folder / parts[-1]
 
 
 @pytest.mark.parametrize("name", NETWORKS)
