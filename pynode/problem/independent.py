@@ -34,15 +34,16 @@ def check_batching(batching: str) -> None:
         raise unknown_name("batching", batching, _BATCHINGS)
 
 
-def check_has_batch(times: Tensor, state: Sequence[Tensor]) -> None:
+def check_has_batch(times: Tensor, state: Sequence[Tensor], scalar: bool) -> None:
     """Refuse a state without features where nothing else says that its only dimension is the batch.
 
     Raises:
-        InputError: all of the state is `(n,)`, and the times are those of all samples.
+        InputError: all of the state is `(n,)`, or 0-d as `scalar` says, and the times are those of all samples.
     """
-    if times.dim() == 1 and all(z.dim() < 2 for z in state):
+    if times.dim() == 1 and (scalar or all(z.dim() < 2 for z in state)):
+        got = () if scalar else tuple(state[0].shape)
         raise InputError(
-            f"batching='independent' needs z0 of shape (batch, *features), got {tuple(state[0].shape)}: pass "
+            f"batching='independent' needs z0 of shape (batch, *features), got {got}: pass "
             "z0.unsqueeze(0) if this is one sample, z0.unsqueeze(1) if these are samples of one feature each"
         )
 

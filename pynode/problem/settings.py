@@ -86,8 +86,7 @@ def check_settings(
     independent = batching != "joint" or times.dim() == 2
     if independent:
         check_batching(batching)
-        if not any(form.scalar):  # which are one sample
-            check_has_batch(times, state)
+        check_has_batch(times, state, form.is_single)
         times = per_sample_times(times, state[0])
     rtol, atol = (check_tolerance(name, x, form, state) for name, x in (("rtol", rtol), ("atol", atol)))
     dt = None if dt is None else check_number("dt", dt)

@@ -31,7 +31,9 @@ from pynode.models import (
     JumpODE,
     LagrangianNN,
     LatentODE,
+    LatentSDE,
     NeuralCDE,
+    NeuralSDE,
     ODENet,
     ResNet,
     RKNet,
@@ -57,6 +59,20 @@ class Objective(nn.Module):
 
 def error(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return ((model(x) - y) ** 2).mean()
+
+
+def noisy(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return ((model(x, seed=4) - y) ** 2).mean()
+
+
+def in_halves(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The loss of a batch as two processes have it: a row's noise depends on the shape of what is solved."""
+
+    def mean(model: nn.Module, *batch: Tensor) -> Tensor:
+        halves = zip(*(b.split(ROWS // 2) for b in batch), strict=True)
+        return torch.stack([loss(model, *half) for half in halves]).mean()
+
+    return mean
 
 
 def likelihood(model: nn.Module, x: Tensor) -> Tensor:
@@ -103,6 +119,9 @@ def families() -> dict[str, tuple[Objective, tuple[Tensor, ...]]]:
     def of_series(model: nn.Module, series: Tensor) -> Tensor:
         return -model.log_prob(series, t).mean()
 
+    def noisy_elbo(model: nn.Module, series: Tensor) -> Tensor:
+        return -model.elbo(series, t, seed=4).mean()
+
     found: dict[str, tuple[nn.Module, Callable[..., Tensor], tuple[Tensor, ...]]] = {
         "NODE": (NODE(timed(2), **FIXED), error, (x, y)),
         "NODE, each sample's own steps": (NODE(timed(2), **each), error, (x, y)),
@@ -127,6 +146,8 @@ def families() -> dict[str, tuple[Objective, tuple[Tensor, ...]]]:
         "GraphODE": (GraphODE(GraphConv(ring, 2, 2), **FIXED), error, nodes),
         "CGNN": (CGNN(ring, 2, mixed=True, **FIXED), error, nodes),
         "Hypersolver": (Hypersolver(timed(2), lambda h, s, z, dz: dz * z, **FIXED), error, (x, y)),
+        "NeuralSDE": (NeuralSDE(timed(2), timed(2), dt=0.25, solver="em"), in_halves(noisy), (x, y)),
+        "LatentSDE": (LatentSDE(2, 3, hidden=5, dt=0.25, solver="em"), in_halves(noisy_elbo), (series,)),
         "JumpODE": (JumpODE(2, 3, marks=True, width=5, **FIXED), of_series, (series,)),
     }
     return {

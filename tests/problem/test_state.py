@@ -264,13 +264,12 @@ def test_state_without_a_batch(engine: str, dtype: torch.dtype) -> None:
     assert sol.running_cost.item() == pytest.approx(2 * (1 - math.exp(-4)), rel=1e-6)
     sol.z[-1].abs().backward()
     assert z0.grad.item() == pytest.approx(math.exp(-2), rel=1e-6)
-    for batching in ("joint", "independent"):
-        sol = pynode.solve(
-            field, z0, [0.0, 2.0], engine=engine, event=lambda t, z: z.abs() - 1, batching=batching, **TIGHT
-        )
-        assert sol.event_z.shape == sol.z_end.shape == ()
-        assert sol.event_z.item() == pytest.approx(1)
-        assert sol.event_t.item() == pytest.approx(math.log(2))
+    sol = pynode.solve(field, z0, [0.0, 2.0], engine=engine, event=lambda t, z: z.abs() - 1, **TIGHT)
+    assert sol.event_z.shape == sol.z_end.shape == ()
+    assert sol.event_z.item() == pytest.approx(1)
+    assert sol.event_t.item() == pytest.approx(math.log(2))
+    with pytest.raises(pynode.InputError, match=r"needs z0 of shape \(batch, \*features\), got \(\)"):
+        pynode.solve(field, z0, [0.0, 2.0], engine=engine, batching="independent")
 
 
 def test_tuple_without_a_batch(engine: str) -> None:
