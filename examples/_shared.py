@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -15,6 +16,25 @@ from pynode import plot
 from pynode.cli.record import record
 
 _STARTED = time.perf_counter()  # of the program
+
+
+def arguments(doc: str, name: str, *, on_torch: str, on_julia: str) -> argparse.ArgumentParser:
+    """The command line that all examples have.
+
+    Args:
+        doc: of the example's module, whose first line describes it.
+        name: of the example.
+        on_torch: how long it takes with the torch engine, one thread and the options' defaults.
+        on_julia: and how long with the julia engine, its start included.
+    """
+    parser = argparse.ArgumentParser(
+        description=doc.split("\n")[0],
+        epilog=f"Takes, at the defaults and on one core, about {on_torch} (torch engine) or {on_julia} (julia engine).",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, default=Path("out") / name, help="folder of results and figures")
+    parser.add_argument("--engine", choices=("auto", "torch", "julia"), default="auto", help="which engine solves")
+    return parser
 
 
 def train_flow(flow, batches: Iterable[tuple], steps: int, label: str, lr: float = 1e-2) -> float:

@@ -13,12 +13,10 @@ After E. Dupont, A. Doucet, Y. W. Teh, "Augmented Neural ODEs", NeurIPS 2019, se
 
 from __future__ import annotations
 
-import argparse
 import time
-from pathlib import Path
 
 import torch
-from _shared import write
+from _shared import arguments, write
 from torch import nn
 from tqdm import trange
 
@@ -163,11 +161,7 @@ def run(out, engine="auto", seed=0, seeds=3, epochs=60):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("out/annuli"), help="folder of results and figures")
-    parser.add_argument("--engine", choices=("auto", "torch", "julia"), default="auto", help="which engine solves")
+    parser = arguments(__doc__, "annuli", on_torch="2 minutes", on_julia="half a minute")
     parser.add_argument("--seed", type=int, default=0, help="the first seed: of the parameters, points and their order")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds for the evaluations at an equal loss")
     parser.add_argument("--epochs", type=int, default=60, help="passes over the 1000 points")

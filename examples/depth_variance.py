@@ -11,12 +11,10 @@ After S. Massaroli et al., "Dissecting Neural ODEs", NeurIPS 2020, section 3.
 
 from __future__ import annotations
 
-import argparse
 import time
-from pathlib import Path
 
 import torch
-from _shared import write
+from _shared import arguments, write
 from torch import nn
 from tqdm import tqdm
 
@@ -175,11 +173,7 @@ def run(out, engine="auto", seed=0, iterations=80, sizes=(3, 5, 9)):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("out/depth_variance"), help="folder of results and figures")
-    parser.add_argument("--engine", choices=("auto", "torch", "julia"), default="auto", help="which engine solves")
+    parser = arguments(__doc__, "depth_variance", on_torch="a minute", on_julia="half a minute")
     parser.add_argument("--seed", type=int, default=0, help="of the parameters and the trajectories")
     parser.add_argument("--iterations", type=int, default=80, help="of L-BFGS")
     parser.add_argument("--sizes", type=int, nargs="+", default=(3, 5, 9), help="of the bases, and of the stack")

@@ -9,13 +9,11 @@ distribution of the logits (where the flow starts from), and with the frequencie
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
-from pathlib import Path
 
 import torch
-from _shared import write
+from _shared import arguments, write
 from torch import nn
 from torch.distributions import MultivariateNormal
 from tqdm import trange
@@ -93,11 +91,7 @@ def run(out, engine="auto", seed=0, epochs=40):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("out/digits_flow"), help="folder of results and figures")
-    parser.add_argument("--engine", choices=("auto", "torch", "julia"), default="auto", help="which engine solves")
+    parser = arguments(__doc__, "digits_flow", on_torch="2 minutes", on_julia="40 seconds")
     parser.add_argument("--seed", type=int, default=0, help="of parameters, split and noise")
     parser.add_argument("--epochs", type=int, default=40, help="passes over the training images")
     run(**vars(parser.parse_args()))

@@ -11,14 +11,12 @@ and, with an adaptive solver, for the steps, which are chosen for a process's sh
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from _shared import write
+from _shared import arguments, write
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
@@ -115,11 +113,7 @@ def run(out, engine="auto", solver="auto", seed=0, epochs=20):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("out/distributed"), help="folder of checkpoint and results")
-    parser.add_argument("--engine", choices=("auto", "torch", "julia"), default="auto", help="which engine solves")
+    parser = arguments(__doc__, "distributed", on_torch="half a minute", on_julia="half a minute")
     parser.add_argument("--solver", choices=("auto", "rk4"), default="auto", help="rk4 takes four steps for any batch")
     parser.add_argument("--seed", type=int, default=0, help="of the parameters and of the order of the samples")
     parser.add_argument("--epochs", type=int, default=20, help="up to which to train, those of a checkpoint included")

@@ -12,12 +12,10 @@ After S. Greydanus, M. Dzamba, J. Yosinski, "Hamiltonian Neural Networks", NeurI
 
 from __future__ import annotations
 
-import argparse
 import statistics
-from pathlib import Path
 
 import torch
-from _shared import minimise, write
+from _shared import arguments, minimise, write
 from torch import nn
 
 from pynode import plot, solve
@@ -117,14 +115,17 @@ def compared(system, seed, iterations, paths, engine):
     return results, courses, figures, long
 
 
-def run(out, engine="auto", seeds=2, iterations=400, paths=24):
+SYSTEMS = {"Pendulum": Pendulum, "TwoBodies": TwoBodies}
+
+
+def run(out, engine="auto", seed=0, seeds=2, iterations=400, paths=24, systems=tuple(SYSTEMS)):
     torch.set_num_threads(1)  # some dozen paths are too few to share between threads
     results, first = {}, {}
-    for system in (Pendulum, TwoBodies):
-        for seed in range(seeds):
-            found, courses, figures, long = compared(system, seed, iterations, paths, engine)
+    for system in (SYSTEMS[name] for name in systems):
+        for s in range(seed, seed + seeds):
+            found, courses, figures, long = compared(system, s, iterations, paths, engine)
             results.setdefault(system.__name__, []).append(found)
-            if seed == 0:
+            if s == seed:
                 first[system] = courses, figures, long
 
     print(
@@ -156,17 +157,15 @@ def run(out, engine="auto", seeds=2, iterations=400, paths=24):
             drawn[f"{name}_training.png"] = plot.history({"mean squared error": courses}, xlabel="iteration")
         return drawn
 
-    write(out, {"seeds": results, "summary": summary}, figures, engine=engine, seed=0)
+    write(out, {"seeds": results, "summary": summary}, figures, engine=engine, seed=seed)
     return summary
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("out/hamiltonian"), help="folder of results and figures")
-    parser.add_argument("--engine", choices=("auto", "torch", "julia"), default="auto", help="which engine solves")
-    parser.add_argument("--seeds", type=int, default=2, help="how many, of parameters and starts")
+    parser = arguments(__doc__, "hamiltonian", on_torch="5 minutes", on_julia="a minute")
+    parser.add_argument("--seed", type=int, default=0, help="the first seed: of parameters and starts")
+    parser.add_argument("--seeds", type=int, default=2, help="number of seeds")
     parser.add_argument("--iterations", type=int, default=400, help="steps of the optimizer")
     parser.add_argument("--paths", type=int, default=24, help="how many paths each model is trained on")
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS), help="which move")
     run(**vars(parser.parse_args()))

@@ -21,12 +21,11 @@ After S. Massaroli et al., "Dissecting Neural ODEs", NeurIPS 2020, the table of 
 
 from __future__ import annotations
 
-import argparse
 import time
 from pathlib import Path
 
 import torch
-from _shared import write
+from _shared import arguments, write
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
@@ -161,11 +160,7 @@ def run(out, engine="auto", seed=0, seeds=3, epochs=8, dataset="digits", root=No
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("out/image_strategies"), help="folder of results and figures")
-    parser.add_argument("--engine", choices=("auto", "torch", "julia"), default="auto", help="which engine solves")
+    parser = arguments(__doc__, "image_strategies", on_torch="10 minutes", on_julia="3 minutes")
     parser.add_argument("--seed", type=int, default=0, help="the first seed: of the split, parameters and batches")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     parser.add_argument("--epochs", type=int, default=8, help="passes over the training images")

@@ -19,13 +19,11 @@ After R. T. Q. Chen et al., "Neural Ordinary Differential Equations", NeurIPS 20
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
-from pathlib import Path
 
 import torch
-from _shared import write
+from _shared import arguments, write
 from torch import nn
 from tqdm import trange
 
@@ -155,11 +153,7 @@ def run(out, engine="auto", seed=0, iterations=1200, points=(30, 50, 100)):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("out/latent_spirals"), help="folder of results and figures")
-    parser.add_argument("--engine", choices=("auto", "torch", "julia"), default="auto", help="which engine solves")
+    parser = arguments(__doc__, "latent_spirals", on_torch="8 minutes", on_julia="2 minutes")
     parser.add_argument("--seed", type=int, default=0, help="of the data and the parameters")
     parser.add_argument("--iterations", type=int, default=1200, help="steps of the optimizer, latent ODE")
     parser.add_argument("--points", type=int, nargs="+", default=[30, 50, 100], help="observations of each path")

@@ -9,11 +9,8 @@ The model is any of `pynode.models`; the number of evaluations that its solves t
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import torch
-from _shared import write
+from _shared import arguments, write
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -102,11 +99,7 @@ def run(out, engine="auto", seed=0, epochs=20, processes=1):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("out/lightning_trainer"), help="folder of results")
-    parser.add_argument("--engine", choices=("auto", "torch", "julia"), default="auto", help="which engine solves")
+    parser = arguments(__doc__, "lightning_trainer", on_torch="half a minute", on_julia="half a minute")
     parser.add_argument("--seed", type=int, default=0, help="of the parameters and the samples")
     parser.add_argument("--epochs", type=int, default=20, help="epochs of the training")
     parser.add_argument("--processes", type=int, default=1, help="processes that share a batch")

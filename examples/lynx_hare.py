@@ -13,13 +13,11 @@ bands, of models that all learned from that cycle, do not hold these numbers.
 
 from __future__ import annotations
 
-import argparse
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
-from _shared import write
+from _shared import arguments, write
 from tqdm import trange
 
 from pynode import data, plot
@@ -131,11 +129,7 @@ def run(out, engine="auto", seed=0, iterations=600, members=4):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("out/lynx_hare"), help="folder of results and figures")
-    parser.add_argument("--engine", choices=("auto", "torch", "julia"), default="auto", help="which engine solves")
+    parser = arguments(__doc__, "lynx_hare", on_torch="100 seconds", on_julia="a minute")
     parser.add_argument("--seed", type=int, default=0, help="of the first member's parameters")
     parser.add_argument("--iterations", type=int, default=600, help="steps of the optimizer for each member")
     parser.add_argument("--members", type=int, default=4, help="models that predict together")

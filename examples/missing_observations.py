@@ -28,12 +28,10 @@ and on JapaneseVowels:
 
 from __future__ import annotations
 
-import argparse
 import time
-from pathlib import Path
 
 import torch
-from _shared import write
+from _shared import arguments, write
 from torch import nn
 
 from pynode import plot
@@ -160,11 +158,11 @@ def figures(results):
     return {"accuracy.png": plot.lines(panels, xlabel="share of observations left out")}
 
 
-def run(out, engine="auto", seed=0, seeds=3, steps=80, rates=(0.0, 0.3, 0.5, 0.7), names=tuple(STATE)):
+def run(out, engine="auto", seed=0, seeds=3, steps=80, rates=(0.0, 0.3, 0.5, 0.7), sets=tuple(STATE)):
     torch.set_num_threads(1)  # batches of some tens of series are too small to share between threads
     results = {}
-    for name in names:
-        sets, results[name] = load(name), {}
+    for name in sets:
+        parts, results[name] = load(name), {}
         print(f"{name}: accuracy, mean ± standard deviation of {seeds} seeds")
         print("left out  " + "  ".join(f"{kind:<13}" for kind in MODELS))
         for rate in rates:
@@ -174,7 +172,7 @@ def run(out, engine="auto", seed=0, seeds=3, steps=80, rates=(0.0, 0.3, 0.5, 0.7
                 for k in range(seed, seed + seeds):
                     generator = torch.Generator().manual_seed(k)
                     masks = [left_out(x, rate, generator) for x, _ in sets]
-                    done.append(train(kind, sets, masks, STATE[name], steps, k, engine))
+                    done.append(train(kind, parts, masks, STATE[name], steps, k, engine))
                 for key, values in zip(of_rate, zip(*done, strict=True), strict=True):
                     of_rate[key][kind] = list(values)
             results[name][str(rate)] = of_rate
@@ -185,13 +183,10 @@ def run(out, engine="auto", seed=0, seeds=3, steps=80, rates=(0.0, 0.3, 0.5, 0.7
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("out/missing_observations"))
-    parser.add_argument("--engine", default="auto")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seeds", type=int, default=3, help="how many")
-    parser.add_argument("--steps", type=int, default=80, help="of the optimizer")
+    parser = arguments(__doc__, "missing_observations", on_torch="an hour", on_julia="10 minutes")
+    parser.add_argument("--seed", type=int, default=0, help="the first seed: of parameters and what is left out")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    parser.add_argument("--steps", type=int, default=80, help="steps of the optimizer")
     parser.add_argument("--rates", type=float, nargs="+", default=[0.0, 0.3, 0.5, 0.7], help="shares that are left out")
-    parser.add_argument("--sets", nargs="+", default=list(STATE), choices=list(STATE))
-    given = parser.parse_args()
-    run(given.out, given.engine, given.seed, given.seeds, given.steps, given.rates, given.sets)
+    parser.add_argument("--sets", nargs="+", default=list(STATE), choices=list(STATE), help="of data")
+    run(**vars(parser.parse_args()))

@@ -11,13 +11,11 @@ After R. T. Q. Chen et al., "Neural Ordinary Differential Equations", NeurIPS 20
 
 from __future__ import annotations
 
-import argparse
 import copy
 import time
-from pathlib import Path
 
 import torch
-from _shared import write
+from _shared import arguments, write
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -223,11 +221,7 @@ def run(out, engine="auto", seed=0, epochs=12, channels=16):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("out/odenet"), help="folder of results and figures")
-    parser.add_argument("--engine", choices=("auto", "torch", "julia"), default="auto", help="which engine solves")
+    parser = arguments(__doc__, "odenet", on_torch="70 seconds", on_julia="a minute")
     parser.add_argument("--seed", type=int, default=0, help="of the split, the parameters and the batches")
     parser.add_argument("--epochs", type=int, default=12, help="passes over the training images")
     parser.add_argument("--channels", type=int, default=16, help="channels of the features")

@@ -10,11 +10,8 @@ the density of 500 samples (the mean of 20 solves), both energies, and seconds o
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
 import torch
-from _shared import train_flow, write
+from _shared import arguments, train_flow, write
 
 from pynode import data, plot
 from pynode.models import CNF, FFJORD
@@ -103,11 +100,7 @@ def run(out, engine="auto", seed=0, seeds=1, epochs=500, sets=SETS, regularisers
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("out/rnode"), help="folder of results and figures")
-    parser.add_argument("--engine", choices=("auto", "torch", "julia"), default="auto", help="which engine solves")
+    parser = arguments(__doc__, "rnode", on_torch="10 minutes", on_julia="2 minutes")
     parser.add_argument("--seed", type=int, default=0, help="the first seed: of parameters and samples")
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds to average over")
     parser.add_argument("--epochs", type=int, default=500, help="steps of the optimizer, 256 new samples each")

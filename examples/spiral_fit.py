@@ -10,12 +10,10 @@ After R. T. Q. Chen et al., "Neural Ordinary Differential Equations", NeurIPS 20
 
 from __future__ import annotations
 
-import argparse
 import time
-from pathlib import Path
 
 import torch
-from _shared import write
+from _shared import arguments, write
 from torch import nn
 from tqdm import trange
 
@@ -89,11 +87,7 @@ def run(out, engine="auto", seed=0, iterations=1500):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("out/spiral_fit"), help="folder of results and figures")
-    parser.add_argument("--engine", choices=("auto", "torch", "julia"), default="auto", help="which engine solves")
+    parser = arguments(__doc__, "spiral_fit", on_torch="35 seconds", on_julia="20 seconds")
     parser.add_argument("--seed", type=int, default=0, help="of the parameters and the pieces")
     parser.add_argument("--iterations", type=int, default=1500, help="steps of the optimizer")
     run(**vars(parser.parse_args()))

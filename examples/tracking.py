@@ -13,13 +13,11 @@ After S. Massaroli et al., "Dissecting Neural ODEs", NeurIPS 2020, section 2 (ge
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
-from pathlib import Path
 
 import torch
-from _shared import write
+from _shared import arguments, write
 from sklearn.datasets import make_moons
 from torch import nn
 from tqdm import trange
@@ -180,11 +178,7 @@ def run(out, engine="auto", seed=0, iterations=300):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("out/tracking"), help="folder of results and figures")
-    parser.add_argument("--engine", choices=("auto", "torch", "julia"), default="auto", help="which engine solves")
+    parser = arguments(__doc__, "tracking", on_torch="a minute", on_julia="half a minute")
     parser.add_argument("--seed", type=int, default=0, help="of the parameters and the data")
     parser.add_argument("--iterations", type=int, default=300, help="steps of the optimizer, for each model")
     run(**vars(parser.parse_args()))

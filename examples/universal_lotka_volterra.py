@@ -15,12 +15,10 @@ After C. Rackauckas et al., "Universal Differential Equations for Scientific Mac
 
 from __future__ import annotations
 
-import argparse
 import time
-from pathlib import Path
 
 import torch
-from _shared import write
+from _shared import arguments, write
 from torch import nn
 from tqdm import trange
 
@@ -186,11 +184,7 @@ def draw(t, exact, data, curves):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("out/universal_lotka_volterra"), help="folder of the results")
-    parser.add_argument("--engine", choices=("auto", "torch", "julia"), default="auto", help="which engine solves")
+    parser = arguments(__doc__, "universal_lotka_volterra", on_torch="half a minute", on_julia="half a minute")
     parser.add_argument(
         "--known", choices=("torch", "julia"), default="torch", help="what the known part is written in"
     )

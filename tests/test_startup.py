@@ -26,6 +26,7 @@ def test_import_is_light(statement):
     assert loaded.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_listing_solvers_and_asking_for_help_start_nothing():
     code = (
         "import sys, pynode.cli\n"
@@ -37,6 +38,7 @@ def test_listing_solvers_and_asking_for_help_start_nothing():
     assert python(code).splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow
 def test_import_leaves_torch_as_it_is():
     code = (
         "import torch; torch.set_num_threads(2)\n"

@@ -49,6 +49,7 @@ def test_demo_without_matplotlib_says_how_to_get_figures(tmp_path, capsys, monke
     assert [p.name for p in (tmp_path / "deep" / "out").iterdir()] == ["results.json"]
 
 
+@pytest.mark.slow
 def test_demo_repeats_itself_for_a_seed(tmp_path, monkeypatch):
     monkeypatch.setattr(plot, "available", lambda: False)
 

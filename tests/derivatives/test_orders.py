@@ -113,7 +113,7 @@ def test_dual_numbers(name: str) -> None:
         close(forward_ad.unpack_dual(ours(*map(forward_ad.make_dual, x, v))).tangent, expected, EXACT)
 
 
-@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("name", ["dopri5", pytest.param("rk4", marks=pytest.mark.slow)])
 def test_func(name: str) -> None:
     ours, theirs = both(name, Field())
     x = inputs()

@@ -21,7 +21,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-SLOW = {"guides/threads.md"}  # programs of their own
+SLOW = {"guides/threads.md", "guides/time_series.md", "guides/choosing.md", "guides/physics.md", "guides/flows.md"}
 WITH_CODE = [page for page in PAGES if blocks(page)]
 NEED_JULIA = [page for page in WITH_CODE if any("julia" in block.classes for block in blocks(page))]
 

@@ -31,8 +31,11 @@ def cases() -> list[Any]:
         if info.name in ("dopri5", "rk4") or engine != "julia":
             by_solver = problem == "driven" and how != "forward"  # whose evaluations, all in Python, are many
             of_fields = info.name in ("dopri5", "rk4") and (how != "forward" or problem == "driven")
-            quick = engine != "julia" and (by_solver or of_fields) and info.name != "radau"
-            return list(case.marks) if quick else [*case.marks, pytest.mark.slow]
+            quick = engine != "julia" and (by_solver or of_fields)
+            if quick:
+                return list(case.marks)
+            less = engine == "julia" or info.name in ("dopri5", "rk4")
+            return [*case.marks, pytest.mark.slow if less else pytest.mark.exhaustive]
         return [*case.marks, pytest.mark.exhaustive]
 
     return [

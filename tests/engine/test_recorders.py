@@ -52,7 +52,7 @@ def gradients(model: nn.Module, x: Tensor) -> list[Tensor]:
 T = torch.linspace(0, 1, 3)
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("how", ["discrete", "backsolve"])
 def test_compiled_model(engine: str, how: str, backend: str, caplog: pytest.LogCaptureFixture) -> None:
     """The same numbers, without a warning and with one break of the graph; with another batch size too."""
@@ -167,7 +167,8 @@ def test_traced_node() -> None:
 
 def test_warnings_about_the_users_field_stay() -> None:
     def solve(rate: nn.Module, z: Tensor) -> Tensor:
-        return pynode.solve(lambda t, z: -z if z.sum() > 0 else z, z, T, solver="euler", dt=0.5).z[-1]
+        how = {"solver": "euler", "dt": 0.5, "engine": "torch"}
+        return pynode.solve(lambda t, z: -z if z.sum() > 0 else z, z, T, **how).z[-1]
 
     with pytest.warns(torch.jit.TracerWarning, match="Converting a tensor to a Python boolean"):
         torch.jit.trace(Around(solve), torch.randn(3, 2))

@@ -98,8 +98,8 @@ def soak(made: list[Case], expected: list[Result], n: int, drawn: random.Random)
 @pytest.mark.parametrize(
     "how",
     [
-        (5, 100),
-        pytest.param((60, 2_000), marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
+        (5, 50),
+        pytest.param((60, 2_000), marks=[pytest.mark.exhaustive, pytest.mark.timeout(1800)]),
         pytest.param((150, 10_000), marks=[pytest.mark.exhaustive, pytest.mark.timeout(7200)]),
     ],
 )
@@ -146,7 +146,9 @@ def interrupted(case: Case, delay: float) -> bool:
 
 
 @pytest.mark.usefixtures("alarms")
-@pytest.mark.parametrize("how", [(5, 40), pytest.param((80, 400), marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
+@pytest.mark.parametrize(
+    "how", [(5, 15), pytest.param((80, 400), marks=[pytest.mark.exhaustive, pytest.mark.timeout(3600)])]
+)
 def test_many_interrupts(engine: str, how: tuple[int, int]) -> None:
     """They come at random points of solves and backward passes; what follows is right to the bit."""
     kinds, n = how

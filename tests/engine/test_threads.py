@@ -37,7 +37,7 @@ def test_threads_that_hammer_models(engine: str) -> None:
     hammer.hammer(hammer.jobs(engine, "auto"), 40 if engine == "julia" else 6, collect)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(1800)
 def test_threads_that_hammer_for_long(engine: str) -> None:
     script, solves = Path(hammer.__file__), "1000" if engine == "julia" else "25"

@@ -81,7 +81,7 @@ FURTHER: dict[str, Callable[[Tensor], Tensor]] = {
     "triangle": lambda x: torch.linalg.solve_triangular(matrices(x).tril(), x[:, :, None], upper=False)[:, :, 0],
 }
 
-SHOWN = {"best of each sample", "cholesky", "cummax", "fft", "pinv", "scatter", "topk"}
+SHOWN = {"best of each sample", "cummax", "scatter", "topk"}
 
 UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "abs": torch.abs,

@@ -16,7 +16,7 @@ EVERY: dict[str, Callable[[], Case]] = CASES | {name: make for name, (make, _) i
 _VARIANTS = {*ACTIVATIONS, *CONVOLUTIONS, *(f"complex, {name}" for name in COMPLEX)}
 _VARIANTS -= {"CELU", "GLU", "LogSoftmax", "PReLU", "ReLU in place", "Softplus", "Softmax"}
 _VARIANTS -= {"conv, stride", "conv, reflect", "max pooling, overlapping", "upsampling, bilinear"}
-_VARIANTS -= {"complex, parameters", "complex, shapes", "complex, circular"}
+_VARIANTS -= {"complex, parameters", "complex, shapes"}
 _LONG = {
     *("conv_with_time", "determinants", "eigenvalues", "exact_divergence", "ffjord_of_images"),
     *("fourier_neural_operator", "interacting_particles", "lagrangian", "least_squares", "matrix_exponential"),
@@ -28,6 +28,8 @@ _LONG = {
     *("nonlinear_schroedinger", "orthogonal_dynamics", "recurrent_over_features", "schnet", "set_transformer"),
     *("sinkhorn_attention", "slot_attention", "springs", "mlp_mixer", "perceiver", "koopman"),
     *("filled_from_zeros", "fno_with_complex_weights", "neural_diffusion", "lstm_cell", "extrema", "flocking"),
+    *("singular_values", "orthogonal_factors", "spectral_derivatives", "running", "state_space", "systems"),
+    *("selective_state_space", "double_pendulum", "gray_scott", "fixed_rounds_of_an_equilibrium", "bounded_domain"),
     *("cart_pole", "separable_hamiltonian", "radial_basis_functions", "kalman_bucy", "rotary_by_complex_numbers"),
 }
 QUICK = set(CASES) - _VARIANTS - _LONG

@@ -169,6 +169,7 @@ def test_latex_is_a_table(tmp_path):
     assert "$" in files[-1].read_text()
 
 
+@pytest.mark.slow
 def test_figures_are_written(tmp_path):
     pytest.importorskip("matplotlib", reason="the extra `study` is not installed")
     rows = [r for r in made_rows.study_rows(rtols=(1e-3, 1e-7)) if r["package"] in ("scipy", "diffrax")]

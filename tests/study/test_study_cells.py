@@ -63,6 +63,7 @@ def test_each_failure_is_a_row_with_its_reason():
     assert all(row["environment"] in result.environments and row["beside"] >= 0 for row in result)
 
 
+@pytest.mark.slow
 def test_a_row_has_all_that_was_measured():
     made = problem(settings=ONE, invariants={"nothing": lambda z: z.sum((1, 2))})
     contenders = [Contender(Exact, {"scale": 0.5})]
@@ -94,6 +95,7 @@ def test_all_packages_have_the_same_number_of_threads():
     assert row["reason"] == "RuntimeError: 2 2 2 2 2 2"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is known on Linux alone")
 def test_the_peak_is_what_a_call_allocates():
     (row,) = study(["allocate"], measures=["gradient", "memory"]).run(progress=False)
@@ -139,6 +141,7 @@ def test_what_hangs_is_ended():
     assert row["gradient_error"] is None
 
 
+@pytest.mark.slow
 def test_a_fresh_process_does_the_same(monkeypatch):
     """As they are where forks are not safe."""
     monkeypatch.setattr(process.started, "start", started._Fresh)

@@ -26,6 +26,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_study_of_a_file(folder, capsys):
     assert cli.main(["study", "run", "study.toml", "--passes", "2"]) == 0
     printed = capsys.readouterr().out

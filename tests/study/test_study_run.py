@@ -78,6 +78,7 @@ def test_a_finished_cell_is_not_run_again(tmp_path):
     assert len(mark.read_text().split()) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_ends_the_cells_and_keeps_the_rows(tmp_path):
     """Ctrl-C while one cell hangs: the others are there, and no process is left."""
@@ -268,6 +269,7 @@ def test_a_reference_is_made_in_a_process_of_its_own():
     assert np.allclose(found.z, whole.reference.z, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_problem_without_a_reference_is_refused():
     lost = problem(reference=None, exact=wrong)
     with pytest.raises(StudyError, match="there is no reference for decay"):

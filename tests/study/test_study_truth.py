@@ -212,6 +212,7 @@ def in_jax(t, z, p, rate):
     return z @ p[0].T * rate
 
 
+@pytest.mark.slow
 def test_a_compiled_field_for_jax_gives_the_same():
     jax = pytest.importorskip("jax", reason="JAX is not installed")
     of = dataclasses.replace(problem(), jax=functools.partial(in_jax, rate=1.0))
