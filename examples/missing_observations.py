@@ -171,7 +171,7 @@ def run(out, engine="auto", seed=0, seeds=3, steps=80, rates=(0.0, 0.3, 0.5, 0.7
                 done = []
                 for k in range(seed, seed + seeds):
                     generator = torch.Generator().manual_seed(k)
-                    masks = [left_out(x, rate, generator) for x, _ in sets]
+                    masks = [left_out(x, rate, generator) for x, _ in parts]
                     done.append(train(kind, parts, masks, STATE[name], steps, k, engine))
                 for key, values in zip(of_rate, zip(*done, strict=True), strict=True):
                     of_rate[key][kind] = list(values)
