@@ -123,10 +123,44 @@ def test_strong_order(engine, solver, calculus):
     assert expected - 0.15 < order < expected + 0.4
 
 
+def additive_errors(engine, solver, calculus, dt):
+    """Solutions of dz = (β/√(1+t) - z/(2(1+t))) dt + αβ/√(1+t) dW less the exact ones, (z(0) + β (t + α W))/√(1+t).
+
+    The second feature is W. The equation is 4.4.6 of Kloeden and Platen (1992), section 4.4.
+    """
+    alpha, beta = 0.4, 0.7
+
+    def drift(t, z):
+        return torch.stack([beta / (1 + t).sqrt() - z[:, 0] / (2 * (1 + t)), 0 * z[:, 1]], dim=1)
+
+    def diffusion(t, z):
+        strength = torch.stack([alpha * beta / (1 + t).sqrt(), torch.ones_like(t)])
+        return strength.expand(len(z), 2).unsqueeze(2)  # one Brownian motion drives both
+
+    z0 = torch.tensor([[1.0, 0.0]], dtype=DOUBLE).expand(500, 2)
+    options = {"noise": "additive", "calculus": calculus, "solver": solver, "dt": dt, "seed": 5, "engine": engine}
+    with torch.no_grad():
+        end = pynode.solve_sde(drift, diffusion, z0, [0.0, 1.0], **options).z[-1]
+    assert abs(end[:, 1].var() - 1) < 0.3
+    return end[:, 0] - (1 + beta * (1 + alpha * end[:, 1])) / math.sqrt(2)
+
+
+ADDITIVE = {("em", "ito"): 1.0, ("sra1", "ito"): 1.5, ("sosra", "ito"): 1.5, ("sosra", "stratonovich"): 1.5}
+
+
+@pytest.mark.parametrize(("engine", "solver", "calculus"), on("torch", ADDITIVE) + on("julia", ADDITIVE))
+def test_strong_order_of_additive_noise(engine, solver, calculus):
+    coarse, fine = (additive_errors(engine, solver, calculus, dt).abs().mean() for dt in (0.125, 0.125 / 8))
+    order = math.log(coarse / fine) / math.log(8)
+    expected = ADDITIVE[solver, calculus]
+    assert expected - 0.15 < order < expected + 0.7  # the drift is linear, for which some gain half an order
+
+
 @pytest.mark.parametrize("engine", ENGINES)
-def test_weak_order_of_euler_maruyama(engine):
-    coarse, fine = (path_errors(engine, "em", "ito", dt, 20_000) for dt in (0.25, 0.0625))
-    bias = (1 + MU / 4) ** 4 - math.exp(MU)  # in expectation Euler's method, of order 1
+@pytest.mark.parametrize("solver", ["em", "rkmil"])
+def test_weak_order(engine, solver):
+    coarse, fine = (path_errors(engine, solver, "ito", dt, 20_000) for dt in (0.25, 0.0625))
+    bias = (1 + MU / 4) ** 4 - math.exp(MU)  # in expectation both are Euler's method, of order 1
     assert_mean_of_difference(coarse, bias)
     assert_mean_of_difference(fine, (1 + MU / 16) ** 16 - math.exp(MU))
 
