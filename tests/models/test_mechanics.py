@@ -230,9 +230,18 @@ def lagrangian(**keywords):
     return LagrangianNN(Lagrangian(), dissipation=nn.Linear(2, 1), forcing=nn.Linear(2, 1), **keywords).double()
 
 
-@pytest.mark.parametrize("make", [hamiltonian, pytest.param(lagrangian, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("engine", SLOW_ON_JULIA)
-def test_gradcheck(make, engine):
+RARELY = [pytest.mark.julia, pytest.mark.exhaustive]
+
+
+@pytest.mark.parametrize(
+    ("engine", "make"),
+    [
+        ("torch", hamiltonian),
+        pytest.param("torch", lagrangian, marks=pytest.mark.slow),
+        *(pytest.param("julia", make, marks=RARELY) for make in (hamiltonian, lagrangian)),
+    ],
+)
+def test_gradcheck(engine, make):
     model = make(solver="rk4", dt=0.5, sensitivity="discrete")
     names, parameters = zip(*model.named_parameters(), strict=True)
 
