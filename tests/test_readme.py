@@ -28,11 +28,11 @@ def test_the_example_runs_and_learns(capsys):
 def test_the_two_commands_name_what_exists():
     commands = [block.strip() for block in blocks("sh") if "pip install" in block]
     assert commands == [
-        'python -m venv .venv && .venv/bin/pip install -e ".[plot]" && .venv/bin/pynode demo',
-        'python -m venv .venv && .venv/bin/pip install -e ".[test]" && .venv/bin/pytest',
+        'python -m venv .venv && .venv/bin/pip install -c constraints.txt -e ".[plot]" && .venv/bin/pynode demo',
+        'python -m venv .venv && .venv/bin/pip install -c constraints.txt -e ".[test]" && .venv/bin/pytest',
     ]
     ci = (ROOT / ".ci" / "run").read_text()
-    assert "install --quiet -e" in ci
+    assert "install --quiet -c constraints.txt -e" in ci
     assert '".[test,docs]"' in ci
     assert "pytest" in ci
 

@@ -283,7 +283,7 @@ class Conversion:
         if node in self.values:
             return int(self.values[node])
         tensor = self.concrete[node]
-        kind = "int" if tensor.dtype in _INTS else self._kind(tensor.dtype, exact=tensor.dim() == 0)
+        kind = "int" if tensor.dtype in _INTS else self._kind(tensor.dtype, exact=True)
         self.values[node] = self.b.const(tensor.detach().reshape(-1).tolist(), tuple(tensor.shape), kind)
         return int(self.values[node])
 

@@ -23,6 +23,7 @@ def derived_field(function: Callable[..., Any], field: Callable[..., Any], *boun
     """
     owner = field.__self__ if isinstance(field, types.MethodType) else field
     made = functools.partial(function, field, *bound)
+    made.__name__ = getattr(function, "__name__", type(function).__name__)  # type: ignore[attr-defined] # TorchDynamo asks
     if any(callable(x) and time_dtype(x, torch.float32) is torch.float64 for x in (field, *bound)):
         made.time_dtype = torch.float64  # type: ignore[attr-defined]
     return types.MethodType(made, owner)
