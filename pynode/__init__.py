@@ -26,6 +26,7 @@ from pynode.errors import StudyError as StudyError
 from pynode.errors import TraceError as TraceError
 from pynode.julia_field import JuliaField as JuliaField
 from pynode.julia_field import trust_julia_code as trust_julia_code
+from pynode.mass_matrix import MassMatrix as MassMatrix
 from pynode.prepared import Prepared as Prepared
 from pynode.prepared import prepare as prepare
 from pynode.problem.event import At as At
@@ -59,6 +60,7 @@ __all__ = [
     "InputError",
     "Interpolating",
     "JuliaField",
+    "MassMatrix",
     "NotComparable",
     "Prepared",
     "Progress",

@@ -13,17 +13,20 @@ from torch import Tensor
 
 from pynode.control import Control
 from pynode.derivatives import Again, Failed, Run, differentiable
-from pynode.engine.protocol import PerSample, Problem, Retcode, Stats, Watched
+from pynode.engine.protocol import Problem, Retcode, Stats, Watched
 from pynode.engine.recorded import record
-from pynode.errors import EngineUnavailable, SolveError
+from pynode.errors import EngineUnavailable
 from pynode.field import Field
 from pynode.field._kept import check_no_cache
 from pynode.field._outside import is_recording, outside_of_compile
 from pynode.field._transforms import differentiated, example, is_active, is_wrapped, levels, moves, untransformed
+from pynode.mass_matrix import MassMatrix
+from pynode.problem.consistent import consistent_state
 from pynode.problem.controlled import check_control, reads_control, with_jumps
 from pynode.problem.course import solve_course
 from pynode.problem.crossing import event_reads_time
 from pynode.problem.event import At, Event, Events, events_of
+from pynode.problem.failure import failure
 from pynode.problem.independent import at_last_times, check_unmixed, per_sample_times
 from pynode.problem.inputs import (
     check_args,
@@ -31,6 +34,7 @@ from pynode.problem.inputs import (
     check_times,
 )
 from pynode.problem.late import once_known
+from pynode.problem.mass import check_mass, check_no_stops
 from pynode.problem.precision import autocast_dtype, in_full_precision, without_autocast
 from pynode.problem.progress import Progress, ended, shown
 from pynode.problem.resolution import check_recorded, check_resolution
@@ -69,6 +73,7 @@ def solve(
     batching: str = "joint",
     tstops: Tensor | Sequence[float] | None = (),
     control: Control | None = None,
+    mass: Tensor | MassMatrix | None = None,
     lowering: str = "trace",
     max_steps: int = 10_000,
     max_events: int = 10_000,
@@ -134,6 +139,11 @@ def solve(
         control: a path through data, see `pynode.control`, that the field reads: `f(t, z, X, *args)`, with `X(t)` and
             `X.derivative(t)`; `running_cost` and `event` get it too. Gradients flow to what it was made of. A solve
             starts afresh at the knots of one that is not smooth there, unless `tstops` is `None`.
+        mass: the matrix M of M dz/dt = f(t, z, *args), constant and possibly singular: `(n, n)`, or its diagonal
+            `(n,)`, over the n numbers of a sample; or a `pynode.MassMatrix`, which says what becomes of a `z0` that
+            violates the algebraic equations. For equations of index 1, by `rodas5p` and `fbdf` on julia. M z0 determines
+            the solution: nothing but `Solution.z[0]` depends on the algebraic part of `z0`. There are first derivatives,
+            by reverse mode, to the tolerances.
         lowering: how the julia engine has the field. `"trace"`: as native code, made of its graph. `"callback"`: Julia
             calls it in Python at each evaluation, and torch differentiates it, whatever it does on its way (control
             flow on values, NumPy, other libraries); that costs some microseconds each time beside the field's own work.
@@ -183,6 +193,7 @@ def solve(
         "batching": batching,
         "tstops": tstops,
         "control": control,
+        "mass": mass,
         "lowering": lowering,
         "max_steps": max_steps,
         "max_events": max_events,
@@ -284,6 +295,7 @@ def _solve(
     engine: str,
     dense: bool,
     throw: bool,
+    mass: Tensor | MassMatrix | None = None,
     watched: Watched | None = None,
     on_field: Field | None = None,
     settings: Settings | None = None,
@@ -315,6 +327,7 @@ def _solve(
     chosen, info, how = settings.engine, settings.solver, settings.sensitivity
     recording = is_recording()
     check_separable_solve(info, form, state, running_cost, events, dense)
+    matrix = check_mass(mass, form, state, settings, lowering, events, running_cost, recording)
     given_state = state
     is_tuple = form.is_tuple or running_cost is not None
     if running_cost is not None:
@@ -335,6 +348,9 @@ def _solve(
         function = solved_field(field, running_cost, form, len(args))
         given_field = Field(function, examples, at, values, is_tuple, autocast)
     vector_field = given_field
+    if matrix is not None:
+        state = consistent_state(matrix, vector_field, state, times, args, rtol, atol)
+        examples = tuple(map(example, state))
     inputs = (*state, times, *args, *vector_field.parameters)
     active = is_active()
     transformed = active and any(map(is_wrapped, inputs))
@@ -376,6 +392,7 @@ def _solve(
         lowering=lowering,
         watched=watched,
         steps=step_choice(step_control, rtol, atol, examples, independent),
+        mass=matrix,
     )
     if dense and transformed:
         raise EngineUnavailable(
@@ -387,6 +404,7 @@ def _solve(
         if observed is not None and (transformed or any(map(moves, inputs))):
             raise EngineUnavailable(NO_TRANSFORMS)
         stops = find_stops(check_stops(tstops, state[0]), tstops is not None, problem, inputs, observed, form)
+        check_no_stops(matrix, stops)
         if stops or events is not None:
             again = functools.partial(
                 _solve,
@@ -416,7 +434,7 @@ def _solve(
             reads = None if observed is None else functools.partial(event_reads_time, observed, form, problem)
             check_resolution(problem, settings.numbers, solution.stats, reads)
             if throw and solution.retcode is not Retcode.SUCCESS:
-                raise _failure(
+                raise failure(
                     field,
                     form,
                     info.name,
@@ -448,7 +466,7 @@ def _solve(
         t_end = times.new_tensor(done.t_end) if each is None else each.t_end.to(times)
         failed_at = t_end.detach().to(dtype_of_found_times(given, state)), z_end
         if throw:
-            raise _failure(field, form, info.name, chosen.name, done.retcode, failed_at, each)
+            raise failure(field, form, info.name, chosen.name, done.retcode, failed_at, each)
     cost = None
     if running_cost is not None:
         z, cost = z[:-1], at_last_times(z[-1], problem.t) if independent else z[-1][-1]
@@ -465,31 +483,4 @@ def _solve(
         _failed_at=failed_at,
         _form=form,
         _again=Again(chosen, problem, of_inputs, (*state, times, *inputs[n + 1 :])) if again_later else None,
-    )
-
-
-def _failure(
-    field: Callable[..., Any],
-    form: State,
-    solver: str,
-    engine: str,
-    retcode: Retcode,
-    failed_at: tuple[Tensor, tuple[Tensor, ...]],
-    each: PerSample | None,
-    culprit: str = "",
-) -> SolveError:
-    """The error for an integration that failed at this time, of independent samples the first that did.
-
-    Where that was at an event, `culprit` names it.
-    """
-    name, (t_end, z_end), which, at = getattr(field, "__qualname__", type(field).__name__), failed_at, "", failed_at[0]
-    if each is not None:
-        b = next(b for b, code in enumerate(each.retcode) if code is not Retcode.SUCCESS)
-        which, at = f", sample {b},", t_end[b]
-    return SolveError(
-        f"{name} with {solver} on the {engine} engine{which} stopped at t={float(at):.6g}"
-        f"{f', at {culprit}' if culprit else ''}: {retcode.value}",
-        retcode,
-        t_end,
-        form.state(z_end),
     )

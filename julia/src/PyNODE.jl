@@ -20,7 +20,7 @@ using OrdinaryDiffEqVerner: Vern6, Vern7, Vern8, Vern9
 using PrecompileTools: @compile_workload
 using Random: AbstractRNG, Xoshiro
 using RuntimeGeneratedFunctions: RuntimeGeneratedFunctions, @RuntimeGeneratedFunction
-using SciMLBase: SciMLBase, AbstractODEFunction, AbstractODEProblem, FullSpecialize, NullParameters, ODEFunction, ODEProblem,
+using SciMLBase: SciMLBase, AbstractODEFunction, AbstractODEProblem, FullSpecialize, NoInit, NullParameters, ODEFunction, ODEProblem,
     ReturnCode, init, isinplace, reinit!, set_proposed_dt!, solve!, step!, successful_retcode, unwrapped_f
 using SpecialFunctions: besselix, digamma, erf, erfc, erfcinv, erfcx, erfinv, gamma_inc, logabsgamma, polygamma
 
@@ -55,6 +55,7 @@ include("solve/function.jl")
 include("solve/solvers.jl")
 include("solve/tableau.jl")
 include("solve/control.jl")
+include("solve/mass.jl")
 include("solve/forward.jl")
 include("solve/steps.jl")
 include("solve/symplectic.jl")
@@ -65,6 +66,7 @@ include("adjoint/tangent.jl")
 include("adjoint/discrete.jl")
 include("adjoint/symplectic.jl")
 include("adjoint/continuous.jl")
+include("adjoint/mass.jl")
 
 include("bridge/device.jl")
 include("bridge/bridge.jl")

@@ -127,6 +127,12 @@ class Run:
     def _derivatives(self, inputs: Sequence[Tensor]) -> Derivatives:
         found = self._solved(inputs).derivatives
         if found is None:
+            if self.problem.mass is not None:
+                raise EngineUnavailable(
+                    "a solve with a mass matrix has first derivatives by reverse mode alone: use backward() or "
+                    "torch.autograd.grad without create_graph; or, where the algebraic equations can be solved, put "
+                    "their solution into the field and leave mass out"
+                )
             how = self.problem.sensitivity
             raise EngineUnavailable(
                 f"the {self.engine.name} engine has no forward and no second derivatives of {self.problem.solver.name} "

@@ -23,6 +23,7 @@ __all__ = [
     "EventSearch",
     "Gradients",
     "Integration",
+    "Mass",
     "PerSample",
     "Problem",
     "Retcode",
@@ -131,6 +132,23 @@ class StepChoice:
         return self.tolerances
 
 
+@dataclass(frozen=True, eq=False)
+class Mass:
+    """The constant matrix M of M dz/dt = f(t, z), over the n numbers of a sample; in double, on the CPU.
+
+    Attributes:
+        matrix: M, `(n, n)`.
+        left: orthonormal columns that span the null space of Mᵀ, `(n, m)`.
+        right: those that span that of M.
+        initial: see `pynode.MassMatrix`.
+    """
+
+    matrix: torch.Tensor
+    left: torch.Tensor
+    right: torch.Tensor
+    initial: str
+
+
 @dataclass
 class Watched:
     """How far a solve is; what an engine sets may be called on another thread while it solves.
@@ -171,6 +189,7 @@ class Problem:
         dense: whether an interpolant is wanted.
         lowering: how the field comes to an engine that does not run in Python: `"trace"`, `"callback"` or `"auto"`.
         watched: where the engine lets others see how far it is, if they want to.
+        mass: the matrix in M dz/dt = f(t, z), with a consistent `z0`; `None`: the identity.
     """
 
     field: Field
@@ -189,6 +208,7 @@ class Problem:
     lowering: str = "trace"
     watched: Watched | None = None
     steps: StepChoice | None = None
+    mass: Mass | None = None
 
     def field_time(self, t: torch.Tensor) -> torch.Tensor:
         """The time that the field is to see at a time of the problem's."""

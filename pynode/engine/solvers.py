@@ -25,6 +25,7 @@ class SolverInfo:
         multistep: whether it has memory of earlier steps, and is not stiff.
         separable: whether it takes a state (q, p) alone, two tensors of one shape, and fields with dq/dt = g(t, p) and
             dp/dt = f(t, q): the symplectic methods.
+        mass: whether it takes a mass matrix, see `pynode.MassMatrix`.
         torch: torchdiffeq's name, or `None` where the torch engine lacks it.
         julia: the OrdinaryDiffEq algorithm, or `None` where the julia engine lacks it.
     """
@@ -39,6 +40,7 @@ class SolverInfo:
     opaque: bool = False
     multistep: bool = False
     separable: bool = False
+    mass: bool = False
 
     @property
     def purpose(self) -> str:
@@ -90,10 +92,10 @@ _TABLE = [
     SolverInfo("bdf", 5, True, True, "BDF", None),
     SolverInfo("radau", 5, True, True, "Radau", None),
     SolverInfo("rosenbrock23", 2, True, True, None, "Rosenbrock23"),
-    SolverInfo("rodas5p", 5, True, True, None, "Rodas5P"),
+    SolverInfo("rodas5p", 5, True, True, None, "Rodas5P", mass=True),
     SolverInfo("trbdf2", 2, True, True, None, "TRBDF2"),
     SolverInfo("kencarp4", 4, True, True, None, "KenCarp4"),
-    SolverInfo("fbdf", 5, True, True, None, "FBDF"),
+    SolverInfo("fbdf", 5, True, True, None, "FBDF", mass=True),
     SolverInfo("qndf", 5, True, True, None, "QNDF"),
     SolverInfo("kencarp4_krylov", 4, True, True, None, "KenCarp4Krylov", True),
     SolverInfo("fbdf_krylov", 5, True, True, None, "FBDFKrylov", True),
@@ -134,10 +136,10 @@ _PURPOSES = {
     "bdf": "stiff; SciPy's",
     "radau": "stiff, tight tolerances; SciPy's",
     "rosenbrock23": "stiff, loose tolerances, small states",
-    "rodas5p": "stiff, tolerances of 1e-4 to 1e-9, states up to some hundred numbers",
+    "rodas5p": "stiff, tolerances of 1e-4 to 1e-9, states up to some hundred numbers; mass matrices",
     "trbdf2": "stiff, loose tolerances, jumps",
     "kencarp4": "stiff, medium tolerances, larger states",
-    "fbdf": "stiff, large states, expensive fields",
+    "fbdf": "stiff, large states, expensive fields; mass matrices",
     "qndf": "stiff, large states, expensive fields",
     "kencarp4_krylov": "stiff, very large states (PDEs): no Jacobian is made",
     "fbdf_krylov": "stiff, very large states (PDEs): no Jacobian is made",

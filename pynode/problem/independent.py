@@ -61,8 +61,21 @@ def per_sample_times(times: Tensor, state: Tensor) -> Tensor:
     return times
 
 
-def check_unmixed(field: Field, z0: Sequence[Tensor], t: Tensor, args: Sequence[Tensor]) -> None:
+def check_unmixed(
+    field: Field,
+    z0: Sequence[Tensor],
+    t: Tensor,
+    args: Sequence[Tensor],
+    remedy: str = "Use batching='joint', or take",
+) -> None:
     """Refuse a field that gives a sample another derivative alone than among the others; looks once per field.
+
+    Args:
+        field: the field.
+        z0: the state tensors.
+        t: the times.
+        args: conditioning tensors.
+        remedy: what the message says before "what combines samples out of the field".
 
     Raises:
         FieldError: it does, as with statistics over the batch.
@@ -84,7 +97,7 @@ def check_unmixed(field: Field, z0: Sequence[Tensor], t: Tensor, args: Sequence[
                 ):
                     raise FieldError(
                         f"the field mixes samples: dz/dt of sample {b} is another when it is evaluated alone than in "
-                        "the batch. Use batching='joint', or take what combines samples (batch statistics, attention "
+                        f"the batch. {remedy} what combines samples (batch statistics, attention "
                         "over the batch) out of the field. A tensor in args whose first dimension is the batch size "
                         "is taken to have a row for each sample"
                     )

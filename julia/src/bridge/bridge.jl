@@ -88,7 +88,8 @@ Integers: device, kernel, solver, batch, number of times, what to keep, products
 bytes of memory for the steps, address of the times; number of state tensors, then for each its size, address and the
 address of its results; number of tensors of `θ`, then for each its size and address. The times, and their cotangents, are
 the processor's and of type `Time`, all else is the device's and of the state's type.
-Floats: rtol, atol, dt, 0, 0, whether `set_step_control` was called for this; on return evaluations, accepted and rejected steps, outcome, the time reached. Outcome -1: the
+Floats: rtol, atol, dt, 0, 0, whether `set_step_control` was called for this, whether `set_mass` was; on return evaluations,
+accepted and rejected steps, outcome, the time reached. Outcome -1: the
 state, a conditioning tensor or a parameter is not finite, and nothing was solved.
 
 Returns the number under which the solve is kept for `pullback` and `interpolate`; 0 if nothing was to be kept.
@@ -111,7 +112,8 @@ function forward_typed(device, field::TracedField{T}, r::Reader, x, solver, time
     read_theta!(field, device, r)
     u0 = gather!(similar(field.u), device, [(n, from) for (n, from, _) in states])
     allfinite(u0, length(u0)) && allfinite(field.θ, length(field.dθ)) || (x[4] = -1; return 0)
-    options = Options(; solver, rtol = x[1], atol = x[2], dt = x[3], adaptive, max_steps, keep, memory, control = asked_control(x))
+    control, mass = asked_control(x), x[7] == 1 ? MASS[] : nothing
+    options = Options(; solver, rtol = x[1], atol = x[2], dt = x[3], adaptive, max_steps, keep, memory, control, mass)
     before = field.counts[1]
     # The results of a single tensor are written where they belong.
     single = length(states) == 1
@@ -204,7 +206,8 @@ function pullback_typed(device, fw::Solved{T}, r::Reader, x) where {T}
     c = if sensitivity === :discrete
         discrete_pullback(fw, g; wants_t)
     else
-        continuous_pullback(fw, g, Adjoint(; name = sensitivity, rtol = x[1], atol = x[2], checkpointing); wants_t)
+        how = Adjoint(; name = sensitivity, rtol = x[1], atol = x[2], checkpointing)
+        (fw.options.mass === nothing ? continuous_pullback : mass_pullback)(fw, g, how; wants_t)
     end
     scatter(device, reshape(c.u0, :, 1), [(n, to) for (n, _, to) in states])
     scatter(device, reshape(c.θ, :, 1), others)

@@ -11,6 +11,7 @@ Base.@kwdef struct Options
     keep::Symbol = :ends        # of the steps: nothing (:ends, :saved), :stages (discrete adjoint), or :dense
     memory::Int = 2^30          # bytes that the steps kept for the discrete adjoint may take
     control::Union{Nothing,StepControl} = nothing
+    mass::Union{Nothing,Mass} = nothing
 end
 
 "Whether nothing but the states at the times asked for is stored."
@@ -67,7 +68,8 @@ end
 "Solve with the `θ` that is bound; what is kept of the solve refers to `θ`."
 function integrate!(values, field::TracedField, u0, ts::Vector{Time}, θ, o::Options)
     if o.keep === :dense || o.keep === :saved || isopaque(o.solver)
-        f, alg = ode_function(field, o.solver), algorithm(o.solver; dense = o.keep === :dense)
+        f = o.mass === nothing ? ode_function(field, o.solver) : mass_function(field, o.mass)
+        alg = algorithm(o.solver; dense = o.keep === :dense)
         return Base.invokelatest(forward_whole!, values, field, f, u0, ts, θ, o, alg)
     end
     (o.solver in EXPLICIT || o.solver in SYMPLECTIC) && return forward_steps!(values, field, u0, ts, θ, o)
@@ -78,7 +80,9 @@ end
 function forward_whole!(values, field::TracedField{T}, f, u0, ts::Vector{Time}, θ, o::Options, alg) where {T}
     problem = ODEProblem{true}(f, u0, (first(ts), last(ts)), field.θ)
     ends = only_saved(o)
-    saved = (; saveat = ends ? ts : Time[], save_everystep = !ends, dense = !ends)
+    # With a mass matrix Python has seen to a consistent initial state.
+    start = o.mass === nothing ? (;) : (; initializealg = NoInit())
+    saved = (; saveat = ends ? ts : Time[], save_everystep = !ends, dense = !ends, start...)
     integrator = integrator_of(problem, alg, T, ts, o; saved...)
     PROGRESS.integrator = integrator
     solution = solve!(integrator)

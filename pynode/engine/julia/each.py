@@ -40,7 +40,7 @@ def solve_samples(
         memory: what is kept of the steps of all samples may take this many bytes.
     """
     how = problem.sensitivity
-    if problem.dense or (how is not None and how.name != "discrete"):
+    if problem.dense or problem.mass is not None or (how is not None and how.name != "discrete"):
         return solve_each(solve, problem)
     started = time.perf_counter()
     problem.field.check_finite(problem.z0, problem.args)

@@ -105,7 +105,8 @@ class JuliaEngine:
         for z, o in zip(z0, out, strict=True):
             values += (z.numel(), z.data_ptr(), o.data_ptr())
         data, address, length = integers(values + addresses(lowered.values))
-        floats = Floats(problem.rtol, problem.atol, problem.dt or 0.0, 0.0, 0.0, session.choose_steps(problem))
+        told = session.choose_steps(problem), session.give_mass(problem)
+        floats = Floats(problem.rtol, problem.atol, problem.dt or 0.0, 0.0, 0.0, *told)
         with lowered:
             kept = julia.forward(address, length, floats.address)
         del data
@@ -125,10 +126,10 @@ class JuliaEngine:
             problem = lowered.problem
             if sensitivity is not None:
                 integration.pullback = Pullback(held, problem, stats)
-                if sensitivity.name != "discrete":
-                    integration.derivatives = ContinuousDerivatives(self.solve, problem, lowered.read)
-                elif not separable:
+                if sensitivity.name == "discrete" and not separable:
                     integration.derivatives = DiscreteDerivatives(held, problem, lowered.read)
+                elif sensitivity.name != "discrete" and problem.mass is None:
+                    integration.derivatives = ContinuousDerivatives(self.solve, problem, lowered.read)
             if problem.dense:
                 integration.interpolant = _Interpolant(held, problem)
         return integration

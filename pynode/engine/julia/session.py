@@ -170,6 +170,17 @@ class Session:
         self.module.set_step_control(list(control.exponents or ()), numbers, control.norm, sizes, batch, rtol, atol)
         return 1.0
 
+    def give_mass(self, problem: Problem) -> float:
+        """Tell Julia of the mass matrix of the next solve; 1 if there is one, else 0."""
+        mass = problem.mass
+        if mass is None:
+            return 0.0
+        self.start()
+        self.module.set_mass(
+            len(mass.matrix), *(x.T.reshape(-1).tolist() for x in (mass.matrix, mass.left, mass.right))
+        )
+        return 1.0
+
     def release_after(self, owner: object, number: int, called: object) -> None:
         """Let Julia forget a solve, at the first call after its owner is no more; until then it may call this."""
         self._living.add(Departure(owner, self._released.append, number, called))
