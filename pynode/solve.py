@@ -141,9 +141,9 @@ def solve(
             starts afresh at the knots of one that is not smooth there, unless `tstops` is `None`.
         mass: the matrix M of M dz/dt = f(t, z, *args), constant and possibly singular: `(n, n)`, or its diagonal
             `(n,)`, over the n numbers of a sample; or a `pynode.MassMatrix`, which says what becomes of a `z0` that
-            violates the algebraic equations. For equations of index 1, by `rodas5p` and `fbdf` on julia. M z0 determines
-            the solution: nothing but `Solution.z[0]` depends on the algebraic part of `z0`. There are first derivatives,
-            by reverse mode, to the tolerances.
+            violates the algebraic equations. For equations of index 1, by `rodas5p` and `fbdf` on julia. M z0 decides
+            on the solution: nothing but `Solution.z[0]` depends on the algebraic part of `z0`. There are derivatives of
+            the first order, by reverse mode, to the tolerances.
         lowering: how the julia engine has the field. `"trace"`: as native code, made of its graph. `"callback"`: Julia
             calls it in Python at each evaluation, and torch differentiates it, whatever it does on its way (control
             flow on values, NumPy, other libraries); that costs some microseconds each time beside the field's own work.

@@ -9,7 +9,7 @@ module PyNODE
 using ChainRulesCore: ChainRulesCore, NoTangent, unthunk
 using FunctionWrappers: FunctionWrapper
 using JSON: JSON
-using LinearAlgebra: BLAS, Symmetric, dot, eigen!, mul!, svd!, transpose
+using LinearAlgebra: BLAS, Symmetric, dot, eigen!, mul!, nullspace, svd!, transpose
 using LuxCore: LuxCore
 using NNlib: batched_mul!, batched_transpose, sigmoid, tanh_fast
 using OrdinaryDiffEqCore: IController, PIController, PIDController, alg_adaptive_order, alg_order, default_dt_factor_limiter

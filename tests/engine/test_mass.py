@@ -104,7 +104,7 @@ def test_gradients_by_differences() -> None:
         return pynode.solve(f, z0, t, args=(u,), mass=mass, **keywords).z
 
     inputs = tuple(x.detach().requires_grad_() for x in (z0, t, u, field.k))
-    assert torch.autograd.gradcheck(call, inputs, eps=1e-5, atol=1e-7, rtol=1e-6)
+    assert torch.autograd.gradcheck(call, inputs, eps=3e-4, atol=1e-6, rtol=1e-5)
 
 
 class Robertson(nn.Module):
@@ -126,12 +126,11 @@ class Robertson(nn.Module):
 @solvers
 def test_robertson_by_its_conservation_law(solver: str) -> None:
     z0, t = torch.tensor([[1.0, 0.0, 0.0]], dtype=DOUBLE), torch.tensor([0.0, 0.4, 40.0, 4e3], dtype=DOUBLE)
-    atol = torch.tensor([1e-10, 1e-14, 1e-10], dtype=DOUBLE)
     found = []
     for algebraic in (False, True):
         field = Robertson(algebraic)
         own = {"mass": HALF, "solver": solver} if algebraic else {"solver": "rodas5p"}
-        z = pynode.solve(field, z0, t, rtol=1e-9, atol=atol, engine="julia", **own).z
+        z = pynode.solve(field, z0, t, rtol=1e-9, atol=1e-13, engine="julia", **own).z
         (gradient,) = torch.autograd.grad(z[-1, 0, 0] + z[2, 0, 2], field.k)
         found.append((z.detach(), gradient * field.k.detach()))
         if algebraic:

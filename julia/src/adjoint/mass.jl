@@ -54,20 +54,22 @@ function slopes!(dT, a::MassAdjoint{T}, λ, t) where {T}
     return
 end
 
-adjoint_function(a::MassAdjoint, matrix) = mass_function(
-    (dλ, λ, p, t) -> rates!(dλ, a, λ, t), (A, λ, p, t) -> jacobian!(A, a, t), (dT, λ, p, t) -> slopes!(dT, a, λ, t), matrix
+adjoint_function(a::MassAdjoint, m::Mass) = mass_function(
+    a.forward.field, (dλ, λ, p, t) -> rates!(dλ, a, λ, t), (A, λ, p, t) -> jacobian!(A, a, t),
+    (dT, λ, p, t) -> slopes!(dT, a, λ, t), Matrix(transpose(m.matrix)), m.right,
 )
 
 """
     mass_pullback(forward, g, adjoint; wants_t = true) -> Cotangents
 
-The gradient of the solution of an equation with a mass matrix, by the adjoint equation, solved by the same method. The
-algebraic part of the initial state has no influence beyond its own value.
+The gradient of the solution of an equation with a mass matrix, by the adjoint equation, solved by Rodas5P. The algebraic
+part of the initial state has no influence beyond its own value.
 """
 function mass_pullback(fw::Dense{T,V}, g, how::Adjoint; wants_t::Bool = true) where {T,V}
     field, ts, m = rebind!(fw.field, fw.θ), fw.ts, fw.options.mass
     a = MassAdjoint(fw, Jacobian(field), similar(field.u), similar(field.u))
-    f, alg = adjoint_function(a, of_state(field, transpose(m.matrix))), algorithm(fw.options.solver)
+    # A one-step method whatever the forward solve's: it starts afresh at each of the times.
+    f, alg = adjoint_function(a, m), algorithm("Rodas5P")
     n = length(field.u)
     λ, x, rate, J = zeros(T, n), zeros(T, n), zeros(T, n), zeros(T, n, n)
     c = Cotangents{T,V}(zeros(T, n), zeros(T, length(field.dθ)), zeros(length(ts)))

@@ -41,9 +41,33 @@ end
 
 (h::Hidden)(out, u, p, t) = (h.f(out, u, p, t); nothing)
 
-"A function with a mass matrix, its Jacobian and its derivative in t, all in place."
-mass_function(f, jac, tgrad, mass_matrix::Matrix) =
-    ODEFunction{true,FullSpecialize}(Hidden(f); jac = Hidden(jac), tgrad = Hidden(tgrad), mass_matrix)
+"""
+    mass_function(field, f, jac, tgrad, matrix, left)
+
+An in-place `ODEFunction` of a mass matrix with its Jacobian and its derivative in t, for the states of a field.
+
+Where the algebraic equations are not rows of their own, as they are in a matrix with rows of zeros, they are combined so:
+short steps would drown them in the rounding of the others, which are divided by the step.
+"""
+function mass_function(field::TracedField, f, jac, tgrad, matrix, left)
+    rows = nothing
+    if count(iszero, eachrow(matrix)) < size(left, 2)
+        rows = [transpose(nullspace(transpose(left))); transpose(left)]
+        matrix = rows * matrix
+        matrix[(end - size(left, 2) + 1):end, :] .= 0
+    end
+    function hidden(g)
+        rows === nothing && return Hidden(g)
+        return Hidden((out, u, p, t) -> (g(out, u, p, t); combine_rows!(out, rows, field.samples)))
+    end
+    mass_matrix = of_state(field, matrix)
+    return ODEFunction{true,FullSpecialize}(hidden(f); jac = hidden(jac), tgrad = hidden(tgrad), mass_matrix)
+end
+
+function combine_rows!(x, rows, samples)
+    foreach(entries -> x[entries, :] .= rows * x[entries, :], samples)
+    return
+end
 
 mass_function(f::TracedField, m::Mass) =
-    mass_function(f, Jacobian(f), TimeGradient(f, fill!(similar(f.dz), 0)), of_state(f, m.matrix))
+    mass_function(f, f, Jacobian(f), TimeGradient(f, fill!(similar(f.dz), 0)), m.matrix, m.left)
