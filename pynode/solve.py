@@ -326,8 +326,8 @@ def _solve(
     rtol, atol, dt, step_control = settings.rtol, settings.atol, settings.dt, settings.step_control
     chosen, info, how = settings.engine, settings.solver, settings.sensitivity
     recording = is_recording()
-    check_separable_solve(info, form, state, running_cost, events, dense)
     matrix = check_mass(mass, form, state, settings, lowering, events, running_cost, recording)
+    check_separable_solve(info, form, state, running_cost, events, dense)
     given_state = state
     is_tuple = form.is_tuple or running_cost is not None
     if running_cost is not None:

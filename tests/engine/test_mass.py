@@ -64,6 +64,7 @@ def weigh(z: Tensor) -> Tensor:
 
 
 @julia
+@pytest.mark.slow
 @solvers
 @pytest.mark.parametrize("batching", ["joint", "independent"])
 def test_solutions_and_gradients_of_the_reduced_equation(solver: str, batching: str) -> None:
@@ -89,6 +90,7 @@ def test_solutions_and_gradients_of_the_reduced_equation(solver: str, batching: 
 
 
 @julia
+@pytest.mark.slow
 def test_gradients_by_differences() -> None:
     """From a state that is made consistent: of the first state too, and of a start that is far from consistent."""
     field = Turned()
@@ -123,6 +125,7 @@ class Robertson(nn.Module):
 
 
 @julia
+@pytest.mark.slow
 @solvers
 def test_robertson_by_its_conservation_law(solver: str) -> None:
     z0, t = torch.tensor([[1.0, 0.0, 0.0]], dtype=DOUBLE), torch.tensor([0.0, 0.4, 40.0, 4e3], dtype=DOUBLE)
@@ -148,6 +151,7 @@ def pendulum(t: Tensor, z: Tensor, g: Tensor) -> Tensor:
 
 
 @julia
+@pytest.mark.slow
 def test_pendulum_against_its_angle() -> None:
     """Index 1; gradients to gravity and to the angle at the start, which the tension at the start depends on."""
     t = torch.linspace(0, 2, 5, dtype=DOUBLE)
@@ -174,6 +178,7 @@ def test_pendulum_against_its_angle() -> None:
 
 
 @julia
+@pytest.mark.slow
 @solvers
 def test_a_regular_matrix(solver: str) -> None:
     """As the field divided by it; backwards in time, in float32 too, and of a state of two tensors."""
@@ -199,6 +204,7 @@ def test_a_regular_matrix(solver: str) -> None:
 
 
 @julia
+@pytest.mark.slow
 def test_what_else_a_solve_has() -> None:
     """A running cost, an interpolant, all steps, a function of the state, a prepared solve, step control."""
     field, (xy, t, u) = Turned(), turned_inputs()
@@ -230,6 +236,7 @@ def test_what_else_a_solve_has() -> None:
 
 
 @julia
+@pytest.mark.slow
 def test_states_that_are_not_consistent() -> None:
     field, (xy, t, u) = Turned(turned=False), turned_inputs()
     start = field.rest(t[:1], xy[None], u)[0].detach()
@@ -265,6 +272,7 @@ def test_equations_of_higher_index() -> None:
 
 
 @julia
+@pytest.mark.slow
 def test_further_derivatives_are_refused() -> None:
     field, (xy, t, u) = Turned(), turned_inputs()
     start = field.rest(t[:1], xy[None], u)[0].detach().requires_grad_()
