@@ -160,7 +160,7 @@ def run(out, engine="auto", seed=0, seeds=3, epochs=8, dataset="digits", root=No
 
 
 if __name__ == "__main__":
-    parser = arguments(__doc__, "image_strategies", on_torch="10 minutes", on_julia="3 minutes")
+    parser = arguments(__doc__, "image_strategies", on_torch="10 minutes", on_julia="4 minutes")
     parser.add_argument("--seed", type=int, default=0, help="the first seed: of the split, parameters and batches")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     parser.add_argument("--epochs", type=int, default=8, help="passes over the training images")

@@ -147,7 +147,7 @@ def run(out, engine="auto", seed=0, seeds=2, iterations=250, paths=24):
 
 
 if __name__ == "__main__":
-    parser = arguments(__doc__, "lagrangian", on_torch="5 minutes", on_julia="90 seconds")
+    parser = arguments(__doc__, "lagrangian", on_torch="5 minutes", on_julia="70 seconds")
     parser.add_argument("--seed", type=int, default=0, help="the first seed: of parameters and starts")
     parser.add_argument("--seeds", type=int, default=2, help="number of seeds")
     parser.add_argument("--iterations", type=int, default=250, help="steps of the optimizer")

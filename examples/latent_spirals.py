@@ -153,7 +153,7 @@ def run(out, engine="auto", seed=0, iterations=1200, points=(30, 50, 100)):
 
 
 if __name__ == "__main__":
-    parser = arguments(__doc__, "latent_spirals", on_torch="8 minutes", on_julia="2 minutes")
+    parser = arguments(__doc__, "latent_spirals", on_torch="8 minutes", on_julia="6 minutes")
     parser.add_argument("--seed", type=int, default=0, help="of the data and the parameters")
     parser.add_argument("--iterations", type=int, default=1200, help="steps of the optimizer, latent ODE")
     parser.add_argument("--points", type=int, nargs="+", default=[30, 50, 100], help="observations of each path")
