@@ -176,10 +176,10 @@ class LatentSDE(nn.Module):
         last = series.t.max()
         seeds = (None, None) if seed is None else (seed, seed + 1)
         inside = torch.cat([times.clamp(max=last), last.expand(len(times), 1)], dim=1)
-        z, _ = self._latent(z0, inside.repeat(n, 1), c, seeds[0])
+        z, _ = self._latent(z0, inside.repeat(n, 1), c, seeds[0], divergence=False)
         z, end = z[:, :-1], z[:, -1]
         if bool((times > last).any()):
-            beyond, _ = self._latent(end, times.clamp(min=last).repeat(n, 1), None, seeds[1], float(last))
+            beyond, _ = self._latent(end, times.clamp(min=last).repeat(n, 1), None, seeds[1], start=float(last))
             z = torch.where((times > last).repeat(n, 1).unsqueeze(2), beyond, z)
         y = self._output(z).unflatten(0, (n, len(times)))
         return y + self.log_noise_std.exp() * torch.randn_like(y) if noise else y
@@ -221,11 +221,18 @@ class LatentSDE(nn.Module):
         return 0.5 * (u**2).sum(1)
 
     def _latent(
-        self, z0: Tensor, times: Tensor, context: Tensor | None, seed: int | None, start: float | None = None
+        self,
+        z0: Tensor,
+        times: Tensor,
+        context: Tensor | None,
+        seed: int | None,
+        *,
+        start: float | None = None,
+        divergence: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """States `(n, time, …)` at the times `(n, time)` of each, by the posterior, or without a context by the prior.
 
-        Also the divergence of the posterior's path, `(n,)`; 0 for the prior.
+        Also the divergence of the posterior's path, `(n,)`; 0 for the prior, and where it is not asked for.
         """
         start = self.t0 if start is None else start
         first = times.new_tensor([start])
@@ -235,15 +242,17 @@ class LatentSDE(nn.Module):
         if len(union) == 1:
             return z0.unsqueeze(1).expand(-1, times.shape[1], -1), z0.new_zeros(len(z0))
         if context is None:
-            solution = self._solve(self.prior_drift, z0, union, seed)
-            return solution.z[index, rows], z0.new_zeros(len(z0))
-        solution = self._solve(self.posterior_drift, z0, union, seed, args=(context,), running_cost=self._path_cost)
-        assert solution.running_cost is not None
-        return solution.z[index, rows], solution.running_cost
+            solution = self._solve(self.prior_drift, self.diffusion, z0, union, seed)
+        else:
+            cost = self._path_cost if divergence else None
+            solution = self._solve(
+                self.posterior_drift, self._of_state, z0, union, seed, args=(context,), running_cost=cost
+            )
+        path = solution.running_cost
+        return solution.z[index, rows], z0.new_zeros(len(z0)) if path is None else path
 
-    def _solve(self, drift: Any, z0: Tensor, t: Tensor, seed: int | None, **more: Any) -> Solution:
+    def _solve(self, drift: Any, diffusion: Any, z0: Tensor, t: Tensor, seed: int | None, **more: Any) -> Solution:
         self.stats = None
-        diffusion = self._of_state if more else self.diffusion
         solution = solve_sde(drift, diffusion, z0, t, seed=seed, **more, **self.solver_keywords)
         self.stats = solution.stats
         return solution

@@ -132,3 +132,34 @@ def test_a_latent_sde_learns_and_predicts(engine):
     assert model.stats.nfe > 0
     with pytest.raises(pynode.InputError, match="step dt"):
         LatentSDE(1, 2)
+
+
+class Counted(Ornstein):
+    """A drift that knows whether it was evaluated."""
+
+    def __init__(self):
+        super().__init__()
+        self.evaluated = False
+
+    def forward(self, t, z):
+        self.evaluated = True
+        return super().forward(t, z)
+
+
+def test_predictions_solve_no_divergence():
+    prior = Counted()
+    model = LatentSDE(1, 2, prior_drift=prior, dt=0.2, solver="em", engine="torch")
+    x, t = torch.randn(2, 3, 1), torch.tensor([0.2, 0.6, 1.0])
+    z0, context = model._encoded(model._series(x, t, None))
+    times = t.expand(2, -1)
+    z, divergence = model._latent(z0.mean, times, context, 3)
+    assert prior.evaluated
+    assert (divergence > 0).all()
+    prior.evaluated = False
+    same, none = model._latent(z0.mean, times, context, 3, divergence=False)
+    assert torch.equal(same, z)
+    assert not none.any()
+    model.predict(x, t, torch.tensor([0.0, 0.7, 1.0]))
+    assert not prior.evaluated
+    model.predict(x, t, torch.tensor([0.0, 0.7, 1.1]))
+    assert prior.evaluated
