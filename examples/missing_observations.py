@@ -154,7 +154,7 @@ def figures(results):
             sum(r["accuracy"][model]) / len(r["accuracy"][model]) for r in rates.values()
         ]
 
-    panels = {name: {model: line(rates, model) for model in MODELS} for name, rates in results.items()}
+    panels = {f"accuracy, {name}": {model: line(rates, model) for model in MODELS} for name, rates in results.items()}
     return {"accuracy.png": plot.lines(panels, xlabel="share of observations left out")}
 
 

@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from pynode import data
+from pynode import data, plot
 from pynode.models import NODE, ODENet, ResNet, RKNet
 from pynode.text import table
 
@@ -129,16 +129,17 @@ def figure(results):
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(True, alpha=0.25)
+        axis.set_prop_cycle(color=plot.COLOURS)
     (errors, evaluations, depth), (error, backward, seconds) = axes
     for k, (name, net) in enumerate(results["networks"].items()):
-        epochs = range(1, len(net["test_error"]) + 1)
-        errors.plot(epochs, [100 * e for e in net["test_error"]], marker=".", color=f"C{k}", label=name)
+        epochs, colour = range(1, len(net["test_error"]) + 1), plot.COLOURS[k]
+        errors.plot(epochs, [100 * e for e in net["test_error"]], marker=".", color=colour, label=name)
         style = "--" if name == "ODE-Net" else "-"  # RK-Net's line lies below
-        evaluations.plot(epochs, net["nfe_forward"], color=f"C{k}", linestyle=style, label=f"{name}, forward")
+        evaluations.plot(epochs, net["nfe_forward"], color=colour, linestyle=style, label=f"{name}, forward")
         if name == "ODE-Net":
-            evaluations.plot(epochs, net["nfe_backward"], color=f"C{k}", linestyle=":", label=f"{name}, backward")
+            evaluations.plot(epochs, net["nfe_backward"], color=colour, linestyle=":", label=f"{name}, backward")
         megabytes = [b / 2**20 for b in results["memory_against_depth"][name]]
-        depth.plot(DEPTHS, megabytes, color=f"C{k}", marker=".", label=name)
+        depth.plot(DEPTHS, megabytes, color=colour, marker=".", label=name)
     errors.set(title="test error", xlabel="epoch", ylabel="%", yscale="log")
     errors.set_yticks([2, 5, 10, 20, 50], ["2", "5", "10", "20", "50"], minor=False)
     errors.set_yticks([], minor=True)
@@ -158,7 +159,7 @@ def figure(results):
     error.legend(frameon=False)
     points = list(zip(sweep["nfe_forward"], sweep["nfe_backward"], strict=True))
     for x, y, tolerance in zip(*zip(*points, strict=True), TOLERANCES, strict=True):
-        backward.scatter(x, y, color="C0", zorder=3)
+        backward.scatter(x, y, color=plot.COLOURS[0], zorder=3)
         backward.annotate(f"{tolerance:.0e}", (x, y), xytext=(5, -9), textcoords="offset points", fontsize=8)
     ends = min(sweep["nfe_forward"]), max(sweep["nfe_forward"])
     backward.plot(ends, ends, color="grey", linestyle=":", label="backward = forward")

@@ -23,7 +23,7 @@ from torch import nn
 from tqdm import trange
 
 import pynode
-from pynode import fit
+from pynode import fit, plot
 
 KNOWN = """
 (u, p, t, response) -> [p.growth * u[1] * (1 - u[1] / p.capacity), -p.death * u[2]] .+ u[1] * u[2] .* response(u)
@@ -172,7 +172,7 @@ def draw(t, exact, data, curves):
     axes = figure.subplots(2, sharex=True)
     for k, (axis, species) in enumerate(zip(axes, ("prey", "predators"), strict=True)):
         axis.axvspan(t[0], t[len(data) - 1], color="0.94", label="span of the data")
-        for name, style, color in (("neural", "-", "#ffa90e"), ("universal", "-", "#3f90da")):
+        for name, style, color in (("neural", "-", plot.COLOURS[1]), ("universal", "-", plot.COLOURS[0])):
             axis.plot(t, curves[name]["trajectory"][:, 0, k], style, color=color, lw=1.8, label=name)
         axis.plot(t, exact[:, 0, k], "--", color="k", lw=1.2, label="truth", zorder=3)
         axis.plot(t[: len(data)], data[:, 0, k], ".", color="0.3", ms=4, label="data")

@@ -19,10 +19,12 @@ from pynode.plot._figures import trajectories as trajectories
 from pynode.plot._plane import density_on_grid as density_on_grid
 from pynode.plot._plane import on_grid as on_grid
 from pynode.plot._plane import principal_plane as principal_plane
+from pynode.plot._style import COLOURS as COLOURS
 from pynode.plot._style import HOW_TO_GET as HOW_TO_GET
 from pynode.plot._style import available as available
 
 __all__ = [
+    "COLOURS",
     "HOW_TO_GET",
     "available",
     "bands",

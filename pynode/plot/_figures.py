@@ -15,8 +15,11 @@ from pynode.plot._style import (
     colours_of,
     equal_scales,
     grid_of,
+    integer_ticks,
+    labels_of,
+    legend_of,
     line_style,
-    marker,
+    marks,
     name_axes,
     panels_of,
 )
@@ -49,18 +52,20 @@ def history(panels: Mapping[str, Mapping[str, Sequence[float]]], *, xlabel: str 
         xlabel: what one value stands for.
     """
     figure, axes = panels_of(len(panels))
+    labels = labels_of(panels)
     for axis, (quantity, lines) in zip(axes, panels.items(), strict=True):
-        for k, (label, values) in enumerate(lines.items()):
-            axis.plot(range(1, len(values) + 1), values, label=label, marker=marker(values), **line_style(k))
+        for label, values in lines.items():
+            style = line_style(labels.index(label)) | {"marker": "." if len(values) < FEW else ""}
+            axis.plot(range(1, len(values) + 1), values, label=label, **style)
         flat = [v for values in lines.values() for v in values]
         if flat and min(flat) > 0 and max(flat) / min(flat) > 100:
             axis.set_yscale("log")
         axis.set_xlabel(xlabel)
         axis.set_title(quantity)
         if max(map(len, lines.values()), default=0) < FEW:
-            axis.xaxis.get_major_locator().set_params(integer=True)
-        if len(lines) > 1:
-            axis.legend(frameon=False)
+            integer_ticks(axis)
+    if len(labels) > 1:
+        legend_of(figure, axes, labels)
     return figure
 
 
@@ -69,25 +74,29 @@ def lines(panels: Mapping[str, Mapping[str, tuple[Any, Any]]], *, xlabel: str) -
 
     Args:
         panels: for each quantity and label, abscissae `(n,)` and ordinates `(n,)`; panels of positive ordinates
-            that span more than two decades get a logarithmic axis. A line labelled `"true"` is black, dashed, and
-            above the others.
+            that span more than two decades get a logarithmic axis, few whole abscissae whole ticks. A line labelled
+            `"true"` is black, dashed, and above the others.
         xlabel: what the abscissae are.
     """
     figure, axes = panels_of(len(panels), panel=(5.2, 4.0))
+    labels = labels_of(panels)
+    others = [label for label in labels if label != "true"]
     for axis, (quantity, curves) in zip(axes, panels.items(), strict=True):
         flat: list[float] = []
-        others = [label for label in curves if label != "true"]
+        whole = True
         for label, (x, y) in curves.items():
-            style = TRUTH if label == "true" else line_style(others.index(label))
-            y = [float(value) for value in y]
-            axis.plot([float(value) for value in x], y, label=label, marker=marker(y), **style)
+            x, y = [float(value) for value in x], [float(value) for value in y]
+            k = None if label == "true" else others.index(label)
+            axis.plot(x, y, label=label, **(TRUTH if k is None else line_style(k)), **marks(y, k))
             flat += y
+            whole = whole and len(x) < FEW and all(value == int(value) for value in x)
+        if whole:
+            integer_ticks(axis)
         if flat and min(flat) > 0 and max(flat) / min(flat) > 100:
             axis.set_yscale("log")
         axis.set_xlabel(xlabel)
         axis.set_title(quantity)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, loc="outside right center")
+    legend_of(figure, axes, labels)
     return figure
 
 
@@ -222,7 +231,7 @@ def trajectories(panels: Mapping[str, tuple[Tensor, Tensor]], *, ylabel: str = "
     for axis, (title, (t, z)) in zip(axes, panels.items(), strict=True):
         depth, states = t.detach().cpu(), z.detach().cpu()[..., 0]
         for k, state in enumerate(states.T):
-            axis.plot(depth, state, marker=marker(depth), alpha=0.8, **line_style(k))
+            axis.plot(depth, state, marker="." if len(depth) < FEW else "", alpha=0.8, **line_style(k))
         for end, label, colour in ((0, "start", "white"), (-1, "end", "0.3")):
             at = depth[end].expand(states.shape[1])
             axis.scatter(at, states[end], s=14, color=colour, edgecolors="0.3", zorder=3, label=label)
@@ -254,7 +263,8 @@ def densities(
         for axis, points in ((line[0], data), (line[2], samples)):
             axis.scatter(*points.detach().cpu().T, s=1, alpha=0.4, linewidths=0, color=COLOURS[0])
         heat = line[1].imshow(density.detach().cpu().T, origin="lower", extent=extent, cmap="viridis", aspect="auto")
-        figure.colorbar(heat, ax=line[1], shrink=0.8, label="density")
+        figure.colorbar(heat, ax=line[1], shrink=0.8, label="density").ax.tick_params(labelsize=6)
+        line[1].grid(False)
         way = paths.detach().cpu()
         line[3].plot(way[..., 0], way[..., 1], color="0.6", linewidth=0.4)
         line[3].scatter(*way[0].T, s=4, color=COLOURS[1], linewidths=0, label="base, start", zorder=3)
@@ -348,7 +358,8 @@ def bands(
             axis.axvline(since, color="0.5", linestyle=":", linewidth=1, label="beyond what was seen")
         axis.set_ylabel(title)
         axis.set_xlabel(xlabel)
-        axis.xaxis.get_major_locator().set_params(integer=bool((at[[0, -1]] % 1 == 0).all()))
+        if (at[[0, -1]] % 1 == 0).all():
+            integer_ticks(axis)
     figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=6)
     return figure
 

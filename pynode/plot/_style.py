@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -21,8 +21,11 @@ __all__ = [
     "colours_of",
     "equal_scales",
     "grid_of",
+    "integer_ticks",
+    "labels_of",
+    "legend_of",
     "line_style",
-    "marker",
+    "marks",
     "name_axes",
     "panels_of",
 ]
@@ -30,11 +33,13 @@ __all__ = [
 HOW_TO_GET = 'pip install "pynode-sciml[plot]"'
 IN_A_ROW = 4  # panels
 FEW = 20  # points of a line, which are marked then
-# Told apart with every kind of colour vision: M. A. Petroff, "Accessible Color Sequences for Data Visualization", 2021.
 COLOURS = (
     *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
     *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
 )
+"""Those of the figures, which every kind of colour vision tells apart (M. A. Petroff, "Accessible Color Sequences for
+Data Visualization", 2021)."""
+MARKS = "os^Dv"
 STYLES = ("-", "--", ":")  # of the first ten lines, the next ten, …
 PLANE = ("z₁", "z₂", "z₃")
 TRUTH = {"color": "black", "linewidth": 1.4, "linestyle": "--", "zorder": 4}  # above what is compared to it
@@ -55,9 +60,29 @@ def line_style(k: int) -> dict[str, Any]:
     return {"color": COLOURS[k % len(COLOURS)], "linestyle": STYLES[k // len(COLOURS) % len(STYLES)]}
 
 
-def marker(values: Sequence[Any] | Tensor) -> str:
-    """That of a line of these values: few are marked, so that a single one can be seen."""
-    return "." if len(values) < FEW else ""
+def marks(values: Sequence[float], k: int | None) -> dict[str, Any]:
+    """Marks on the k-th line, or the truth's (`None`), if its values are few: hollow, of sizes that differ."""
+    if len(values) >= FEW:
+        return {}
+    if k is None:
+        return {"marker": "."}
+    return {"marker": MARKS[k % len(MARKS)], "markersize": max(9 - 2 * k, 3), "markerfacecolor": "none"}
+
+
+def labels_of(panels: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Of the lines of all panels; one label has one colour in all of them."""
+    return list(dict.fromkeys(label for lines in panels.values() for label in lines))
+
+
+def legend_of(figure: Figure, axes: Sequence[Any], labels: Sequence[str]) -> None:
+    """One for all panels, beside them, where it hides nothing."""
+    found = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend([found[label] for label in labels], labels, frameon=False, loc="outside right center")
+
+
+def integer_ticks(axis: Any) -> None:
+    """Ticks of the abscissae at whole numbers alone, one if there is no more."""
+    axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
 
 
 def name_axes(axis: Any, names: Sequence[str] = PLANE) -> None:

@@ -220,7 +220,7 @@ def drawn():
 @pytest.mark.slow
 def test_every_figure_is_drawn_and_no_axis_is_empty_or_without_a_name(tmp_path):
     figures = drawn()
-    assert set(figures) | {"HOW_TO_GET", "available", "density_on_grid", "on_grid", "principal_plane"} == set(
+    assert set(figures) | {"COLOURS", "HOW_TO_GET", "available", "density_on_grid", "on_grid", "principal_plane"} == set(
         plot.__all__
     )
     for name, figure in figures.items():
