@@ -29,6 +29,7 @@ class Pendulum:
     """Mass, length and gravity are 1: from rest at angles up to two radians, half a period of small swings."""
 
     horizon, size = 3.0, 1
+    coordinates = ("angle q, rad", "momentum p")
 
     @staticmethod
     def energy(z):
@@ -47,6 +48,7 @@ class TwoBodies:
     """Two bodies under gravity, in the coordinates and momenta of one relative to the other: ellipses, half a turn."""
 
     horizon, size = 3.0, 2
+    coordinates = ("q₁", "q₂")
 
     @staticmethod
     def energy(z):
@@ -153,7 +155,8 @@ def run(out, engine="auto", seed=0, seeds=2, iterations=400, paths=24, systems=t
                 if label != "truth"
             }
             drawn[f"{name}_energy.png"] = plot.lines({"error of the energy": curves}, xlabel="time")
-            drawn[f"{name}_paths.png"] = plot.phase({label: z[:2000, 0, :2] for label, z in states.items()})
+            shown = {label: z[:2000, 0, :2] for label, z in states.items()}
+            drawn[f"{name}_paths.png"] = plot.phase(shown, axes_names=system.coordinates)
             drawn[f"{name}_training.png"] = plot.history({"mean squared error": courses}, xlabel="iteration")
         return drawn
 

@@ -138,7 +138,10 @@ def run(out, engine="auto", seed=0, seeds=2, iterations=250, paths=24):
         }
         return {
             "energy.png": plot.lines({"error of the energy": energy}, xlabel="time"),
-            "angles.png": plot.phase({label: z[:101, 0, :2] for label, z in states.items()}),
+            "angles.png": plot.phase(
+                {label: z[:101, 0, :2] for label, z in states.items()},
+                axes_names=("first angle, rad", "second angle, rad"),
+            ),
             "training.png": plot.history({"mean squared error": courses}, xlabel="iteration"),
         }
 

@@ -151,16 +151,20 @@ def figure(results):
     depth.yaxis.set_major_formatter("{x:g}")
     for axis in (errors, evaluations, depth):
         axis.legend(frameon=False)
+    for axis in (errors, evaluations):
+        axis.xaxis.get_major_locator().set_params(integer=True)
     sweep = results["tolerance_sweep"]
     error.plot(TOLERANCES, sweep["error"], marker="o")
     error.plot(TOLERANCES, TOLERANCES, color="grey", linestyle=":", label="error = tolerance")
     error.set(title="numerical error against tolerance", xlabel="tolerance", ylabel="relative error of z(1)")
     error.set(xscale="log", yscale="log")
     error.legend(frameon=False)
-    points = list(zip(sweep["nfe_forward"], sweep["nfe_backward"], strict=True))
-    for x, y, tolerance in zip(*zip(*points, strict=True), TOLERANCES, strict=True):
-        backward.scatter(x, y, color=plot.COLOURS[0], zorder=3)
-        backward.annotate(f"{tolerance:.0e}", (x, y), xytext=(5, -9), textcoords="offset points", fontsize=8)
+    at = {}  # tolerances that cost the same are named at one point
+    for *point, tolerance in zip(sweep["nfe_forward"], sweep["nfe_backward"], TOLERANCES, strict=True):
+        at.setdefault(tuple(point), []).append(f"{tolerance:.0e}")
+    backward.scatter(*zip(*at, strict=True), zorder=3)
+    for point, tolerances in at.items():
+        backward.annotate(", ".join(tolerances), point, xytext=(5, -9), textcoords="offset points", fontsize=8)
     ends = min(sweep["nfe_forward"]), max(sweep["nfe_forward"])
     backward.plot(ends, ends, color="grey", linestyle=":", label="backward = forward")
     backward.set(title="NFE backward against forward", xlabel="NFE forward", ylabel="NFE backward")

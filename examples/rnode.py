@@ -91,7 +91,9 @@ def run(out, engine="auto", seed=0, seeds=1, epochs=500, sets=SETS, regularisers
 
     def figures():
         return {
-            f"{name}.png": plot.flow({f"{name}, {label}": paths[name][label] for label in (labels[0], labels[-1])})
+            f"{name}.png": plot.flow(
+                {f"{name}, regulariser: {label}": paths[name][label] for label in (labels[0], labels[-1])}
+            )
             for name in results
         }
 

@@ -11,7 +11,9 @@ from torch import Tensor
 from pynode.plot._style import (
     COLOURS,
     FEW,
+    PLANE,
     TRUTH,
+    class_marks,
     colours_of,
     equal_scales,
     grid_of,
@@ -100,9 +102,7 @@ def lines(panels: Mapping[str, Mapping[str, tuple[Any, Any]]], *, xlabel: str) -
     return figure
 
 
-def flow(
-    panels: Mapping[str, Tensor], labels: Tensor | None = None, *, axes_names: tuple[str, str] = ("z₁", "z₂")
-) -> Figure:
+def flow(panels: Mapping[str, Tensor], labels: Tensor | None = None, *, axes_names: tuple[str, str] = PLANE) -> Figure:
     """Trajectories of features in the plane, from z(0) (small) to z(T) (large), coloured by class; one scale for all.
 
     Args:
@@ -130,11 +130,7 @@ def flow(
         for name, size in (("start", 2.5), ("end", 5))
     ]
     if labels is not None:
-        classes = labels.unique()
-        handles += [
-            Line2D([], [], marker="o", linestyle="", color=colour, label=f"class {int(c)}")
-            for c, colour in zip(classes, colours_of(classes), strict=True)
-        ]
+        handles += class_marks(labels)
     figure.legend(handles=handles, loc="outside right center", frameon=False)
     return figure
 
@@ -147,8 +143,6 @@ def points(panels: Mapping[str, Tensor], labels: Tensor) -> Figure:
         labels: `(batch,)`, classes 0, 1, ….
     """
     figure, axes = panels_of(len(panels), panel=(3.4, 3.4))
-    from matplotlib.lines import Line2D
-
     colours, flat = colours_of(labels), []
     for axis, (title, z) in zip(axes, panels.items(), strict=True):
         if z.shape[1] == 3:
@@ -162,11 +156,7 @@ def points(panels: Mapping[str, Tensor], labels: Tensor) -> Figure:
         name_axes(axis)
     if flat:
         equal_scales(flat)
-    classes = labels.unique()
-    handles = [
-        Line2D([], [], marker="o", linestyle="", color=colour, label=f"class {int(c)}")
-        for c, colour in zip(classes, colours_of(classes), strict=True)
-    ]
+    handles = class_marks(labels)
     figure.legend(handles=handles, loc="outside lower center", frameon=False, ncols=len(handles))
     return figure
 
@@ -191,6 +181,8 @@ def surface(panels: Mapping[str, tuple[Tensor, Tensor]], points: Tensor, labels:
         axis.grid(False)
         name_axes(axis, ("x₁", "x₂"))
     figure.colorbar(filled, ax=list(axes), shrink=0.8, label="output", extend="both")
+    handles = class_marks(labels)
+    figure.legend(handles=handles, loc="outside lower center", frameon=False, ncols=len(handles))
     return figure
 
 
@@ -305,11 +297,12 @@ def images(panels: Mapping[str, Tensor], *, columns: int = 10) -> Figure:
     return figure
 
 
-def phase(curves: Mapping[str, Tensor]) -> Figure:
+def phase(curves: Mapping[str, Tensor], *, axes_names: tuple[str, str] = PLANE) -> Figure:
     """Curves in the plane, the first as dots (the data), the others as lines whose ends are marked.
 
     Args:
         curves: for each label, `(time, 2)`.
+        axes_names: what the two coordinates are.
     """
     figure, (axis,) = panels_of(1, panel=(4.8, 4.6))
     for i, (label, z) in enumerate(curves.items()):
@@ -322,7 +315,7 @@ def phase(curves: Mapping[str, Tensor]) -> Figure:
                 style = {"s": 36, "color": line_style(i - 1)["color"], "edgecolors": "black", "zorder": 5}
                 axis.scatter(*points[end], marker=marker, label=names.get(end), **style)
     axis.set_aspect("equal", adjustable="datalim")
-    name_axes(axis)
+    name_axes(axis, axes_names)
     figure.legend(frameon=False, loc="outside upper center", ncols=2)
     return figure
 

@@ -16,8 +16,10 @@ __all__ = [
     "COLOURS",
     "FEW",
     "HOW_TO_GET",
+    "PLANE",
     "TRUTH",
     "available",
+    "class_marks",
     "colours_of",
     "equal_scales",
     "grid_of",
@@ -41,7 +43,7 @@ COLOURS = (
 Data Visualization", 2021)."""
 MARKS = "os^Dv"
 STYLES = ("-", "--", ":")  # of the first ten lines, the next ten, …
-PLANE = ("z₁", "z₂", "z₃")
+PLANE = ("z₁", "z₂")
 TRUTH = {"color": "black", "linewidth": 1.4, "linestyle": "--", "zorder": 4}  # above what is compared to it
 
 
@@ -53,6 +55,17 @@ def available() -> bool:
 def colours_of(labels: Tensor) -> list[str]:
     """The colour of each class."""
     return [COLOURS[int(c) % len(COLOURS)] for c in labels.cpu()]
+
+
+def class_marks(labels: Tensor) -> list[Any]:
+    """A dot in the colour of each class, for the legend."""
+    from matplotlib.lines import Line2D
+
+    classes = labels.unique()
+    return [
+        Line2D([], [], marker="o", linestyle="", color=colour, label=f"class {int(c)}")
+        for c, colour in zip(classes, colours_of(classes), strict=True)
+    ]
 
 
 def line_style(k: int) -> dict[str, Any]:
@@ -77,6 +90,7 @@ def labels_of(panels: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def legend_of(figure: Figure, axes: Sequence[Any], labels: Sequence[str]) -> None:
     """One for all panels, beside them, where it hides nothing."""
     found = {label: line for axis in axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.set_figwidth(figure.get_figwidth() + 0.6 + 0.08 * max(map(len, labels)))  # its line, and its letters
     figure.legend([found[label] for label in labels], labels, frameon=False, loc="outside right center")
 
 
@@ -85,7 +99,7 @@ def integer_ticks(axis: Any) -> None:
     axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
 
 
-def name_axes(axis: Any, names: Sequence[str] = PLANE) -> None:
+def name_axes(axis: Any, names: Sequence[str] = (*PLANE, "z₃")) -> None:
     """Write the names of its two or three coordinates."""
     for which, name in zip("xyz", names, strict=False):
         if hasattr(axis, f"set_{which}label"):

@@ -33,6 +33,17 @@ def test_history_draws_every_line_and_takes_a_logarithm_over_decades():
     assert (loss.get_title(), accuracy.get_title()) == ("loss", "accuracy")
 
 
+def test_history_has_one_legend_that_hides_nothing_and_one_colour_for_a_model():
+    figure = plot.history({"loss": {"a": [1.0], "b": [2.0]}, "NFE": {"b": [14.0]}})
+    loss, evaluations = figure.axes
+    assert evaluations.lines[0].get_color() == loss.lines[1].get_color() != loss.lines[0].get_color()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
+    figure.canvas.draw()
+    assert figure.legends[0].get_window_extent().x0 > evaluations.get_window_extent().x1
+    low, high = evaluations.get_xlim()
+    assert [tick for tick in evaluations.get_xticks() if low <= tick <= high] == [1]
+
+
 def test_flow_draws_one_path_per_sample_in_the_colour_of_its_class():
     z = torch.randn(6, 3, 2, requires_grad=True)
     figure = plot.flow({"NODE": z}, torch.tensor([1, 0, 1]))
@@ -142,8 +153,21 @@ def test_lines_marks_few_points_and_takes_a_logarithm_over_decades():
     assert [line.get_color() == "black" for line in first.lines] == [False, True]
     assert (first.get_yscale(), second.get_yscale()) == ("log", "linear")
     assert first.lines[1].get_zorder() > first.lines[0].get_zorder()  # the truth is above what it is compared to
-    assert (first.lines[0].get_marker(), second.lines[0].get_marker()) == (".", "")
+    assert (first.lines[0].get_marker(), second.lines[0].get_marker()) == ("o", "None")
     assert first.get_xlabel() == "n"
+
+
+def test_lines_of_one_label_have_one_colour_and_whole_abscissae_whole_ticks():
+    a, b = ((1, 2, 3), (0.5, 0.5, 0.6)), ((1, 2, 3), (0.5, 0.5, 0.5))
+    figure = plot.lines({"one": {"a": a, "b": b}, "other": {"b": b, "c": ((0.5, 1.0), (1.0, 2.0))}}, xlabel="rank")
+    one, other = figure.axes
+    assert one.lines[1].get_color() == other.lines[0].get_color() != one.lines[0].get_color()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b", "c"]
+    assert all(tick == int(tick) for tick in one.get_xticks())
+    assert not all(tick == int(tick) for tick in other.get_xticks())
+    sizes = [line.get_markersize() for line in one.lines]
+    assert sizes[0] > sizes[1]  # what is drawn first can be seen around what is drawn on it
+    assert {line.get_markerfacecolor() for line in one.lines} == {"none"}
 
 
 def test_points_of_the_plane_and_of_space():
@@ -220,9 +244,14 @@ def drawn():
 @pytest.mark.slow
 def test_every_figure_is_drawn_and_no_axis_is_empty_or_without_a_name(tmp_path):
     figures = drawn()
-    assert set(figures) | {"COLOURS", "HOW_TO_GET", "available", "density_on_grid", "on_grid", "principal_plane"} == set(
-        plot.__all__
-    )
+    assert set(figures) | {
+        "COLOURS",
+        "HOW_TO_GET",
+        "available",
+        "density_on_grid",
+        "on_grid",
+        "principal_plane",
+    } == set(plot.__all__)
     for name, figure in figures.items():
         figure.savefig(tmp_path / f"{name}.png")
         assert_readable(figure)
