@@ -66,15 +66,15 @@ def test_cubic_regression(tmp_path):
     assert_figures(tmp_path, "fit.png", "trajectories.png")
 
 
-@pytest.mark.slow
-def test_spiral_fit(tmp_path):
-    results, _ = run("spiral_fit", tmp_path, "--iterations", "400")
-    assert results["mse_after"] < 0.4 < 1.5 < results["mse_before"]
+@short_or_trained(("--iterations", "60"), ("--iterations", "400"))
+def test_spiral_fit(options, tmp_path):
+    results, _ = run("spiral_fit", tmp_path, *options)
+    assert results["mse_after"] < (1.2 if options[-1] == "60" else 0.4) < 1.5 < results["mse_before"]
     assert results["engine"] == "torch"
     assert_figures(tmp_path, "training.png", "spiral.png")
 
 
-@short_or_trained(("--systems", "Pendulum", "--iterations", "20", "--paths", "4"))
+@short_or_trained(("--systems", "Pendulum", "--iterations", "5", "--paths", "2"))
 def test_hamiltonian(options, tmp_path):
     summary = run("hamiltonian", tmp_path, "--seeds", "1", *options, timeout=900)[0]["summary"]
     for found in summary.values():
@@ -83,10 +83,11 @@ def test_hamiltonian(options, tmp_path):
     assert_figures(tmp_path, "pendulum_energy.png", "pendulum_paths.png")
 
 
-@short_or_trained(("--iterations", "40", "--paths", "6"))
+@short_or_trained(("--iterations", "20", "--paths", "4"))
 def test_lagrangian(options, tmp_path):
     summary = run("lagrangian", tmp_path, "--seeds", "1", *options, timeout=900)[0]["summary"]
-    assert summary["LNN"]["energy_error"] < 0.5 * summary["NODE"]["energy_error"]
+    assert set(summary) == {"NODE", "LNN"}
+    assert options or summary["LNN"]["energy_error"] < 0.5 * summary["NODE"]["energy_error"]
     assert_figures(tmp_path, "energy.png", "angles.png")
 
 
@@ -197,13 +198,13 @@ def test_image_strategies_without_the_files_of_a_data_set(tmp_path):
     assert f"MNIST is not in {tmp_path}: train-images-idx3-ubyte" in done.stderr
 
 
-@pytest.mark.slow
-def test_reflection(tmp_path):
-    results, _ = run("reflection", tmp_path, "--iterations", "120")
+@short_or_trained(("--iterations", "10"), ("--iterations", "120"))
+def test_reflection(options, tmp_path):
+    results, _ = run("reflection", tmp_path, *options)
     assert results.pop("NODE")["mse"] > 0.3
     assert set(results) == {"ANODE", "IL-NODE", "second order", "data control", "adaptive depth"}
     for name, found in results.items():
-        assert found["mse"] < 1e-2, name
+        assert options[-1] == "10" or found["mse"] < 1e-2, name
     assert_figures(tmp_path, "fit.png", "trajectories.png", "training.png")
 
 
@@ -224,10 +225,14 @@ def test_annuli(options, tmp_path):
     assert anode["mse_inside_slices"] < 0.2 * node["mse_inside_slices"]
 
 
-@pytest.mark.slow
-def test_tracking(tmp_path):
-    results, _ = run("tracking", tmp_path, "--iterations", "60")
+@short_or_trained(("--iterations", "15"), ("--iterations", "60"))
+def test_tracking(options, tmp_path):
+    results, _ = run("tracking", tmp_path, *options)
+    assert_figures(tmp_path, "training.png", "tracking.png", "flow.png")
     tracking, regularised = results["tracking"], list(results["regularisation"].values())
+    assert tracking["cost_after"] < tracking["cost_before"]
+    if options[-1] == "15":
+        return
     assert tracking["cost_after"] < 0.2 * tracking["cost_before"]
     assert tracking["cost_unseen"] < 2 * tracking["cost_after"]
     assert tracking["distance_in_the_second_half"] < 0.4
@@ -235,32 +240,35 @@ def test_tracking(tmp_path):
     assert most["energy"] < 0.5 * some["energy"] < 0.25 * without["energy"]
     assert most["nfe_forward"] < some["nfe_forward"] < without["nfe_forward"]
     assert min(without["accuracy"], some["accuracy"]) > 0.95
-    assert_figures(tmp_path, "training.png", "tracking.png", "flow.png")
 
 
-@pytest.mark.slow
-def test_depth_variance(tmp_path):
-    results, _ = run("depth_variance", tmp_path, "--iterations", "30", "--sizes", "3", "5")
+@short_or_trained(("--iterations", "5", "--sizes", "3", "5"), ("--iterations", "30", "--sizes", "3", "5"))
+def test_depth_variance(options, tmp_path):
+    results, _ = run("depth_variance", tmp_path, *options)
+    assert_figures(tmp_path, "error.png", "matrix.png")
+    if options[1] == "5":
+        return
     assert min(results[f"constant, {kind}"]["error"] for kind in ("linear", "MLP")) > 0.7
     for kind in ("stacked", "Fourier", "Chebyshev", "Legendre", "PiecewiseLinear"):
         coarse, fine = results[f"{kind} 3"], results[f"{kind} 5"]
         assert fine["error"] < coarse["error"] < 0.25
         assert fine["error_of_matrix"] < coarse["error_of_matrix"]
         assert fine["parameters"] == 20 < results["constant, MLP"]["parameters"]
-    assert_figures(tmp_path, "error.png", "matrix.png")
 
 
-@pytest.mark.slow
+@short_or_trained(("--iterations", "20"), ("--iterations", "100"))
 @pytest.mark.parametrize("known", ["torch", pytest.param("julia", marks=pytest.mark.julia)])
-def test_universal_lotka_volterra(known, tmp_path):
-    options = ("--iterations", "100", "--known", known)
-    results, _ = run("universal_lotka_volterra", tmp_path, *options, engine=known, timeout=600)
+def test_universal_lotka_volterra(known, options, tmp_path):
+    results, _ = run("universal_lotka_volterra", tmp_path, "--known", known, *options, engine=known, timeout=600)
+    assert_figures(tmp_path, "trajectory.png")
     universal, neural = results["universal"]["trajectory"], results["neural"]["trajectory"]
+    if options[-1] == "20":
+        assert universal["rmse_within"] < results["universal"]["untrained"]["rmse_within"]
+        return
     assert universal["rmse_beyond"] < 0.2
     assert universal["rmse_beyond"] < 0.6 * neural["rmse_beyond"]
     assert universal["interaction"] < 0.6 * neural["interaction"]
     assert universal["rmse_within"] < results["universal"]["untrained"]["rmse_within"] / 10
-    assert_figures(tmp_path, "trajectory.png")
 
 
 @pytest.mark.slow
@@ -274,7 +282,7 @@ def test_universal_lotka_volterra_says_why_it_is_skipped(tmp_path):
 
 @pytest.mark.slow
 def test_distributed_goes_on_with_another_number_of_processes(tmp_path):
-    """Two epochs of two processes, then two of one, are four of one: with steps that do not depend on the batch."""
+    """An epoch of one process, then two of two, are three of one: with steps that do not depend on the batch."""
     keywords = ("--solver", "rk4", "--engine", "torch", "--epochs")
 
     def torchrun(processes, out, epochs):
@@ -284,21 +292,20 @@ def test_distributed_goes_on_with_another_number_of_processes(tmp_path):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    torchrun(2, tmp_path / "changed", 2)
-    stdout = torchrun(1, tmp_path / "changed", 4)
-    assert "from epoch 2 of " in stdout
-    assert "in 1 process" in stdout
-    torchrun(1, tmp_path / "one", 4)
+    torchrun(1, tmp_path / "changed", 1)
+    stdout = torchrun(2, tmp_path / "changed", 3)
+    assert "from epoch 1 of " in stdout
+    assert "in 2 processes" in stdout
+    torchrun(1, tmp_path / "one", 3)
     changed, one = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("changed", "one"))
-    assert changed["epoch"] == one["epoch"] == 4
+    assert changed["epoch"] == one["epoch"] == 3
     assert changed["losses"] == pytest.approx(one["losses"], rel=1e-4)
     assert one["losses"][-1] < 0.9 * one["losses"][0]
     for name, x in one["model"].items():
         torch.testing.assert_close(changed["model"][name], x, rtol=1e-3, atol=1e-4)
-    torchrun(3, tmp_path / "changed", 5)
     results = json.loads((tmp_path / "changed" / "results.json").read_text())
-    assert results["processes"] == 3
-    assert len(results["losses"]) == 5
+    assert results["processes"] == 2
+    assert len(results["losses"]) == 3
     assert_figures(tmp_path / "changed", "training.png")
 
 
@@ -336,11 +343,11 @@ def test_every_example_says_how_it_is_used(name, monkeypatch, capsys):
         assert option in stdout
 
 
-@pytest.mark.slow
-def test_flow_densities(tmp_path):
-    results, stdout = run("flow_densities", tmp_path, "--sets", "moons", "--epochs", "60")
+@short_or_trained(("--epochs", "5"), ("--epochs", "60"))
+def test_flow_densities(options, tmp_path):
+    results, stdout = run("flow_densities", tmp_path, "--sets", "moons", *options)
     # The best normal distribution of the moons leaves 3.30 nats.
-    assert results["moons"]["nll"] < 3.22
+    assert options[-1] == "5" or results["moons"]["nll"] < 3.22
     assert results["moons"]["integral"] == pytest.approx(1, abs=1e-3)
     assert "moons" in stdout
     assert_figures(tmp_path, "densities.png")
@@ -353,22 +360,24 @@ def test_digits_flow(tmp_path):
     assert_figures(tmp_path, "samples.png")
 
 
-@pytest.mark.slow
-def test_rnode(tmp_path):
-    results, stdout = run("rnode", tmp_path, "--sets", "8gaussians", "--epochs", "30")
+@short_or_trained(("--epochs", "3"), ("--epochs", "30"))
+def test_rnode(options, tmp_path):
+    results, stdout = run("rnode", tmp_path, "--sets", "8gaussians", *options)
+    assert_figures(tmp_path, "8gaussians.png")
     rows = results["8gaussians"]
     assert list(rows) == ["none", "kinetic", "jacobian", "both"]
+    if options[-1] == "3":
+        return
     assert "both: NFE lower by 30%" in stdout
     assert rows["both"]["kinetic"] < rows["none"]["kinetic"]
     assert rows["both"]["jacobian"] < rows["none"]["jacobian"]
     assert rows["both"]["nll"] < rows["none"]["nll"] + 0.1
-    assert_figures(tmp_path, "8gaussians.png")
 
 
-@pytest.mark.slow
-def test_conditional_flow(tmp_path):
-    results, _ = run("conditional_flow", tmp_path, "--epochs", "60")
+@short_or_trained(("--epochs", "5"), ("--epochs", "60"))
+def test_conditional_flow(options, tmp_path):
+    results, _ = run("conditional_flow", tmp_path, *options)
     for name in ("moons", "8gaussians"):
-        assert results[name]["nll"] < results[name]["nll_other_context"] - 0.2
+        assert options[-1] == "5" or results[name]["nll"] < results[name]["nll_other_context"] - 0.2
         assert results[name]["integral"] == pytest.approx(1, abs=1e-3)
     assert_figures(tmp_path, "densities.png")

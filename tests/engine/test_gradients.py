@@ -25,7 +25,7 @@ def cases() -> list[Any]:
     def marks(case: Any, problem: str) -> list[Any]:
         engine, info, how = case.values
         if info.name in ("radau", "bdf", "lsoda") and how == "forward" and problem != "linear":
-            return [*case.marks, pytest.mark.exhaustive]
+            return [pytest.mark.exhaustive]
         if how == "discrete" or (info.name in ONE_OF_EACH and problem == "driven"):
             return list(case.marks)
         if info.name in ("dopri5", "rk4") or engine != "julia":

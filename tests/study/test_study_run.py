@@ -159,14 +159,16 @@ def test_what_is_wrong_is_refused_before_anything_runs():
 @pytest.mark.slow
 def test_a_study_that_is_killed_five_times_gives_the_same_rows(tmp_path):
     behave = ("ok", "nan", "raise", "segfault")
-    whole = study(behave=behave).run(progress=False)
+    whole = study(behave=behave, passes=1).run(progress=False)
     draw, context, left = random.Random(0), multiprocessing.get_context("fork"), []
     for attempt in range(5):
         mark = tmp_path / f"mark {attempt}"
         mark.touch()
         os.environ["DECAY_MARK"] = str(mark)
         runner = context.Process(
-            target=study(behave=behave).run, args=(tmp_path / "s.db",), kwargs={"workers": 2, "progress": False}
+            target=study(behave=behave, passes=1).run,
+            args=(tmp_path / "s.db",),
+            kwargs={"workers": 2, "progress": False},
         )
         runner.start()
         enough = draw.randint(1, 4)
@@ -183,7 +185,7 @@ def test_a_study_that_is_killed_five_times_gives_the_same_rows(tmp_path):
     del os.environ["DECAY_MARK"]
     assert left == sorted(left, reverse=True)
     assert left[0] > 0
-    again = study(behave=behave).run(tmp_path / "s.db", workers=2, progress=False)
+    again = study(behave=behave, passes=1).run(tmp_path / "s.db", workers=2, progress=False)
     assert lasting(again) == lasting(whole)
     assert [row["key"] for row in again] == [row["key"] for row in whole]
 
@@ -210,14 +212,14 @@ def test_a_killed_worker_of_a_pool_loses_its_cell_which_is_run_again(tmp_path):
 @pytest.mark.slow
 def test_on_dask(tmp_path):
     distributed = pytest.importorskip("distributed", reason="Dask's distributed is not installed")
-    here = study(behave=("ok", "segfault")).run(progress=False)
+    here = study(n=1, behave=("ok", "segfault")).run(progress=False)
     with (
         distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, dashboard_address=None, local_directory=tmp_path
         ) as cluster,
         distributed.Client(cluster) as client,
     ):
-        there = study(behave=("ok", "segfault")).run(executor=client.get_executor(), progress=False)
+        there = study(n=1, behave=("ok", "segfault")).run(executor=client.get_executor(), progress=False)
     assert lasting(there) == lasting(here)
 
 
