@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 import pynode
 from pynode import study
@@ -67,6 +67,7 @@ def work_precision() -> Figure:
             xlabel="evaluations of the field",
             ylabel="relative error of the states",
         )
+        count(axis)
     axes[0].legend(fontsize=8)
     return figure
 
@@ -130,6 +131,7 @@ def gradients() -> Figure:
         xlabel="evaluations, forward and backward",
         ylabel="relative error of the gradient",
     )
+    count(axes[1])
     return figure
 
 
@@ -152,7 +154,7 @@ def memory() -> Figure:
             ylim=(10, 1200),
         )
         axis.set_xticks(steps, steps)
-        axis.legend(fontsize=8, ncols=3, loc="lower right")
+        axis.legend(fontsize=8, ncols=2, loc="lower right")
     return figure
 
 
@@ -215,6 +217,12 @@ def draw(axis: object, curves: dict[str, list[tuple[float, float]]]) -> None:
         )
     for each in (axis.xaxis, axis.yaxis):
         each.set_minor_formatter(NullFormatter())
+
+
+def count(axis: object) -> None:
+    """Abscissae that are numbers of evaluations, of which a decade alone would name one."""
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter("{x:g}")
 
 
 if __name__ == "__main__":
