@@ -27,6 +27,7 @@ from pynode.problem.course import solve_course
 from pynode.problem.crossing import event_reads_time
 from pynode.problem.event import At, Event, Events, events_of
 from pynode.problem.failure import failure
+from pynode.problem.halves import check_halves_solve
 from pynode.problem.independent import at_last_times, check_unmixed, per_sample_times
 from pynode.problem.inputs import (
     check_args,
@@ -39,7 +40,6 @@ from pynode.problem.precision import autocast_dtype, in_full_precision, without_
 from pynode.problem.progress import Progress, ended, shown
 from pynode.problem.resolution import check_recorded, check_resolution
 from pynode.problem.saving import check_save, times_of_steps
-from pynode.problem.separable import check_separable_solve
 from pynode.problem.settings import Settings, check_settings
 from pynode.problem.solved_field import solved_field
 from pynode.problem.state import State, state_of, with_args
@@ -327,7 +327,7 @@ def _solve(
     chosen, info, how = settings.engine, settings.solver, settings.sensitivity
     recording = is_recording()
     matrix = check_mass(mass, form, state, settings, lowering, events, running_cost, recording)
-    check_separable_solve(info, form, state, running_cost, events, dense)
+    check_halves_solve(info, form, state, running_cost, events, dense)
     given_state = state
     is_tuple = form.is_tuple or running_cost is not None
     if running_cost is not None:

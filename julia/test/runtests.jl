@@ -12,6 +12,7 @@ using Test
     include("fourier.jl")
     include("discrete.jl")
     include("symplectic.jl")
+    include("nystrom.jl")
     include("bridge.jl")
     include("independent.jl")
     include("callback.jl")

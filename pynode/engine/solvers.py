@@ -25,6 +25,9 @@ class SolverInfo:
         multistep: whether it has memory of earlier steps, and is not stiff.
         separable: whether it takes a state (q, p) alone, two tensors of one shape, and fields with dq/dt = g(t, p) and
             dp/dt = f(t, q): the symplectic methods.
+        second_order: whether it takes a state (q, v) alone, two tensors of one shape, and fields with dq/dt = v: the
+            Nyström methods.
+        velocity_free: whether, of these, it takes fields alone whose dv/dt does not read v.
         mass: whether it takes a mass matrix, see `pynode.MassMatrix`.
         torch: torchdiffeq's name, or `None` where the torch engine lacks it.
         julia: the OrdinaryDiffEq algorithm, or `None` where the julia engine lacks it.
@@ -40,6 +43,8 @@ class SolverInfo:
     opaque: bool = False
     multistep: bool = False
     separable: bool = False
+    second_order: bool = False
+    velocity_free: bool = False
     mass: bool = False
 
     @property
@@ -48,9 +53,15 @@ class SolverInfo:
         return _PURPOSES[self.name]
 
     @property
+    def of_pairs(self) -> bool:
+        """Whether it takes a state of two tensors of one shape alone."""
+        return self.separable or self.second_order
+
+    @property
     def takes_controller(self) -> bool:
         """Whether the julia engine's solver takes another controller of its steps: the one-step methods."""
-        return self.adaptive and not self.multistep and self.julia not in ("FBDF", "FBDFKrylov", "QNDF", "AutoStiff")
+        own = self.multistep or self.second_order or self.julia in ("FBDF", "FBDFKrylov", "QNDF", "AutoStiff")
+        return self.adaptive and not own
 
     @property
     def engines(self) -> tuple[str, ...]:
@@ -88,6 +99,9 @@ _TABLE = [
     SolverInfo("forest_ruth", 4, False, False, None, "CandyRoz4", separable=True),
     SolverInfo("yoshida6", 6, False, False, None, "Yoshida6", separable=True),
     SolverInfo("kahan_li8", 8, False, False, None, "KahanLi8", separable=True),
+    SolverInfo("nystrom4", 4, False, False, None, "Nystrom4", second_order=True),
+    SolverInfo("dprkn6", 6, True, False, None, "DPRKN6", second_order=True, velocity_free=True),
+    SolverInfo("fine_rkn5", 5, True, False, None, "FineRKN5", second_order=True),
     SolverInfo("lsoda", 12, True, True, "LSODA", None),
     SolverInfo("bdf", 5, True, True, "BDF", None),
     SolverInfo("radau", 5, True, True, "Radau", None),
@@ -132,6 +146,9 @@ _PURPOSES = {
     "forest_ruth": "symplectic, fixed steps, fourth order; long times of a state (q, p)",
     "yoshida6": "symplectic, fixed steps, sixth order; long times of a state (q, p), such as orbits",
     "kahan_li8": "symplectic, fixed steps, eighth order; the energy of a state (q, p) close to rounding",
+    "nystrom4": "second-order fields, a state (q, v) with dq/dt = v; fixed steps",
+    "dprkn6": "second-order fields whose acceleration does not read the velocity; adaptive, rtol 1e-4 to 1e-11",
+    "fine_rkn5": "second-order fields, with friction too; adaptive, rtol 1e-3 to 1e-8",
     "lsoda": "switches between Adams and BDF; SciPy's",
     "bdf": "stiff; SciPy's",
     "radau": "stiff, tight tolerances; SciPy's",

@@ -19,7 +19,7 @@ LOOSE: dict[str, Any] = {"rtol": 1e-3, "atol": 1e-5, "dt": 0.07, "engine": "juli
 
 
 def explicit() -> list[Any]:
-    others = ("stiff", "opaque", "separable")
+    others = ("stiff", "opaque", "of_pairs")
     solvers = [s for s in pynode.solvers() if s.julia is not None and not any(getattr(s, name) for name in others)]
     return [pytest.param(info, id=info.name) for info in solvers]
 

@@ -92,7 +92,7 @@ def solver_cases() -> list[Any]:
         pytest.param(name, info, marks=[pytest.mark.julia] if name == "julia" else [], id=f"{name}-{info.name}")
         for name in engines()
         for info in solvers()
-        if name in info.engines and not info.separable
+        if name in info.engines and not info.of_pairs
     ]
 
 

@@ -45,7 +45,8 @@ end
 "How many kernels have been lowered."
 kernel_count() = length(KERNELS)
 
-const SOLVER_NAMES = (EXPLICIT..., STIFF..., STRONG_STABILITY..., LOW_STORAGE..., STABILIZED..., ADAMS..., SYMPLECTIC...)
+const SOLVER_NAMES =
+    (EXPLICIT..., STIFF..., STRONG_STABILITY..., LOW_STORAGE..., STABILIZED..., ADAMS..., SYMPLECTIC..., NYSTROM...)
 const SENSITIVITIES = (:discrete, :backsolve, :interpolating, :quadrature, :gauss)
 const KEEP = (:ends, :stages, :dense, :saved)
 
@@ -274,7 +275,7 @@ end
 
 "The times at which the steps of a kept solve began or ended."
 step_times(kept::Int) = step_times(KEPT[kept])
-step_times(fw::Stepped) = fw.options.solver in SYMPLECTIC ? fw.steps.t : step_times(dense(fw))
+step_times(fw::Stepped) = isown(fw.options.solver) ? fw.steps.t : step_times(dense(fw))
 step_times(fw::Dense) = fw.solution.t
 
 "Let at most this many of Julia's threads work, and BLAS so many of its own if it is not the user's to say."

@@ -72,7 +72,7 @@ function integrate!(values, field::TracedField, u0, ts::Vector{Time}, θ, o::Opt
         alg = algorithm(o.solver; dense = o.keep === :dense)
         return Base.invokelatest(forward_whole!, values, field, f, u0, ts, θ, o, alg)
     end
-    (o.solver in EXPLICIT || o.solver in SYMPLECTIC) && return forward_steps!(values, field, u0, ts, θ, o)
+    (o.solver in EXPLICIT || isown(o.solver)) && return forward_steps!(values, field, u0, ts, θ, o)
     algorithm(o.solver)  # whose package may have to be loaded
     return Base.invokelatest(forward_steps!, values, field, u0, ts, θ, o)
 end
@@ -161,7 +161,7 @@ function fixed_grid(ts::Vector{Time}, dt::Time, limit::Int)
 end
 
 "Whether the solver steps exactly to every entry of `ts`."
-lands_on_times(o::Options) = !o.adaptive || (o.keep === :stages && !(o.solver in INTERPOLATED))
+lands_on_times(o::Options) = !o.adaptive || o.solver in NYSTROM || (o.keep === :stages && !(o.solver in INTERPOLATED))
 
 function outcome_of(code, u)
     all(isfinite, u) || return non_finite

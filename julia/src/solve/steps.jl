@@ -73,6 +73,7 @@ run in the same direction, which spares them its allocation.
 """
 function integrator_for(field::TracedField, u0, ts, o::Options)
     o.solver in SYMPLECTIC && return Splitter(field, u0, ts, o)
+    o.solver in NYSTROM && return Nystromer(field, u0, ts, o)
     # Other controllers, of the further methods or asked for, remember errors that `reinit!` leaves.
     reused = o.solver in EXPLICIT && o.control === nothing && !lands_on_times(o)
     reused || return new_integrator(field, u0, ts, o)

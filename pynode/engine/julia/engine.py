@@ -58,7 +58,7 @@ class JuliaEngine:
         """The discrete adjoint for explicit Runge–Kutta methods, SciMLSensitivity's continuous adjoints, `forward`."""
         if solver.matrix_free:  # the tangents have no derivative of their own in a trace
             return _CONTINUOUS
-        if solver.separable:
+        if solver.of_pairs:
             return ("discrete",)
         if solver.multistep:  # whose interpolant is far less accurate than its steps
             return ("backsolve", "forward")
@@ -87,9 +87,9 @@ class JuliaEngine:
         julia = session.start()
         sensitivity = problem.sensitivity
         steps = None if problem.watched is None else problem.watched.steps
-        separable = problem.solver.separable
+        own_steps = problem.solver.of_pairs
         keep = "dense" if problem.dense or steps is not None else "ends"
-        if separable and steps is not None:
+        if own_steps and steps is not None:
             keep = "stages"
         if sensitivity is not None and not (problem.dense and sensitivity.name == "backsolve"):
             keep = _NEEDS.get(sensitivity.name, "dense")
@@ -126,7 +126,7 @@ class JuliaEngine:
             problem = lowered.problem
             if sensitivity is not None:
                 integration.pullback = Pullback(held, problem, stats)
-                if sensitivity.name == "discrete" and not separable:
+                if sensitivity.name == "discrete" and not own_steps:
                     integration.derivatives = DiscreteDerivatives(held, problem, lowered.read)
                 elif sensitivity.name != "discrete" and problem.mass is None:
                     integration.derivatives = ContinuousDerivatives(self.solve, problem, lowered.read)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pynode.engine.julia.callback import PythonField
 from pynode.engine.julia.device import Device
-from pynode.engine.julia.separable import check_called, check_separable
+from pynode.engine.julia.halves import check_called, check_halves
 from pynode.engine.julia.session import Lowered, Session
 from pynode.engine.julia.tangent import link_tangent
 from pynode.engine.protocol import Problem
@@ -36,8 +36,7 @@ class Traced:
         self.problem, self.device = problem, device
         self.called: object = None
         trace = trace_field(problem.field, problem.z0, problem.t, problem.args)
-        if problem.solver.separable:
-            check_separable(trace.graph, problem.solver)
+        check_halves(trace.graph, problem.solver)
         self.kernel = session.kernel(trace, problem.z0[0].dtype)
         if problem.solver.matrix_free:
             session.start()  # refuses a process that was forked, to which the kernel may be known
