@@ -129,7 +129,7 @@ def run(out, engine="auto", seed=0, iterations=600, members=4):
 
 
 if __name__ == "__main__":
-    parser = arguments(__doc__, "lynx_hare", on_torch="100 seconds", on_julia="a minute")
+    parser = arguments(__doc__, "lynx_hare", on_torch="100 seconds", on_julia="45 seconds")
     parser.add_argument("--seed", type=int, default=0, help="of the first member's parameters")
     parser.add_argument("--iterations", type=int, default=600, help="steps of the optimizer for each member")
     parser.add_argument("--members", type=int, default=4, help="models that predict together")

@@ -88,6 +88,7 @@ class Interrupt:
 @contextlib.contextmanager
 def traced(by: Interrupt) -> Iterator[None]:
     before = sys.gettrace()  # that of what measures coverage
+    sys._getframe().f_trace_opcodes = True  # CPython 3.12 looks for one frame that wants them when tracing begins
     sys.settrace(by)
     try:
         yield

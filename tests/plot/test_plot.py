@@ -186,6 +186,16 @@ def test_surface_of_a_function_on_the_plane():
     figure = plot.surface({"model": (side, values)}, torch.randn(4, 2), torch.tensor([0, 1, 1, 0]))
     (line,) = figure.axes[0].collections[1].get_paths()  # the contour of 0, x + 10 y = 0
     torch.testing.assert_close(line.vertices[:, 0], -10 * line.vertices[:, 1])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["class 0", "class 1"]
+
+
+def test_phase_names_its_coordinates_and_marks_start_and_end():
+    t = torch.linspace(0, 1, 30)
+    figure = plot.phase({"data": torch.stack([t, t], 1), "fit": torch.stack([t, -t], 1)}, axes_names=("q, rad", "p"))
+    (axis,) = figure.axes
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("q, rad", "p")
+    marks = {points.get_label(): points.get_offsets().data.tolist() for points in axis.collections}
+    assert marks == {"start": [[0.0, 0.0]], "end": [[1.0, -1.0]]}
 
 
 def test_many_panels_come_in_rows():
