@@ -13,6 +13,7 @@ using Test
     include("discrete.jl")
     include("symplectic.jl")
     include("nystrom.jl")
+    include("mass.jl")
     include("bridge.jl")
     include("independent.jl")
     include("callback.jl")

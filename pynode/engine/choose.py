@@ -6,6 +6,8 @@ import functools
 import importlib
 import logging
 import os
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from pynode.engine.protocol import Availability, Engine
 from pynode.engine.solvers import SolverInfo, resolve_solver
@@ -13,9 +15,11 @@ from pynode.errors import EngineUnavailable, InputError, unknown_name
 from pynode.interrupts import deferred
 from pynode.sensitivity import Sensitivity, find_sensitivity
 
-__all__ = ["announce", "choose", "engines", "get_engine", "named_engine"]
+__all__ = ["announce", "choose", "engines", "first_able", "get_engine", "named_engine"]
 
 logger = logging.getLogger("pynode")
+
+Chosen = TypeVar("Chosen")
 
 # In the order in which `engine="auto"` prefers them; imported when first asked for.
 _REGISTRY = {
@@ -84,18 +88,21 @@ def choose(engine: str, solver: str, sensitivity: str | Sensitivity) -> tuple[En
 
 @functools.lru_cache(maxsize=256)
 def _choose(engine: str, solver: str, sensitivity: str | Sensitivity) -> tuple[Engine, SolverInfo, Sensitivity]:
+    return first_able(engine, _REGISTRY, lambda name: _resolve(name, solver, sensitivity))
+
+
+def first_able(engine: str, names: Iterable[str], resolve: Callable[[str], Chosen]) -> Chosen:
+    """What `resolve` returns for the engine that is named, or, where that is `"auto"`, for the first that it accepts.
+
+    Raises:
+        EngineUnavailable: it refuses the one that is named, or all.
+    """
     if engine != "auto":
-        state = get_engine(engine).available()
-        if not state.ok:
-            raise EngineUnavailable(_absent(engine, state))
-        return _resolve(get_engine(engine), solver, sensitivity)
+        return resolve(engine)
     passed: list[str] = []
-    for name, state in engines().items():
-        if not state.ok:
-            passed.append(_absent(name, state))
-            continue
+    for name in names:
         try:
-            chosen = _resolve(get_engine(name), solver, sensitivity)
+            chosen = resolve(name)
         except EngineUnavailable as error:
             passed.append(str(error))
             continue
@@ -104,11 +111,11 @@ def _choose(engine: str, solver: str, sensitivity: str | Sensitivity) -> tuple[E
     raise EngineUnavailable("; ".join(reversed(passed)))
 
 
-def _absent(name: str, state: Availability) -> str:
-    return f"the {name} engine is not available here: {state.why}. {state.fix}".rstrip(" .")
-
-
-def _resolve(engine: Engine, solver: str, sensitivity: str | Sensitivity) -> tuple[Engine, SolverInfo, Sensitivity]:
+def _resolve(name: str, solver: str, sensitivity: str | Sensitivity) -> tuple[Engine, SolverInfo, Sensitivity]:
+    engine = get_engine(name)
+    state = engine.available()
+    if not state.ok:
+        raise EngineUnavailable(f"the {name} engine is not available here: {state.why}. {state.fix}".rstrip(" ."))
     info = resolve_solver(solver, engine.name)
     wanted = find_sensitivity(sensitivity)
     names = engine.sensitivities(info)

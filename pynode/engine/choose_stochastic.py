@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from pynode.engine.choose import announce, get_engine, named_engine
+from pynode.engine.choose import first_able, get_engine, named_engine
 from pynode.engine.protocol import Availability
 from pynode.engine.stochastic import StochasticEngine, StochasticSolver, stochastic_solver
 from pynode.errors import EngineUnavailable, InputError
@@ -54,19 +54,9 @@ def choose_stochastic(
         if not isinstance(name, str):
             raise InputError(f"{kind} must be a name, got {type(name).__name__}. Pass e.g. {kind}='auto'")
     find_sensitivity(sensitivity)
-    named = named_engine(engine)
-    if named != "auto":
-        return _resolve(named, solver, noise, calculus, adaptive, sensitivity)
-    passed: list[str] = []
-    for name in _REGISTRY:
-        try:
-            chosen = _resolve(name, solver, noise, calculus, adaptive, sensitivity)
-        except EngineUnavailable as error:
-            passed.append(str(error))
-            continue
-        announce(name, "; ".join(passed) or "it is available, and preferred")
-        return chosen
-    raise EngineUnavailable("; ".join(reversed(passed)))
+    return first_able(
+        named_engine(engine), _REGISTRY, lambda name: _resolve(name, solver, noise, calculus, adaptive, sensitivity)
+    )
 
 
 def _resolve(

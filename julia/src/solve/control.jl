@@ -63,14 +63,29 @@ function set_step_control(exponents, numbers, norm, sizes, batch, rtol, atol)
     return
 end
 
+"""
+A tolerance for each component. Where a solver asks for one number, as the linear solves of Rosenbrock methods do, it is
+the smallest.
+"""
+struct Tolerances{T,V<:AbstractVector{T}} <: AbstractVector{T}
+    each::V
+end
+
+Base.size(x::Tolerances) = size(x.each)
+Base.getindex(x::Tolerances, i::Int) = x.each[i]
+Base.IndexStyle(::Type{<:Tolerances}) = IndexLinear()
+(::Type{T})(x::Tolerances) where {T<:AbstractFloat} = T(minimum(x.each))
+Base.inv(x::Tolerances) = inv.(x.each)
+Base.broadcasted(::typeof(real), x::Tolerances) = x  # as `init` takes it
+
 "The keywords of `init` that differ from those of a solve without."
 function keywords(T, alg, c::StepControl)
     found = Pair{Symbol,Any}[]
     isnan(c.dtmin) || push!(found, :dtmin => c.dtmin)
     isnan(c.dtmax) || push!(found, :dtmax => c.dtmax)
     c.norm === nothing || push!(found, :internalnorm => c.norm)
-    c.rtol === nothing || push!(found, :reltol => T.(c.rtol))
-    c.atol === nothing || push!(found, :abstol => T.(c.atol))
+    c.rtol === nothing || push!(found, :reltol => Tolerances(T.(c.rtol)))
+    c.atol === nothing || push!(found, :abstol => Tolerances(T.(c.atol)))
     c.exponents === nothing || push!(found, :controller => controller(T, alg, c, c.exponents))
     return (; found...)
 end
