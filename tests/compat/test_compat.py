@@ -336,7 +336,7 @@ def test_a_program_written_for_torchdiffeq(engine: str, function: Any, monkeypat
 
 
 @pytest.mark.julia
-@pytest.mark.parametrize("t", [T, T.flip(0)])
+@pytest.mark.parametrize("t", [T, pytest.param(T.flip(0), marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize(
     ("keywords", "discrete", "adjoint"),
     [

@@ -24,7 +24,7 @@ def explicit() -> list[Any]:
     return [pytest.param(info, id=info.name) for info in solvers]
 
 
-@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("backwards", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("info", explicit())
 def test_second_derivatives(info: SolverInfo, backwards: bool) -> None:
     """Of z0, times, args and parameters; the products with directions of each by itself, the times' above all."""

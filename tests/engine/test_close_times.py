@@ -14,7 +14,15 @@ import pynode
 DOUBLE = torch.float64
 CASES = [("torch", "discrete"), ("torch", "backsolve"), ("torch", "forward")]
 CASES += [("julia", how) for how in ("discrete", "backsolve", "interpolating", "gauss", "quadrature", "forward")]
-CASES = [pytest.param(*c, marks=[pytest.mark.julia] if c[0] == "julia" else []) for c in CASES]  # type: ignore[misc]
+
+
+def _marks(engine: str, how: str) -> list[pytest.MarkDecorator]:
+    if engine != "julia":
+        return []
+    return [pytest.mark.julia, *([pytest.mark.exhaustive] if how in ("interpolating", "quadrature") else [])]
+
+
+CASES = [pytest.param(*c, marks=_marks(*c)) for c in CASES]  # type: ignore[misc]
 
 
 class Decay(nn.Module):

@@ -26,7 +26,8 @@ def cases() -> list[Any]:
         engine, info, how = case.values
         if info.name in ("radau", "bdf", "lsoda") and how == "forward" and problem != "linear":
             return [pytest.mark.exhaustive]
-        if how == "discrete" or (info.name in ONE_OF_EACH and problem == "driven"):
+        like_rodas5p = info.name in ("fbdf", "kencarp4_krylov") and how in ("backsolve", "interpolating", "quadrature")
+        if how == "discrete" or (info.name in ONE_OF_EACH and problem == "driven" and not like_rodas5p):
             return list(case.marks)
         if info.name in ("dopri5", "rk4") or engine != "julia":
             by_solver = problem == "driven" and how != "forward"  # whose evaluations, all in Python, are many
@@ -34,7 +35,7 @@ def cases() -> list[Any]:
             quick = engine != "julia" and (by_solver or of_fields)
             if quick:
                 return list(case.marks)
-            less = engine == "julia" or info.name in ("dopri5", "rk4")
+            less = info.name == "dopri5" or (info.name == "rk4" and engine != "julia")
             return [*case.marks, pytest.mark.slow if less else pytest.mark.exhaustive]
         return [*case.marks, pytest.mark.exhaustive]
 

@@ -96,7 +96,8 @@ def each_solver() -> list[Any]:
 
     def marks(case: Any, direction: float) -> list[Any]:
         engine, info = case.values
-        rare = engine == "julia" and info.stiff and (info.name, direction) != ("rodas5p", 1.0)
+        apart = info.stiff or info.opaque  # compiled by itself, for many seconds
+        rare = engine == "julia" and apart and (info.name, direction) != ("rodas5p", 1.0)
         return [*case.marks, pytest.mark.exhaustive] if rare else list(case.marks)
 
     return [

@@ -524,8 +524,24 @@ def test_changes_between_solve_and_gradient(engine: str, sensitivity: str, names
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", sorted(CHANGES))
-@pytest.mark.parametrize("sensitivity", ["discrete", "backsolve"])
+def changes() -> list[Any]:
+    """Where a continuous adjoint is compiled for each field, few of the changes by default."""
+    some = ("array in place", "layer", "parameter in place")
+    return [
+        pytest.param(
+            *(engine, how, name),
+            marks=[
+                *([pytest.mark.julia] if engine == "julia" else []),
+                *([pytest.mark.exhaustive] if (engine, how) == ("julia", "backsolve") and name not in some else []),
+            ],
+        )
+        for engine in ("torch", "julia")
+        for how in ("discrete", "backsolve")
+        for name in sorted(CHANGES)
+    ]
+
+
+@pytest.mark.parametrize(("engine", "sensitivity", "name"), changes())
 def test_changes_between_two_solves(engine: str, sensitivity: str, name: str) -> None:
     """The second solve sees what is there then, and its gradient is that of a field made so."""
     field, fresh = Changing(), Changing()
