@@ -20,7 +20,7 @@ from pynode.nn._signature import with_time
 
 TIMES, DT = (0.3, 0.31, 0.32), 0.01  # so short that no state leaves its domain
 QUICK = {"mlp", "attention", "conv_with_time", "gat_over_edges", "hodgkin_huxley", "layer_norm", "tuple_state"}
-COMPILED = {"attention", "conv_with_time", "double_pendulum", "gat_over_edges", "hodgkin_huxley", "instance_norm"}
+COMPILED = {"attention", "double_pendulum", "gat_over_edges", "hodgkin_huxley", "instance_norm"}
 COMPILED |= {"layer_norm", "sparse_matrices", "special_functions", "state_space"}
 # What PyTorch itself has no second derivative of (of `cdist`, `hardsigmoid`, `logcumsumexp`, of what SciPy computes).
 LEFT_OUT = {"Hardsigmoid", "flocking", "interacting_particles", "radial_basis_functions", "scipy_inside"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -188,10 +188,11 @@ def draw_alike() -> None:
     CNF._draw = lambda self, x: torch.where(x > 0, 1.0, -1.0).to(x.dtype)
 
 
-def replicated(rank: int) -> dict[str, tuple[float, float]]:
+def replicated(rank: int, names: Sequence[str]) -> dict[str, tuple[float, float]]:
     """How far two processes with DDP are from one with the whole batch, in gradients and parameters."""
-    found = {}
-    for name, (objective, batch) in families().items():
+    found, known = {}, families()
+    for name in names:
+        objective, batch = known[name]
         alone, shard = copy.deepcopy(objective), tuple(b.chunk(2)[rank] for b in batch)
         gradients, parameters = train(DistributedDataParallel(objective), shard)
         expected = train(alone, batch)
@@ -206,10 +207,10 @@ def whole(found: dict[str, Tensor]) -> dict[str, Tensor]:
     return {n: x.full_tensor() if isinstance(x, DTensor) else x for n, x in found.items()}
 
 
-def sharded(rank: int) -> dict[str, tuple[float, float]]:
+def sharded(rank: int, names: Sequence[str]) -> dict[str, tuple[float, float]]:
     """As `replicated`, with parameters of which each process has a half (FSDP2)."""
     mesh, found = init_device_mesh("cpu", (2,)), {}
-    for name in ("NODE", "NODE, each sample's own steps", "FFJORD", "LatentODE, ODE-RNN"):
+    for name in names:
         for reshard in (False, True):
             objective, batch = families()[name]
             alone, shard = copy.deepcopy(objective), tuple(b.chunk(2)[rank] for b in batch)
@@ -223,7 +224,7 @@ def sharded(rank: int) -> dict[str, tuple[float, float]]:
     return found
 
 
-def work(rank: int, meeting: str, out: str, engine: str) -> None:
+def work(rank: int, meeting: str, out: str, engine: str, names: Sequence[str], halved: Sequence[str]) -> None:
     """One of two processes.
 
     Args:
@@ -231,13 +232,15 @@ def work(rank: int, meeting: str, out: str, engine: str) -> None:
         meeting: a file by which they find one another.
         out: where the first writes what it has found.
         engine: of all solves.
+        names: of the families whose parameters are in copies.
+        halved: of those whose parameters are in halves.
     """
     torch.set_num_threads(1)
     os.environ["PYNODE_ENGINE"] = engine
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     try:
         draw_alike()
-        found = {"replicated": replicated(rank), "sharded": sharded(rank)}
+        found = {"replicated": replicated(rank, names), "sharded": sharded(rank, halved)}
         if rank == 0:
             torch.save(found, out)
         dist.barrier()

@@ -15,15 +15,33 @@ from pynode import models, solve
 from pynode.errors import InputError
 from pynode.models import NODE
 
+FAMILIES = tuple(process_group.families())
+HALVED = ("NODE", "NODE, each sample's own steps", "FFJORD", "LatentODE, ODE-RNN")
 
-@pytest.mark.slow
-def test_two_processes_train_as_one_does(engine, tmp_path: Path):
-    """Every family, in the same two processes; parameters in copies (DDP) and in halves (FSDP2)."""
-    out = tmp_path / "found"
-    multiprocessing.spawn(process_group.work, (str(tmp_path / "meeting"), str(out), engine), nprocs=2)
+
+def test_every_family_is_trained_by_two_processes():
+    assert {name.split(",")[0] for name in FAMILIES} == set(models.__all__) - {"parameter_gradient_density"}
+
+
+@pytest.mark.parametrize(
+    ("engine", "names", "halved"),
+    [
+        pytest.param("torch", FAMILIES, HALVED, marks=pytest.mark.slow, id="torch"),
+        pytest.param("julia", FAMILIES, HALVED, marks=[pytest.mark.julia, pytest.mark.exhaustive], id="julia"),
+        pytest.param(
+            *("julia", ("NODE", "FFJORD", "LatentODE", "NeuralSDE"), ("NODE",)),
+            marks=[pytest.mark.julia, pytest.mark.slow],
+            id="julia, some",
+        ),
+    ],
+)
+def test_two_processes_train_as_one_does(engine, names, halved, tmp_path: Path):
+    """Of every family; parameters in copies (DDP) and in halves (FSDP2)."""
+    out, meeting = tmp_path / "found", tmp_path / "meeting"
+    multiprocessing.spawn(process_group.work, (str(meeting), str(out), engine, names, halved), nprocs=2)
     found = torch.load(out, weights_only=True)
-    assert {name.split(",")[0] for name in found["replicated"]} == set(models.__all__) - {"parameter_gradient_density"}
-    assert len(found["sharded"]) == 8
+    assert set(found["replicated"]) == set(names)
+    assert len(found["sharded"]) == 2 * len(halved)
     for way in ("replicated", "sharded"):
         wrong = {k: errors for k, errors in found[way].items() if not max(errors) < 1e-12}
         assert not wrong, way

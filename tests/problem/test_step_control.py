@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -159,6 +160,46 @@ def test_tolerances_of_each_component(engine: str) -> None:
     torch.testing.assert_close(same.z, strict.z, rtol=1e-13, atol=1e-13)
     independent = solve(1e-9, each, batching="independent")
     torch.testing.assert_close(independent.z[-1, :, 0], sol.z[-1, :, 0], rtol=1e-6, atol=0)
+
+
+def adaptive_solvers() -> list[Any]:
+    def marks(engine: str, solver: str) -> list[pytest.MarkDecorator]:
+        if engine != "julia":
+            return []
+        return [pytest.mark.julia, *([] if solver in ("rodas5p", "fbdf", "tsit5") else [pytest.mark.exhaustive])]
+
+    return [
+        pytest.param(name, info.name, marks=marks(name, info.name), id=f"{name}-{info.name}")
+        for name in pynode.engines()
+        for info in pynode.solvers()
+        if name in info.engines and info.adaptive and not info.separable
+    ]
+
+
+@pytest.mark.parametrize(("engine", "solver"), adaptive_solvers())
+def test_every_solver_takes_tolerances_of_each_component(engine: str, solver: str) -> None:
+    """A tensor of equal numbers is that number; a loose tolerance of one component saves steps."""
+    z0 = torch.tensor([[1.0, 2.0], [0.5, 1.0]], dtype=D)
+
+    def solve(rtol: Any, atol: Any) -> pynode.Solution:
+        return pynode.solve(two_rates, z0, [0.0, 1.0], rtol=rtol, atol=atol, solver=solver, engine=engine)
+
+    if solver in ("lsoda", "bdf", "radau"):
+        with pytest.raises(pynode.EngineUnavailable, match="takes two tolerances"):
+            solve(1e-3, torch.full((2,), 1e-4, dtype=D))
+        return
+    strict = solve(1e-3, 1e-4)
+    equal = solve(torch.full((2,), 1e-3, dtype=D), torch.full((2, 2), 1e-4, dtype=D))
+    torch.testing.assert_close(equal.z, strict.z, rtol=1e-9, atol=1e-9)
+    for rtol, atol in ((1e-3, torch.tensor([1e-4, 1e6], dtype=D)), (torch.tensor([1e-3, 1e6], dtype=D), 1e-4)):
+        loose = solve(rtol, atol)
+        assert loose.stats.nfe < strict.stats.nfe
+        torch.testing.assert_close(loose.z[-1, :, 0], z0[:, 0] * math.exp(-1), rtol=1e-1, atol=0)
+
+
+def two_rates(t: Tensor, z: Tensor) -> Tensor:
+    """The second component oscillates fast, and the first does not depend on it."""
+    return torch.stack([-z[:, 0], 10 * torch.cos(10 * t) + 0 * z[:, 1]], 1)
 
 
 def test_tolerances_of_tuples_and_complex_states(engine: str) -> None:
