@@ -172,7 +172,7 @@ def adaptive_solvers() -> list[Any]:
         pytest.param(name, info.name, marks=marks(name, info.name), id=f"{name}-{info.name}")
         for name in pynode.engines()
         for info in pynode.solvers()
-        if name in info.engines and info.adaptive and not info.separable
+        if name in info.engines and info.adaptive and not info.of_pairs
     ]
 
 
