@@ -41,6 +41,9 @@ class NeuralCDE(nn.Module):
         out_dim: channels of the output.
         field: F, a callable `F(z)` or `F(t, z)` that returns `(batch, hidden, channels)`, with `channels` as the
             attribute says; a network with one hidden layer, and tanh at its end, where `None`.
+        reads_path: whether F depends on the path's value too, dz = F(z, X) dX. What is passed to `field` as z is then
+            `(batch, hidden + channels)`, z and behind it X(t). It is the equation of the state (z, X), which a field
+            of z alone would have to learn to carry along.
         input_network: h_x, from X(t₀), `(batch, channels)`, to `(batch, hidden)`; linear where `None`.
         output_network: h_y, from `(batch, hidden)` to the output; linear where `None`.
         interpolation: `"hermite"`, cubic with backward differences, which does not look ahead further than the next
@@ -78,6 +81,7 @@ class NeuralCDE(nn.Module):
         output_network: Callable[[Tensor], Tensor] | None = None,
         interpolation: str | None = None,
         counts: bool = False,
+        reads_path: bool = False,
         window: int | None = None,
         depth: int = 2,
         width: int = 64,
@@ -96,10 +100,12 @@ class NeuralCDE(nn.Module):
         channels = 1 + obs_dim * (2 if counts else 1)
         of_windows = log_signature_channels(channels, depth)  # which checks the depth in any case
         self.channels = channels if window is None else of_windows
+        self.reads_path = reads_path
         if field is None:
-            field = _Matrix(self.hidden, self.channels, check_count("width", width))
+            read = self.hidden + (self.channels if reads_path else 0)
+            field = _Matrix(read, self.hidden, self.channels, check_count("width", width))
         check_callables(field, input_network=input_network, output_network=output_network)
-        self.controlled = _Controlled(field, self.hidden, self.channels)
+        self.controlled = _Controlled(field, self.hidden, self.channels, reads_path)
         self.input_network = nn.Linear(self.channels, hidden) if input_network is None else input_network
         self.output_network = (
             nn.Linear(hidden, check_count("out_dim", out_dim)) if output_network is None else output_network
@@ -115,7 +121,8 @@ class NeuralCDE(nn.Module):
     def path(self, x: Tensor, t: Tensor, mask: Tensor | None = None) -> Control:
         """The path through observations, differentiable in them.
 
-        It is constant before the first observation of a series and after its last.
+        The observed channels are constant before the first observation of a series and after its last. With times
+        `(time,)`, the time goes on to their end; with times of its own, each series' path ends at its last observation.
 
         Args:
             x: observations `(batch, time, obs_dim)`, float32 or float64; anything where the mask is False.
@@ -204,19 +211,21 @@ class NeuralCDE(nn.Module):
         """The arguments that are not modules."""
         how = f"interpolation={self.interpolation!r}" if self.window is None else f"window={self.window}"
         parts = [f"obs_dim={self.obs_dim}", f"hidden={self.hidden}", f"channels={self.channels}", how]
+        parts += ["reads_path=True"] if self.reads_path else []
         parts += [f"depth={self.depth}"] if self.window is not None else []
         return ", ".join(parts + [f"{k}={v!r}" for k, v in self.solver_keywords.items()])
 
 
 class _Controlled(nn.Module):
-    """dz/dt = F(z) dX/dt."""
+    """dz/dt = F(z) dX/dt, or F(z, X) dX/dt."""
 
-    def __init__(self, field: Callable[..., Tensor], hidden: int, channels: int) -> None:
+    def __init__(self, field: Callable[..., Tensor], hidden: int, channels: int, reads_path: bool) -> None:
         super().__init__()
-        self.field, self.shape = field, (hidden, channels)
+        self.field, self.shape, self.reads_path = field, (hidden, channels), reads_path
 
     def forward(self, t: Tensor, z: Tensor, path: Control) -> Tensor:
-        matrix = with_time(self.field)(t, z)
+        read = torch.cat([z, path(t)], 1) if self.reads_path else z
+        matrix = with_time(self.field)(t, read)
         if not isinstance(matrix, Tensor) or matrix.shape[1:] != self.shape:
             got = tuple(matrix.shape) if isinstance(matrix, Tensor) else type(matrix).__name__
             raise FieldError(
@@ -229,12 +238,10 @@ class _Controlled(nn.Module):
 class _Matrix(nn.Module):
     """The field that is made where none is given."""
 
-    def __init__(self, hidden: int, channels: int, width: int) -> None:
+    def __init__(self, read: int, hidden: int, channels: int, width: int) -> None:
         super().__init__()
         self.shape = (hidden, channels)
-        self.network = nn.Sequential(
-            nn.Linear(hidden, width), nn.Tanh(), nn.Linear(width, hidden * channels), nn.Tanh()
-        )
+        self.network = nn.Sequential(nn.Linear(read, width), nn.Tanh(), nn.Linear(width, hidden * channels), nn.Tanh())
 
     def forward(self, z: Tensor) -> Tensor:
         return self.network(z).unflatten(-1, self.shape)

@@ -89,6 +89,23 @@ def test_a_scalar_equation_depends_on_the_ends_of_the_path_alone(interpolation):
         torch.testing.assert_close(found[i, 0], (a * ends).sum().exp(), atol=2e-4, rtol=0)
 
 
+@on_every_engine
+def test_a_field_that_reads_the_path():
+    """dz = (x² - z) dt + 2 x dx from z = x² on: z = x² ever after, however x gets there."""
+    x, t = series(3, 6, 1)
+    mask = torch.ones(3, 6, dtype=torch.bool)
+    mask[1, 2] = mask[2, 4:] = False
+
+    def field(read):
+        z, _, value = read.unbind(1)
+        return torch.stack([value**2 - z, 2 * value], 1).unsqueeze(1)
+
+    ends = {"input_network": lambda x: x[:, 1:] ** 2, "output_network": nn.Identity()}
+    model = NeuralCDE(1, 1, 1, field=field, reads_path=True, interpolation="linear", solver="rk4", dt=0.1, **ends)
+    last = torch.stack([x[0, 5], x[1, 5], x[2, 3]])
+    torch.testing.assert_close(model(model.path(x, t[0], mask)), last**2, **CLOSE)
+
+
 # -- the log-ODE method --------------------------------------------------------------------------------------
 
 
@@ -163,8 +180,9 @@ def test_values_without_channels_have_no_log_signature():
         pytest.param({"interpolation": "natural", "counts": True}, marks=slow),
         pytest.param({"interpolation": "linear"}, marks=slow),
         pytest.param({"window": 2}),
+        pytest.param({"reads_path": True}, marks=slow),
     ],
-    ids=["hermite", "natural", "linear", "log-ODE"],
+    ids=["hermite", "natural", "linear", "log-ODE", "of the path"],
 )
 def test_gradcheck(how):
     model = NeuralCDE(2, 3, 2, width=3, solver="rk4", dt=0.5, **how).double()
