@@ -92,13 +92,20 @@ def fingerprint(reads: Reads, attributes: set[Attribute] | None = None) -> dict[
             key[prefix, "code"] = part.__code__
             key.update({(prefix, name): freeze(value, _DEEP) for name, value in captured_by(part)})
         elif isinstance(part, functools.partial):
-            key[prefix, "partial"] = freeze([*part.args, part.keywords], _DEEP)
-        elif not isinstance(part, types.MethodType):
+            key[prefix, "partial"] = (_code(part.func), freeze([*part.args, part.keywords], _DEEP))
+        elif isinstance(part, types.MethodType):
+            key[prefix, "code"] = _code(part.__func__)
+        else:
             own = (*getattr(part, "__dict__", {}).items(), *slots_of(part))
             key.update({(prefix, name): freeze(value, _DEEP) for name, value in own})
             call = next((vars(k)["__call__"] for k in type(part).__mro__ if "__call__" in vars(k)), None)
             key[prefix, "code"] = freeze(call, 1)
     return key
+
+
+def _code(function: Callable[..., Any]) -> Any:
+    """What tells the methods of an object apart, those too that are a library's and not looked through."""
+    return function.__code__ if isinstance(function, types.FunctionType) else type(function)
 
 
 def _attribute(freeze: Callable[[Any, int], Any], owner: nn.Module, name: str) -> Any:

@@ -480,3 +480,17 @@ def test_spectral_norm_in_training_steps_once_for_each_solve(norm: Callable[...,
     net.eval()
     assert not torch.equal(before, once)
     torch.testing.assert_close(pynode.solve(net, Z, [0.0, 1.0], engine="torch", solver="rk4", dt=0.1).z, z)
+
+
+def test_methods_of_one_object_are_told_apart_where_their_code_is_a_librarys() -> None:
+    # A library's functions are not looked through; these two would then be one and the same field.
+    from pynode.models import LatentSDE
+
+    model = LatentSDE(1, 2, context_dim=3, dt=0.1)
+    z, t, context = torch.randn(4, 2), torch.tensor([0.0, 1.0]), torch.randn(4, 3)
+    drift, diffusion = (Field(f, (z,), t, (context,)) for f in (model._posterior, model._of_state))
+    assert drift.key is not diffusion.key
+    again = [Field(model._posterior, (z,), t, (context,)).key for _ in range(2)]
+    assert again[0] is again[1]
+    graphs = [tracing.trace_field(f, (z,), t, (context,)).graph.key for f in (drift, diffusion)]
+    assert graphs[0] != graphs[1]
