@@ -27,6 +27,7 @@ from pynode.errors import TraceError as TraceError
 from pynode.julia_field import JuliaField as JuliaField
 from pynode.julia_field import trust_julia_code as trust_julia_code
 from pynode.mass_matrix import MassMatrix as MassMatrix
+from pynode.nn._split import Split as Split
 from pynode.prepared import Prepared as Prepared
 from pynode.prepared import prepare as prepare
 from pynode.problem.event import At as At
@@ -71,6 +72,7 @@ __all__ = [
     "Sensitivity",
     "Solution",
     "SolveError",
+    "Split",
     "Stats",
     "StepControl",
     "StudyError",

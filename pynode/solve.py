@@ -21,6 +21,7 @@ from pynode.field._kept import check_no_cache
 from pynode.field._outside import is_recording, outside_of_compile
 from pynode.field._transforms import differentiated, example, is_active, is_wrapped, levels, moves, untransformed
 from pynode.mass_matrix import MassMatrix
+from pynode.nn._split import Split
 from pynode.problem.consistent import consistent_state
 from pynode.problem.controlled import check_control, reads_control, with_jumps
 from pynode.problem.course import solve_course
@@ -42,6 +43,7 @@ from pynode.problem.resolution import check_recorded, check_resolution
 from pynode.problem.saving import check_save, times_of_steps
 from pynode.problem.settings import Settings, check_settings
 from pynode.problem.solved_field import solved_field
+from pynode.problem.split import check_split
 from pynode.problem.state import State, state_of, with_args
 from pynode.problem.stops import check_continuous, check_stops, find_stops
 from pynode.problem.tolerances import check_unchosen, first_step, step_choice
@@ -92,7 +94,8 @@ def solve(
     Args:
         field: an `nn.Module` or a callable `f(t, z, *args)` that returns dz/dt in the shape of `z`; `t` is 0-d, in the
             state's dtype, or in double if the field's attribute `time_dtype` is `torch.float64` (see below). One that
-            takes the state alone, `f(z)`, as `nn.Sequential` and its layers do, is an autonomous field.
+            takes the state alone, `f(z)`, as `nn.Sequential` and its layers do, is an autonomous field. A
+            `pynode.Split` is the sum of a stiff part and another one, which some solvers treat apart.
         z0: `(batch, *features)`, float32 or float64; or a tuple, named tuple or dictionary of such, of one batch size,
             and then the field takes and returns the same. A complex tensor is solved as pairs of real numbers, a 0-d
             one as a batch of one.
@@ -220,6 +223,7 @@ def solution_of(
     options = dict(asked)
     control, save, progress = options.pop("control"), options.pop("save"), options.pop("progress")
     given_args, events = check_args(args), events_of(options.pop("event"))
+    options["is_split"] = isinstance(field, Split)
     if control is not None:
         check_control(control, field, state[0], t)
         options["tstops"] = with_jumps(options["tstops"], control, state[0], t)
@@ -296,6 +300,7 @@ def _solve(
     dense: bool,
     throw: bool,
     mass: Tensor | MassMatrix | None = None,
+    is_split: bool = False,
     watched: Watched | None = None,
     on_field: Field | None = None,
     settings: Settings | None = None,
@@ -328,6 +333,7 @@ def _solve(
     recording = is_recording()
     matrix = check_mass(mass, form, state, settings, lowering, events, running_cost, recording)
     check_halves_solve(info, form, state, running_cost, events, dense)
+    split = check_split(is_split, info, state, lowering, events)
     given_state = state
     is_tuple = form.is_tuple or running_cost is not None
     if running_cost is not None:
@@ -393,6 +399,7 @@ def _solve(
         watched=watched,
         steps=step_choice(step_control, rtol, atol, examples, independent),
         mass=matrix,
+        split=split,
     )
     if dense and transformed:
         raise EngineUnavailable(
@@ -424,6 +431,7 @@ def _solve(
                 max_events=max_events,
                 engine=engine,
                 dense=dense,
+                is_split=is_split,
                 watched=watched,
                 throw=False,
             )

@@ -12,7 +12,8 @@ using JSON: JSON
 using LinearAlgebra: BLAS, Symmetric, dot, eigen!, mul!, nullspace, svd!, transpose
 using LuxCore: LuxCore
 using NNlib: batched_mul!, batched_transpose, sigmoid, tanh_fast
-using OrdinaryDiffEqCore: IController, PIController, PIDController, alg_adaptive_order, alg_order, default_dt_factor_limiter
+using OrdinaryDiffEqCore: OrdinaryDiffEqCore, IController, ODEIntegrator, PIController, PIDController, alg_adaptive_order, alg_order,
+    default_dt_factor_limiter
 using OrdinaryDiffEqHighOrderRK: DP8
 using OrdinaryDiffEqLowOrderRK: BS3, DP5, Euler, Heun, Midpoint, RK4
 using OrdinaryDiffEqTsit5: Tsit5
@@ -21,7 +22,8 @@ using PrecompileTools: @compile_workload
 using Random: AbstractRNG, Xoshiro
 using RuntimeGeneratedFunctions: RuntimeGeneratedFunctions, @RuntimeGeneratedFunction
 using SciMLBase: SciMLBase, AbstractODEFunction, AbstractODEProblem, FullSpecialize, NoInit, NullParameters, ODEFunction, ODEProblem,
-    ReturnCode, init, isinplace, reinit!, set_proposed_dt!, solve!, step!, successful_retcode, unwrapped_f
+    ReturnCode, SplitFunction, SplitODEProblem, build_solution, init, isinplace, reinit!, set_proposed_dt!, solve!, step!,
+    successful_retcode, unwrapped_f
 using SpecialFunctions: besselix, digamma, erf, erfc, erfcinv, erfcx, erfinv, gamma_inc, logabsgamma, polygamma
 
 RuntimeGeneratedFunctions.init(@__MODULE__)
@@ -56,6 +58,7 @@ include("solve/solvers.jl")
 include("solve/tableau.jl")
 include("solve/control.jl")
 include("solve/mass.jl")
+include("solve/split.jl")
 include("solve/forward.jl")
 include("solve/steps.jl")
 include("solve/symplectic.jl")
@@ -72,6 +75,7 @@ include("adjoint/mass.jl")
 
 include("bridge/device.jl")
 include("bridge/bridge.jl")
+include("bridge/split.jl")
 include("bridge/callback.jl")
 include("bridge/event.jl")
 include("bridge/independent.jl")

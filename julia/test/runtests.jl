@@ -14,6 +14,7 @@ using Test
     include("symplectic.jl")
     include("nystrom.jl")
     include("mass.jl")
+    include("split.jl")
     include("bridge.jl")
     include("independent.jl")
     include("callback.jl")

@@ -56,6 +56,7 @@ def direction_problem(problem: Problem, directions: Gradients, time: bool) -> Pr
         args=args,
         wants=wants,
         dense=False,
+        split=None,
     )
 
 

@@ -107,6 +107,7 @@ def solve_forward(
         rtol=max(problem.rtol / tighter, least),
         atol=problem.atol / tighter,
         sensitivity=None,
+        split=None,
     )
     done = solve(extended)
     n = len(problem.z0)

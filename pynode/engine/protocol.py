@@ -190,6 +190,8 @@ class Problem:
         lowering: how the field comes to an engine that does not run in Python: `"trace"`, `"callback"` or `"auto"`.
         watched: where the engine lets others see how far it is, if they want to.
         mass: the matrix in M dz/dt = f(t, z), with a consistent `z0`; `None`: the identity.
+        split: where the field is a `Split` and the solver takes its parts apart, of how many of the state tensors it
+            has the rates (a running cost's integral is one more); else `None`.
     """
 
     field: Field
@@ -209,6 +211,7 @@ class Problem:
     watched: Watched | None = None
     steps: StepChoice | None = None
     mass: Mass | None = None
+    split: int | None = None
 
     def field_time(self, t: torch.Tensor) -> torch.Tensor:
         """The time that the field is to see at a time of the problem's."""

@@ -29,6 +29,7 @@ class SolverInfo:
             Nyström methods.
         velocity_free: whether, of these, it takes fields alone whose dv/dt does not read v.
         mass: whether it takes a mass matrix, see `pynode.MassMatrix`.
+        splits: whether it takes the parts of a `pynode.Split` apart: the implicit-explicit methods.
         torch: torchdiffeq's name, or `None` where the torch engine lacks it.
         julia: the OrdinaryDiffEq algorithm, or `None` where the julia engine lacks it.
     """
@@ -46,6 +47,7 @@ class SolverInfo:
     second_order: bool = False
     velocity_free: bool = False
     mass: bool = False
+    splits: bool = False
 
     @property
     def purpose(self) -> str:
@@ -108,7 +110,9 @@ _TABLE = [
     SolverInfo("rosenbrock23", 2, True, True, None, "Rosenbrock23"),
     SolverInfo("rodas5p", 5, True, True, None, "Rodas5P", mass=True),
     SolverInfo("trbdf2", 2, True, True, None, "TRBDF2"),
-    SolverInfo("kencarp4", 4, True, True, None, "KenCarp4"),
+    SolverInfo("kencarp3", 3, True, True, None, "KenCarp3", splits=True),
+    SolverInfo("kencarp4", 4, True, True, None, "KenCarp4", splits=True),
+    SolverInfo("kencarp5", 5, True, True, None, "KenCarp5", splits=True),
     SolverInfo("fbdf", 5, True, True, None, "FBDF", mass=True),
     SolverInfo("qndf", 5, True, True, None, "QNDF"),
     SolverInfo("kencarp4_krylov", 4, True, True, None, "KenCarp4Krylov", True),
@@ -155,7 +159,9 @@ _PURPOSES = {
     "rosenbrock23": "stiff, loose tolerances, small states",
     "rodas5p": "stiff, tolerances of 1e-4 to 1e-9, states up to some hundred numbers; mass matrices",
     "trbdf2": "stiff, loose tolerances, jumps",
-    "kencarp4": "stiff, medium tolerances, larger states",
+    "kencarp3": "stiff, loose tolerances, larger states; implicit-explicit for a Split",
+    "kencarp4": "stiff, medium tolerances, larger states; implicit-explicit for a Split",
+    "kencarp5": "stiff, tighter tolerances, larger states; implicit-explicit for a Split",
     "fbdf": "stiff, large states, expensive fields; mass matrices",
     "qndf": "stiff, large states, expensive fields",
     "kencarp4_krylov": "stiff, very large states (PDEs): no Jacobian is made",

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pynode.errors import FieldError
 
-__all__ = ["with_time"]
+__all__ = ["takes_state_alone", "with_time"]
 
 _TIMES = ("t", "time")  # what a first parameter of this name takes is no state
 
@@ -55,6 +55,12 @@ def with_time(field: Callable[..., Any], n_args: int = 0) -> Callable[..., Any]:
         f"the field must be a function f(t, z{given}) of the time, the state and the tensors of args, or of the state "
         f"alone, f(z): got one of {_count(found)}. Look at its parameters and at solve(args=…)"
     )
+
+
+def takes_state_alone(function: Callable[..., Any]) -> bool:
+    """Whether a callable takes the state alone, and not the time."""
+    found = _positional(function)
+    return found is not None and _takes_state_alone(found)
 
 
 def _takes_state_alone(found: _Positional) -> bool:

@@ -89,9 +89,9 @@ Integers: device, kernel, solver, batch, number of times, what to keep, products
 bytes of memory for the steps, address of the times; number of state tensors, then for each its size, address and the
 address of its results; number of tensors of `θ`, then for each its size and address. The times, and their cotangents, are
 the processor's and of type `Time`, all else is the device's and of the state's type.
-Floats: rtol, atol, dt, 0, 0, whether `set_step_control` was called for this, whether `set_mass` was; on return evaluations,
-accepted and rejected steps, outcome, the time reached. Outcome -1: the
-state, a conditioning tensor or a parameter is not finite, and nothing was solved.
+Floats: rtol, atol, dt, 0, 0, whether `set_step_control`, `set_mass` and `set_split` were called for this; on return
+evaluations, accepted and rejected steps, outcome, the time reached. Outcome -1: the state, a conditioning tensor or a
+parameter is not finite, and nothing was solved.
 
 Returns the number under which the solve is kept for `pullback` and `interpolate`; 0 if nothing was to be kept.
 """
@@ -113,9 +113,10 @@ function forward_typed(device, field::TracedField{T}, r::Reader, x, solver, time
     read_theta!(field, device, r)
     u0 = gather!(similar(field.u), device, [(n, from) for (n, from, _) in states])
     allfinite(u0, length(u0)) && allfinite(field.θ, length(field.dθ)) || (x[4] = -1; return 0)
-    control, mass = asked_control(x), x[7] == 1 ? MASS[] : nothing
-    options = Options(; solver, rtol = x[1], atol = x[2], dt = x[3], adaptive, max_steps, keep, memory, control, mass)
-    before = field.counts[1]
+    control, mass, split = asked_control(x), x[7] == 1 ? MASS[] : nothing, x[8] == 1 ? SPLIT[] : nothing
+    options =
+        Options(; solver, rtol = x[1], atol = x[2], dt = x[3], adaptive, max_steps, keep, memory, control, mass, split)
+    before = evaluations(field, split)
     # The results of a single tensor are written where they belong.
     single = length(states) == 1
     values = if single
@@ -125,7 +126,7 @@ function forward_typed(device, field::TracedField{T}, r::Reader, x, solver, time
     end
     summary, solved = forward!(values, field, u0, ts, field.θ, options)
     single || scatter(device, values, [(n, to) for (n, _, to) in states])
-    x[1:5] .= (field.counts[1] - before, summary.accepted, summary.rejected, Int(summary.outcome), summary.reached)
+    x[1:5] .= (evaluations(field, split) - before, summary.accepted, summary.rejected, Int(summary.outcome), summary.reached)
     return solved === nothing ? 0 : enter!(solved)
 end
 

@@ -12,6 +12,7 @@ Base.@kwdef struct Options
     memory::Int = 2^30          # bytes that the steps kept for the discrete adjoint may take
     control::Union{Nothing,StepControl} = nothing
     mass::Union{Nothing,Mass} = nothing
+    split::Union{Nothing,Split} = nothing
 end
 
 "Whether nothing but the states at the times asked for is stored."
@@ -68,8 +69,8 @@ end
 "Solve with the `θ` that is bound; what is kept of the solve refers to `θ`."
 function integrate!(values, field::TracedField, u0, ts::Vector{Time}, θ, o::Options)
     if o.keep === :dense || o.keep === :saved || isopaque(o.solver)
-        f = o.mass === nothing ? ode_function(field, o.solver) : mass_function(field, o.mass)
-        alg = algorithm(o.solver; dense = o.keep === :dense)
+        f = solved_function(field, o)
+        alg = algorithm(o.solver; dense = o.keep === :dense, split = o.split !== nothing)
         return Base.invokelatest(forward_whole!, values, field, f, u0, ts, θ, o, alg)
     end
     (o.solver in EXPLICIT || isown(o.solver)) && return forward_steps!(values, field, u0, ts, θ, o)
@@ -77,8 +78,15 @@ function integrate!(values, field::TracedField, u0, ts::Vector{Time}, θ, o::Opt
     return Base.invokelatest(forward_steps!, values, field, u0, ts, θ, o)
 end
 
+"A field as what the options say is solved."
+function solved_function(field::TracedField, o::Options)
+    o.mass === nothing || return mass_function(field, o.mass)
+    return o.split === nothing ? ode_function(field, o.solver) : split_function(o.split)
+end
+
 function forward_whole!(values, field::TracedField{T}, f, u0, ts::Vector{Time}, θ, o::Options, alg) where {T}
-    problem = ODEProblem{true}(f, u0, (first(ts), last(ts)), field.θ)
+    span, split = (first(ts), last(ts)), o.split
+    problem = split === nothing ? ODEProblem{true}(f, u0, span, field.θ) : SplitODEProblem{true}(f, u0, span, split)
     ends = only_saved(o)
     # With a mass matrix Python has seen to a consistent initial state.
     start = o.mass === nothing ? (;) : (; initializealg = NoInit())
@@ -89,11 +97,14 @@ function forward_whole!(values, field::TracedField{T}, f, u0, ts::Vector{Time}, 
     # After a failure the solution may end at the last time that was to be saved, the integrator at the one it reached.
     done = successful_retcode(solution.retcode)
     outcome = outcome_of(solution.retcode, done ? last(solution.u) : integrator.uprev)
+    split === nothing || begins_again(split, solution.stats) || (outcome = failure)
     reached = done ? last(solution.t) : integrator.t
     summary = Summary(outcome, reached, solution.stats.naccept, solution.stats.nreject)
     fill_values!(values, solution, ts, summary.reached, o)
     outcome === success || copyto!(view(values, :, length(ts)), integrator.uprev)
-    return summary, o.keep === :ends ? nothing : Dense(field, θ, ts, solution, o, summary)
+    o.keep === :ends && return summary, nothing
+    split === nothing || (solution = of_sum(solution, field, field.θ, o.solver))
+    return summary, Dense(field, θ, ts, solution, o, summary)
 end
 
 """
@@ -161,7 +172,8 @@ function fixed_grid(ts::Vector{Time}, dt::Time, limit::Int)
 end
 
 "Whether the solver steps exactly to every entry of `ts`."
-lands_on_times(o::Options) = !o.adaptive || o.solver in NYSTROM || (o.keep === :stages && !(o.solver in INTERPOLATED))
+lands_on_times(o::Options) =
+    !o.adaptive || o.solver in NYSTROM || o.split !== nothing || (o.keep === :stages && !(o.solver in INTERPOLATED))
 
 function outcome_of(code, u)
     all(isfinite, u) || return non_finite

@@ -16,6 +16,9 @@ const SOLVERS = Dict{String,Any}(
     "RK4" => RK4,
 )
 
+"Of methods that take a split field, those that do, made likewise."
+const SPLIT_SOLVERS = Dict{String,Any}()
+
 "Explicit Runge–Kutta methods: those that the discrete adjoint can transpose."
 const EXPLICIT = sort!(collect(keys(SOLVERS)))
 
@@ -34,7 +37,7 @@ const INTERPOLATED = ("Tsit5", "DP5", "BS3")
 const MATRIX_FREE = ("KenCarp4Krylov", "FBDFKrylov")
 
 "Solvers for stiff fields, which the extension `PyNODEStiffExt` adds to `SOLVERS`."
-const STIFF = ("Rosenbrock23", "Rodas5P", "TRBDF2", "KenCarp4", "FBDF", "QNDF", "AutoStiff", MATRIX_FREE...)
+const STIFF = ("Rosenbrock23", "Rodas5P", "TRBDF2", "KenCarp3", "KenCarp4", "KenCarp5", "FBDF", "QNDF", "AutoStiff", MATRIX_FREE...)
 
 isstiff(name) = name in STIFF
 "Whether the steps are SciML's own business: there is no discrete adjoint of them."
@@ -67,13 +70,14 @@ const SENSITIVITY_PACKAGES =
 const LAZY = ("Vern6", "Vern7", "Vern8", "Vern9")
 
 """
-    algorithm(name; dense = false)
+    algorithm(name; dense = false, split = false)
 
-The algorithm of a name; with `dense`, its steps come with all that interpolation needs. The packages of solvers that
-an extension adds are loaded when the first of them is asked for.
+The algorithm of a name; with `dense`, its steps come with all that interpolation needs; with `split`, for a split field.
+The packages of solvers that an extension adds are loaded when the first of them is asked for.
 """
-function algorithm(name::AbstractString; dense::Bool = false)
+function algorithm(name::AbstractString; dense::Bool = false, split::Bool = false)
     load(packages_of(name))
+    split && return Base.invokelatest(SPLIT_SOLVERS[name])
     haskey(SOLVERS, name) ||
         throw(ArgumentError("unknown solver \"$name\": expected one of $(join(sort!(collect(keys(SOLVERS))), ", "))"))
     dense && name in LAZY && return SOLVERS[name](; lazy = false)

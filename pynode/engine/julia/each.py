@@ -29,8 +29,8 @@ def solve_samples(
 ) -> Integration:
     """Solve every sample with steps of its own.
 
-    The discrete adjoint and solves without a gradient are one call; continuous adjoints, interpolants and fields that
-    Python evaluates are solved one sample after the other.
+    The discrete adjoint and solves without a gradient are one call; continuous adjoints, interpolants, mass matrices,
+    split fields and fields that Python evaluates are solved one sample after the other.
 
     Args:
         session: the Julia that runs.
@@ -40,7 +40,8 @@ def solve_samples(
         memory: what is kept of the steps of all samples may take this many bytes.
     """
     how = problem.sensitivity
-    if problem.dense or problem.mass is not None or (how is not None and how.name != "discrete"):
+    apart = problem.dense or problem.mass is not None or problem.split is not None
+    if apart or (how is not None and how.name != "discrete"):
         return solve_each(solve, problem)
     started = time.perf_counter()
     problem.field.check_finite(problem.z0, problem.args)

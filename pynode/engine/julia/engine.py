@@ -19,6 +19,7 @@ from pynode.engine.julia.lowering import lower
 from pynode.engine.julia.pullback import Pullback
 from pynode.engine.julia.reached import take_reached
 from pynode.engine.julia.session import Kept, Session
+from pynode.engine.julia.split import give_split
 from pynode.engine.julia.training import Trained, Update, train
 from pynode.engine.protocol import (
     Availability,
@@ -105,7 +106,7 @@ class JuliaEngine:
         for z, o in zip(z0, out, strict=True):
             values += (z.numel(), z.data_ptr(), o.data_ptr())
         data, address, length = integers(values + addresses(lowered.values))
-        told = session.choose_steps(problem), session.give_mass(problem)
+        told = session.choose_steps(problem), session.give_mass(problem), give_split(session, problem, device)
         floats = Floats(problem.rtol, problem.atol, problem.dt or 0.0, 0.0, 0.0, *told)
         with lowered:
             kept = julia.forward(address, length, floats.address)

@@ -133,9 +133,19 @@ class Session:
         self._living.add(Departure(owner, self._forgotten.append, number))
 
     def number(self, kind: str, name: str) -> int:
-        """Julia's number of a solver or a sensitivity."""
+        """Julia's number of a solver or a sensitivity.
+
+        Raises:
+            EngineUnavailable: Julia's PyNODE is of a version without it.
+        """
         if name not in self._numbers:
-            self._numbers[name] = getattr(self.module, f"{kind}_number")(name)
+            found = getattr(self.module, f"{kind}_number")(name)
+            if found is None:
+                raise EngineUnavailable(
+                    "the Julia package PyNODE in Julia's environment is of an earlier version than pynode, without "
+                    f"the {kind} {name}: update it"
+                )
+            self._numbers[name] = found
         return self._numbers[name]
 
     def watch(self, watched: Watched) -> None:
