@@ -3,9 +3,9 @@
 using PyNODE: Mass, mass_pullback
 
 # With M = diag(1, 0) the sample field leaves dx/dt = tanh(w₁₁ x + w₁₂ y) + sin t and 0 = tanh(w₂₁ x + w₂₂ y) + sin t, which
-# is w₂₁ x + w₂₂ y = -t while |t| < π / 2.
+# is w₂₁ x + w₂₂ y = -artanh(sin t).
 function reduced(x0, θ, ts; steps = 200)
-    y(x, t) = (-t .- θ[3] .* x) ./ θ[4]
+    y(x, t) = (-atanh(sin(t)) .- θ[3] .* x) ./ θ[4]
     rate(x, t) = tanh.(θ[1] .* x .+ θ[2] .* y(x, t)) .+ sin(t)
     both(x, t) = vec(permutedims([x y(x, t)]))
     x = x0 .+ zero(eltype(θ)) .+ zero(eltype(ts))
