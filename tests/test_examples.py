@@ -133,16 +133,16 @@ def test_lynx_hare(options, tmp_path):
     assert between["share in the 90 % band"] > 0.6
 
 
-@pytest.mark.slow
-def test_missing_observations(tmp_path):
+@short_or_trained(("--steps", "40"))
+def test_missing_observations(options, tmp_path):
     pytest.importorskip("aeon", reason="the extra data is not installed")
-    options = ("--sets", "basic_motions", "--rates", "0.5", "--seeds", "1", "--steps", "60")
+    options = ("--sets", "basic_motions", "--rates", "0.3", "--seeds", "1", *options)
     results, stdout = run("missing_observations", tmp_path, *options)
-    accuracy = results["basic_motions"]["0.5"]["accuracy"]
-    assert set(accuracy) == {"neural CDE", "ODE-RNN", "GRU-D"}
-    assert all(value > 0.3 for (value,) in accuracy.values()), accuracy  # four classes
-    assert accuracy["ODE-RNN"][0] > 0.6
-    assert "50%" in stdout
+    accuracy = results["basic_motions"]["0.3"]["accuracy"]
+    assert set(accuracy) == {"neural CDE", "GRU", "GRU-D", "ODE-RNN"}
+    least = 0.4 if "40" in options else 0.75  # of four classes
+    assert all(value > least for (value,) in accuracy.values()), accuracy
+    assert "30%" in stdout
     assert_figures(tmp_path, "accuracy.png")
 
 
