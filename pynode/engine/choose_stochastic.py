@@ -69,7 +69,9 @@ def _resolve(
         raise EngineUnavailable(f"the {name} engine does not solve SDEs here: {state.why}. {state.fix}".rstrip(" ."))
     names = chosen.sensitivities(calculus)
     if sensitivity != "auto" and sensitivity not in names:
+        others = [e for e in _REGISTRY if e != name and sensitivity in _engine(e).sensitivities(calculus)]
         raise EngineUnavailable(
-            f"the {name} engine has no sensitivity {sensitivity!r} of SDEs: pass one of {', '.join(map(repr, names))}"
+            f"the {name} engine has no sensitivity {sensitivity!r} of SDEs: pass {' or '.join(map(repr, names))}"
+            + "".join(f", or engine={e!r}" for e in others)
         )
     return chosen, info, names[0] if sensitivity == "auto" else sensitivity

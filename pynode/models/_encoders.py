@@ -36,10 +36,26 @@ class GRUEncoder(nn.Module):
 
     def forward(self, series: Series, t0: float) -> Tensor:
         """`(batch, out_dim)` for a batch of series."""
+        states, counts = self._states(series, t0)
+        return self.head(states[torch.arange(len(counts), device=counts.device), counts - 1])
+
+    def along(self, series: Series, t0: float) -> tuple[Tensor, Tensor]:
+        """What it says after each observation, of those from there on, and the times of these.
+
+        Returns:
+            `(batch, time, out_dim)` and `(batch, time)`, in the order of time; as long as the longest series, the rest
+            of the shorter ones that of their last observation.
+        """
+        states, counts = self._states(series, t0)
+        index = (counts[:, None] - 1 - torch.arange(states.shape[1], device=counts.device)).clamp(min=0)
+        states = states.gather(1, index.unsqueeze(2).expand_as(states))
+        return self.head(states), pack(series)[0].t
+
+    def _states(self, series: Series, t0: float) -> tuple[Tensor, Tensor]:
+        """The GRU's, from the last observation to the first, and how many of these a series has."""
         steps, counts = _backwards(series, t0)
         # Not as a PackedSequence, whose backward pass costs several times this one's.
-        states = self.gru(steps)[0]
-        return self.head(states[torch.arange(len(counts), device=counts.device), counts - 1])
+        return self.gru(steps)[0], counts
 
 
 class ODERNNEncoder(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
 from pynode.engine.protocol import Stats
-from pynode.errors import InputError
+from pynode.errors import InputError, unknown_name
 from pynode.models._check import check_callables
 from pynode.models._encoders import GRUEncoder
 from pynode.models._sde import check_sde_keywords
@@ -22,6 +22,7 @@ from pynode.solve_sde import solve_sde
 
 __all__ = ["LatentSDE"]
 
+_CONTEXTS = ("series", "observations")
 _LEAST_STD = 1e-4  # of the posterior, so that its log density stays finite
 
 
@@ -30,8 +31,9 @@ class LatentSDE(nn.Module):
 
     Prior: z(t₀) ~ N(0, 1), dz = h(t, z) dt + σ(t, z) dW. Posterior: z(t₀) ~ q(· | x), dz = f(t, z, c) dt + σ(t, z) dW
     with the same diffusion, which is diagonal, and a context c(x); a recognition network that reads the series
-    backwards in time gives q and c. The divergence of the two processes is the mean of ∫ ½ |(f - h) / σ|² dt
-    (Girsanov), which is solved for beside z.
+    backwards in time gives q and c. The context is one for all times, or, with `context="observations"`, between two
+    observations that of the series from the later one on. The divergence of the two processes is the mean of
+    ∫ ½ |(f - h) / σ|² dt (Girsanov), which is solved for beside z.
 
     Series may have times of their own, and different lengths: pad them with `mask` False and the last time. All
     series of a call are solved together, reported at the union of their times, of which each takes its own.
@@ -40,12 +42,16 @@ class LatentSDE(nn.Module):
         obs_dim: channels of the observations.
         latent_dim: size of z.
         prior_drift: h, a callable `h(t, z)`; a network with one hidden layer that does not depend on t where `None`.
-        posterior_drift: f, a callable `f(t, z, c)`, c of shape `(batch, context_dim)`; a network where `None`.
+        posterior_drift: f, a callable `f(t, z, c)`, c of shape `(batch, context_dim)`, at the time t; a network where
+            `None`.
         diffusion: σ, a callable `σ(t, z)` in the shape of z, positive, entry i of which depends on entry i of z alone;
             a small network of each entry, between 0 and 1, where `None`.
         decoder: from z `(…, latent_dim)` to the means of the observations `(…, obs_dim)`; a network with one hidden
             layer where `None`.
         context_dim: size of c.
+        context: `"series"`, c is one vector for each series; or `"observations"`, it changes from one observation to
+            the next, as in Li et al., who need it where the path is long beside what can be foreseen. On the julia
+            engine a new kernel is made for each number of observations, rounded up to a power of 2.
         hidden: width of the networks that are made here.
         noise_std: standard deviation of the observations; learned for each channel where `None`.
         t0: the time of the latent initial state, before which no series has an entry.
@@ -76,6 +82,7 @@ class LatentSDE(nn.Module):
         diffusion: Callable[..., Any] | None = None,
         decoder: Callable[[Tensor], Tensor] | None = None,
         context_dim: int = 8,
+        context: str = "series",
         hidden: int = 32,
         noise_std: float | None = None,
         t0: float = 0.0,
@@ -85,6 +92,9 @@ class LatentSDE(nn.Module):
         self.obs_dim, self.latent_dim = check_count("obs_dim", obs_dim), check_count("latent_dim", latent_dim)
         self.context_dim = check_count("context_dim", context_dim)
         check_count("hidden", hidden)
+        if context not in _CONTEXTS:
+            raise unknown_name("context", context, _CONTEXTS)
+        self.context = context
         check_sde_keywords(solver_keywords)
         if not math.isfinite(t0):
             raise InputError(f"t0 must be a finite time, got {t0!r}")
@@ -172,7 +182,8 @@ class LatentSDE(nn.Module):
         times = check_series_times("t_new", t_new, series.x, self.t0)
         q, context = self._encoded(series)
         n = check_count("n_samples", n_samples)
-        z0, c = q.rsample(torch.Size([n])).flatten(0, 1), context.repeat(n, 1)
+        z0 = q.rsample(torch.Size([n])).flatten(0, 1)
+        c = tuple(x.repeat(n, *[1] * (x.dim() - 1)) for x in context)
         last = series.t.max()
         seeds = (None, None) if seed is None else (seed, seed + 1)
         inside = torch.cat([times.clamp(max=last), last.expand(len(times), 1)], dim=1)
@@ -201,10 +212,38 @@ class LatentSDE(nn.Module):
     def _series(self, x: Tensor, t: Tensor, mask: Tensor | None) -> Series:
         return check_series(x, t, mask, self.obs_dim, self.t0, next(self.encoder.parameters()).dtype)
 
-    def _encoded(self, series: Series) -> tuple[Normal, Tensor]:
+    def _encoded(self, series: Series) -> tuple[Normal, tuple[Tensor, ...]]:
+        """The distribution of the initial state, and the context, see `_context_at`."""
         sizes = [self.latent_dim, self.latent_dim, self.context_dim]
-        mean, spread, context = self.encoder(series, self.t0).split(sizes, dim=1)
-        return Normal(mean, nn.functional.softplus(spread) + _LEAST_STD, validate_args=False), context
+        if self.context == "series":
+            mean, spread, *context = self.encoder(series, self.t0).split(sizes, dim=1)
+        else:
+            out, times = self.encoder.along(series, self.t0)
+            mean, spread, _ = out[:, 0].split(sizes, dim=1)
+            more = 2 ** math.ceil(math.log2(times.shape[1])) - times.shape[1]
+            values = torch.cat([out, out[:, -1:].expand(-1, more, -1)], dim=1)[..., -self.context_dim :]
+            context = [values, torch.cat([times, times[:, -1:].expand(-1, more)], dim=1).to(values)]
+        return Normal(mean, nn.functional.softplus(spread) + _LEAST_STD, validate_args=False), tuple(context)
+
+    def _context_at(self, t: Tensor, context: Sequence[Tensor]) -> Tensor:
+        """The context c at time t.
+
+        Args:
+            t: 0-d.
+            context: c `(batch, context_dim)`; or what it is before each of the times `(batch, time)` that come second,
+                `(batch, time, context_dim)`.
+        """
+        if self.context == "series":
+            return context[0]
+        values, times = context
+        last = times.shape[1] - 1
+        index = torch.searchsorted(times[:, :last].contiguous(), t.expand(len(times), 1).contiguous(), right=True)
+        return values.gather(1, index.unsqueeze(-1).expand(-1, -1, self.context_dim)).squeeze(1)
+
+    def _posterior(self, t: Tensor, z: Tensor, *context: Tensor) -> Tensor:
+        """The posterior's drift."""
+        drift: Tensor = self.posterior_drift(t, z, self._context_at(t, context))
+        return drift
 
     def _output(self, z: Tensor) -> Tensor:
         y = self.decoder(z)
@@ -215,16 +254,16 @@ class LatentSDE(nn.Module):
             )
         return y
 
-    def _path_cost(self, t: Tensor, z: Tensor, context: Tensor) -> Tensor:
+    def _path_cost(self, t: Tensor, z: Tensor, *context: Tensor) -> Tensor:
         """The rate of the divergence of the posterior's path from the prior's."""
-        u = (self.posterior_drift(t, z, context) - self.prior_drift(t, z)) / self.diffusion(t, z)
+        u = (self._posterior(t, z, *context) - self.prior_drift(t, z)) / self.diffusion(t, z)
         return 0.5 * (u**2).sum(1)
 
     def _latent(
         self,
         z0: Tensor,
         times: Tensor,
-        context: Tensor | None,
+        context: tuple[Tensor, ...] | None,
         seed: int | None,
         *,
         start: float | None = None,
@@ -245,9 +284,7 @@ class LatentSDE(nn.Module):
             solution = self._solve(self.prior_drift, self.diffusion, z0, union, seed)
         else:
             cost = self._path_cost if divergence else None
-            solution = self._solve(
-                self.posterior_drift, self._of_state, z0, union, seed, args=(context,), running_cost=cost
-            )
+            solution = self._solve(self._posterior, self._of_state, z0, union, seed, args=context, running_cost=cost)
         path = solution.running_cost
         return solution.z[index, rows], z0.new_zeros(len(z0)) if path is None else path
 
@@ -257,14 +294,15 @@ class LatentSDE(nn.Module):
         self.stats = solution.stats
         return solution
 
-    def _of_state(self, t: Tensor, z: Tensor, context: Tensor) -> Tensor:
+    def _of_state(self, t: Tensor, z: Tensor, *context: Tensor) -> Tensor:
         """The diffusion beside a context."""
         sigma: Tensor = self.diffusion(t, z)
         return sigma
 
     def extra_repr(self) -> str:
         """The arguments that are not modules."""
-        parts = [f"obs_dim={self.obs_dim}", f"latent_dim={self.latent_dim}", f"t0={self.t0:g}"]
+        parts = [f"obs_dim={self.obs_dim}", f"latent_dim={self.latent_dim}", f"context={self.context!r}"]
+        parts.append(f"t0={self.t0:g}")
         return ", ".join(parts + [f"{k}={v!r}" for k, v in self.solver_keywords.items()])
 
 

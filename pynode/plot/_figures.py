@@ -324,6 +324,7 @@ def bands(
     panels: Mapping[str, tuple[Tensor, Tensor]],
     points: Mapping[str, Mapping[str, tuple[Tensor, Tensor]]],
     *,
+    truth: Mapping[str, tuple[Tensor, Tensor]] | None = None,
     since: float | None = None,
     xlabel: str = "t",
 ) -> Figure:
@@ -333,6 +334,8 @@ def bands(
         panels: for each title, the variable and its unit, times `(time,)` and draws `(n_samples, time)`, NaN where
             there is none.
         points: for each title, times and values of points under their labels; those of the first label filled.
+        truth: for each title, times and values of what is predicted, a dashed black line above the rest; `None` where
+            it is not known.
         since: a time that is marked, e.g. where extrapolation begins.
         xlabel: name of the time.
     """
@@ -347,6 +350,8 @@ def bands(
         for i, (label, (times, values)) in enumerate(points[title].items()):
             style = {"color": "black"} if i == 0 else {"facecolor": "white", "edgecolor": COLOURS[2], "linewidths": 1.5}
             axis.scatter(times.cpu().numpy(), values.cpu().numpy(), s=24, zorder=3, label=label, **style)
+        if truth is not None:
+            axis.plot(*(x.detach().cpu().numpy() for x in truth[title]), label="truth", **TRUTH)
         if since is not None:
             axis.axvline(since, color="0.5", linestyle=":", linewidth=1, label="beyond what was seen")
         axis.set_ylabel(title)

@@ -360,6 +360,12 @@ def test_the_stochastic_adjoint_agrees_with_the_steps():
         assert not torch.equal(discrete, backsolve)
 
 
+@pytest.mark.julia
+def test_julia_names_the_engine_that_has_the_stochastic_adjoint():
+    with pytest.raises(pynode.EngineUnavailable, match="'backsolve' of SDEs: pass 'discrete', or engine='torch'"):
+        gbm(2, dt=0.5, calculus="stratonovich", sensitivity="backsolve", engine="julia")
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_what_was_captured_has_its_gradient(engine):
     kept = torch.tensor([0.2, 0.4], dtype=DOUBLE, requires_grad=True)
@@ -432,7 +438,7 @@ LINE = {"drift": lambda t, z: z, "diffusion": lambda t, z: z, "z0": Z0, "t": [0.
         ({"dt": -1.0}, pynode.InputError, "dt must be positive"),
         ({"seed": -1}, pynode.InputError, "seed must be"),
         ({"seed": 1.0}, pynode.InputError, "seed must be"),
-        ({"sensitivity": "gauss"}, pynode.EngineUnavailable, "'discrete', 'backsolve'"),
+        ({"sensitivity": "gauss"}, pynode.EngineUnavailable, "pass 'discrete' or 'backsolve'$"),
         ({"t": [1.0, 0.0]}, pynode.InputError, "strictly increasing"),
         ({"t": torch.tensor([0.0, 1.0], requires_grad=True)}, pynode.InputError, "no gradient to the times"),
         ({"t": [1.7e9, 1.7e9 + 1]}, pynode.InputError, "dtype|monotone|subtract"),

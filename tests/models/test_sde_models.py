@@ -117,9 +117,10 @@ def test_the_bound_of_a_gaussian_process_is_below_its_likelihood(engine):
     assert bound.mean() < exact + 3 * bound.std() / math.sqrt(500)
 
 
+@pytest.mark.parametrize("context", ["series", "observations"])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_latent_sde_learns_and_predicts(engine):
-    model = LatentSDE(1, 2, hidden=8, context_dim=2, dt=0.2, solver="em", engine=engine)
+def test_a_latent_sde_learns_and_predicts(engine, context):
+    model = LatentSDE(1, 2, hidden=8, context_dim=2, context=context, dt=0.2, solver="em", engine=engine)
     t = torch.tensor([[0.1, 0.5, 1.0], [0.2, 0.4, 0.4]])
     mask = torch.tensor([[True, True, True], [True, True, False]])
     x = torch.randn(2, 3, 1)
@@ -132,6 +133,54 @@ def test_a_latent_sde_learns_and_predicts(engine):
     assert model.stats.nfe > 0
     with pytest.raises(pynode.InputError, match="step dt"):
         LatentSDE(1, 2)
+    with pytest.raises(pynode.InputError, match="unknown context 'path'"):
+        LatentSDE(1, 2, context="path", dt=0.1)
+
+
+class ContextAlone(nn.Module):
+    def forward(self, t, z, context):
+        return context
+
+
+class Still(nn.Module):
+    def forward(self, t, z):
+        return torch.full_like(z, 1e-12)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_context_changes_from_one_observation_to_the_next(engine):
+    model = LatentSDE(
+        1,
+        2,
+        posterior_drift=ContextAlone(),
+        diffusion=Still(),
+        context_dim=2,
+        context="observations",
+        dt=0.2,
+        solver="em",
+        engine=engine,
+    ).double()
+    t = torch.tensor([[0.1, 0.5, 0.7, 1.0], [0.2, 0.3, 0.4, 0.4]], dtype=torch.double)
+    mask = torch.tensor([[True, True, False, True], [True, True, True, False]])
+    series = model._series(torch.randn(2, 4, 1, dtype=torch.double), t, mask)
+    out, times = model.encoder.along(series, 0.0)
+    assert times.tolist() == [[0.1, 0.5, 1.0], [0.2, 0.3, 0.4]]
+    assert torch.allclose(out[:, 0], model.encoder(series, 0.0))
+    c = out[..., -2:]
+    # Steps end at all these times, among which are those of the observations.
+    asked = torch.tensor([[0.05, 0.1, 0.5, 1.0], [0.2, 0.3, 0.4, 0.6]], dtype=torch.double)
+    z0, context = torch.zeros(2, 2, dtype=torch.double), model._encoded(series)[1]
+    z, _ = model._latent(z0, asked, context, 1, divergence=False)
+    spent = torch.tensor(
+        [
+            [[0.05, 0, 0], [0.1, 0, 0], [0.1, 0.4, 0], [0.1, 0.4, 0.5]],
+            [[0.2, 0, 0], [0.2, 0.1, 0], [0.2, 0.1, 0.1], [0.2, 0.1, 0.3]],
+        ],
+        dtype=torch.double,
+    )
+    assert torch.allclose(z, spent @ c, atol=1e-9)
+    z.sum().backward()
+    assert model.encoder.head.weight.grad[-2:].abs().min() > 0
 
 
 class Counted(Ornstein):
@@ -144,6 +193,15 @@ class Counted(Ornstein):
     def forward(self, t, z):
         self.evaluated = True
         return super().forward(t, z)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_divergence_does_not_change_the_path(engine):
+    model = LatentSDE(1, 2, dt=0.2, solver="em", engine=engine)
+    x, t = torch.randn(2, 3, 1), torch.tensor([0.2, 0.6, 1.0])
+    z0, context = model._encoded(model._series(x, t, None))
+    paths = [model._latent(z0.mean, t.expand(2, -1), context, 3, divergence=d)[0] for d in (True, False)]
+    assert torch.allclose(*paths, atol=1e-5)
 
 
 def test_predictions_solve_no_divergence():

@@ -115,9 +115,10 @@ def test_bands_hold_the_shares_of_the_draws_that_they_say():
     draws = torch.arange(101.0).unsqueeze(1) * torch.tensor([1.0, 2.0, 3.0])
     draws[:50, 2] = torch.nan  # draws that a time has not
     points = {"a": {"seen": (t[:2], t[:2]), "left out": (t[2:], t[2:])}}
-    figure = plot.bands({"a": (t, draws)}, points, since=0.5, xlabel="year")
+    figure = plot.bands({"a": (t, draws)}, points, truth={"a": (t, 2 * t)}, since=0.5, xlabel="year")
     axis = figure.axes[0]
     assert list(axis.lines[0].get_ydata()) == [50.0, 100.0, 225.0]
+    assert list(axis.lines[1].get_ydata()) == [0.0, 1.0, 2.0]
     wide, narrow, seen, left_out = axis.collections
     for band, low, high in ((wide, 5.0, 95.0), (narrow, 25.0, 75.0)):
         first = band.get_paths()[0].vertices
@@ -127,7 +128,8 @@ def test_bands_hold_the_shares_of_the_draws_that_they_say():
     assert axis.get_xlabel() == "year"
     assert axis.get_ylabel() == "a"
     names = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert names[2:] == ["median", "seen", "left out", "beyond what was seen"]
+    assert names[2:] == ["median", "seen", "left out", "truth", "beyond what was seen"]
+    assert axis.lines[1].get_zorder() > max(c.get_zorder() for c in axis.collections)
 
 
 @pytest.mark.parametrize("shape", [(3, 10, 2), (4, 3, 10, 2)])
