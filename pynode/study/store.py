@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,7 @@ from pynode.study.row import COLUMNS, TRAINING_COLUMNS, Row
 __all__ = ["Store"]
 
 _SCHEMA = 1
+_PATIENCE = 60  # seconds to wait for others that use the file
 _MARK = 0x704E5354  # "pNST": says that an SQLite file is a store of ours
 _ALL = {**COLUMNS, **TRAINING_COLUMNS}
 
@@ -38,7 +40,7 @@ class Store:
         self.path = os.fspath(path)
         if self.path != ":memory:":
             Path(self.path).parent.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(self.path, timeout=60, isolation_level=None)
+        self._db = sqlite3.connect(self.path, timeout=_PATIENCE, isolation_level=None)
         try:
             self._open()
         except sqlite3.DatabaseError as error:
@@ -49,9 +51,10 @@ class Store:
             raise
 
     def _open(self) -> None:
+        # In this order: another process may be making the store, tables and marks at once.
+        empty = not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         mark = self._db.execute("PRAGMA application_id").fetchone()[0]
         schema = self._db.execute("PRAGMA user_version").fetchone()[0]
-        empty = not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if not empty and mark != _MARK:
             raise StudyError(f"{self.path} is an SQLite file, and no store of studies. Name another file")
         if not empty and schema != _SCHEMA:
@@ -59,7 +62,7 @@ class Store:
                 f"{self.path} is a store of schema {schema}, this pynode has {_SCHEMA}. Name another file, or read it "
                 "with the pynode that made it"
             )
-        self._db.execute("PRAGMA journal_mode = WAL")
+        self._write_ahead()
         columns = ", ".join(f'"{name}" {"TEXT" if kind == "JSON" else kind}' for name, kind in _ALL.items())
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
@@ -72,6 +75,19 @@ class Store:
                 f"PRAGMA user_version = {_SCHEMA}",
             ):
                 self._db.execute(statement)
+
+    def _write_ahead(self) -> None:
+        """Let others read while one writes. SQLite does not wait by itself where another one is just doing the same."""
+        until = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                self._db.execute("PRAGMA journal_mode = WAL")
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > until:
+                    raise
+                time.sleep(0.01)
+            else:
+                return
 
     def __enter__(self) -> Store:
         return self

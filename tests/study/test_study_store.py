@@ -1,3 +1,4 @@
+import concurrent.futures
 import sqlite3
 
 import numpy as np
@@ -106,3 +107,13 @@ def test_best_frame_and_table():
     assert lines[4].split() == ["Exact", "ok", "rtol", "1e-03", "1.0e+00", "1.0e+00", "7", "1e+03", "9e+03", "-"]
     assert lines[-2] == "Exact ok: gradient not comparable: it has none"
     assert lines[-1] == "Exact ok, rtol 1e-06: failed: RuntimeError: no good"
+
+
+def test_a_new_store_is_made_by_several_at_once(tmp_path):
+    def make(path):
+        with Store(path) as store:
+            return store.keys("s")
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for i in range(20):
+            assert all(not keys for keys in pool.map(make, [tmp_path / f"{i}.db"] * 8))
