@@ -20,7 +20,7 @@ from pynode.errors import EngineUnavailable
 from pynode.field._trace import Trace
 from pynode.weak import Departure
 
-__all__ = ["Kept", "Lowered", "Session"]
+__all__ = ["Kept", "Lowered", "Session", "earlier_version"]
 
 
 logger = logging.getLogger("pynode")
@@ -53,6 +53,14 @@ class Lowered(Protocol):
     def __enter__(self) -> None: ...
 
     def __exit__(self, *_: object) -> None: ...
+
+
+def earlier_version(lacks: str) -> EngineUnavailable:
+    """What to raise where Julia's PyNODE is of a version that lacks something."""
+    return EngineUnavailable(
+        f"the Julia package PyNODE in Julia's environment is of an earlier version than pynode, without {lacks}: "
+        "update it"
+    )
 
 
 class Session:
@@ -105,10 +113,7 @@ class Session:
         entries = self.start()
         if self._stochastic is None:
             if not hasattr(self.module, "stochastic_entry_point"):
-                raise EngineUnavailable(
-                    "the Julia package PyNODE in Julia's environment is of an earlier version than pynode, without "
-                    "SDEs: update it"
-                )
+                raise earlier_version("SDEs")
             self._stochastic = entries.function(int(self.module.stochastic_entry_point()), 3)
         found: Callable[..., int] = self._stochastic
         return found
@@ -141,10 +146,7 @@ class Session:
         if name not in self._numbers:
             found = getattr(self.module, f"{kind}_number")(name)
             if found is None:
-                raise EngineUnavailable(
-                    "the Julia package PyNODE in Julia's environment is of an earlier version than pynode, without "
-                    f"the {kind} {name}: update it"
-                )
+                raise earlier_version(f"the {kind} {name}")
             self._numbers[name] = found
         return self._numbers[name]
 

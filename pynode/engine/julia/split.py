@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pynode.engine.julia.call import addresses, integers
 from pynode.engine.julia.device import Device
-from pynode.engine.julia.session import Session
+from pynode.engine.julia.session import Session, earlier_version
 from pynode.engine.protocol import Problem
-from pynode.errors import EngineUnavailable
 from pynode.field._part import PartField
 from pynode.field._trace import trace_field
 from pynode.nn._split import PARTS
@@ -25,10 +24,7 @@ def give_split(session: Session, problem: Problem, device: Device) -> float:
         return 0.0
     session.start()
     if not hasattr(session.module, "set_split"):
-        raise EngineUnavailable(
-            "the Julia package PyNODE in Julia's environment is of an earlier version than pynode, without Split: "
-            "update it"
-        )
+        raise earlier_version("Split")
     dtype, held = problem.z0[0].dtype, []
     values = [problem.z0[0].shape[0]]
     for part in PARTS:
