@@ -21,7 +21,7 @@ from pynode import plot, solve
 from pynode.models import NODE, LagrangianNN
 from pynode.nn import LagrangianField
 
-GRAVITY, HORIZON, LONGER = 9.8, 1.0, 20
+GRAVITY, HORIZON = 9.8, 1.0
 
 
 def parts(z):
@@ -77,7 +77,7 @@ def starts(n):
     return torch.cat([2 * torch.rand(n, 2) - 1, torch.zeros(n, 2)], 1)
 
 
-def compared(seed, iterations, paths, engine):
+def compared(seed, iterations, paths, horizons, engine):
     """The errors of both models, and their long paths."""
     torch.manual_seed(seed)
     exact = {"rtol": 1e-9, "atol": 1e-9, "max_steps": 100_000, "engine": engine}
@@ -86,7 +86,7 @@ def compared(seed, iterations, paths, engine):
     # From a path's course, so that the states of training are not those at rest alone.
     data = solve(LagrangianField(truth), z0, torch.linspace(0, 2 * HORIZON, 21).double(), **exact).z
     data = torch.cat([data[:11], data[10:]], 1)
-    long = torch.linspace(0, LONGER * HORIZON, 20 * LONGER + 1, dtype=torch.float64)
+    long = torch.linspace(0, horizons * HORIZON, 20 * horizons + 1, dtype=torch.float64)
     shown = solve(LagrangianField(truth), unseen, long, **exact).z
     scale = data.std((0, 1))
     results, courses, figures = {}, {}, {"truth": shown}
@@ -116,11 +116,11 @@ def compared(seed, iterations, paths, engine):
     return results, courses, figures, long
 
 
-def run(out, engine="auto", seed=0, seeds=2, iterations=250, paths=24):
+def run(out, engine="auto", seed=0, seeds=2, iterations=250, paths=24, horizons=20):
     torch.set_num_threads(1)  # some dozen paths are too few to share between threads
-    runs = [compared(s, iterations, paths, engine) for s in range(seed, seed + seeds)]
+    runs = [compared(s, iterations, paths, horizons, engine) for s in range(seed, seed + seeds)]
     results = [r[0] for r in runs]
-    print(f"model  parameters  MSE, unseen  energy error over {LONGER} horizons, median of the seeds' medians")
+    print(f"model  parameters  MSE, unseen  energy error over {horizons} horizons, median of the seeds' medians")
     summary = {}
     for name in MODELS:
         summary[name] = {k: statistics.median(r[name][k] for r in results) for k in ("mse_unseen", "energy_error")}
@@ -155,4 +155,5 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, default=2, help="number of seeds")
     parser.add_argument("--iterations", type=int, default=250, help="steps of the optimizer")
     parser.add_argument("--paths", type=int, default=24, help="how many paths each model is trained on")
+    parser.add_argument("--horizons", type=int, default=20, help="times of training that the paths are followed for")
     run(**vars(parser.parse_args()))

@@ -13,6 +13,8 @@ from torch import Tensor
 from pynode.errors import InputError, unknown_name
 from pynode.field._outside import is_recording, outside_of_compile
 from pynode.field._transforms import is_followed
+from pynode.problem.asked import Asked
+from pynode.problem.event import events_of
 from pynode.problem.inputs import check_state
 from pynode.problem.settings import Settings, check_settings
 from pynode.problem.state import state_of
@@ -28,10 +30,6 @@ _DEFAULTS = {
     for name, parameter in inspect.signature(solve).parameters.items()
     if parameter.kind is parameter.KEYWORD_ONLY and name != "args"
 }
-_OF_SETTINGS = (
-    *("solver", "rtol", "atol", "step_control", "sensitivity"),
-    *("batching", "lowering", "max_steps", "max_events", "engine"),
-)
 
 
 class Prepared:
@@ -41,7 +39,7 @@ class Prepared:
         field: the field, which is looked at in each call, as are all tensors that it reads.
     """
 
-    def __init__(self, field: Callable[..., Any], z0: Any, settings: Settings, asked: dict[str, Any]) -> None:
+    def __init__(self, field: Callable[..., Any], z0: Any, settings: Settings, asked: Asked) -> None:
         self.field = field
         self._asked, self._settings = asked, settings
         self._form = state_of(z0)
@@ -125,12 +123,13 @@ def prepare(field: Callable[..., Any], like: tuple[Any, Tensor | Sequence[float]
         if name not in _DEFAULTS:
             raise unknown_name("keyword of prepare", name, list(_DEFAULTS))
     z0, t = like
-    asked = {**_DEFAULTS, **keywords}
+    named = {**_DEFAULTS, **keywords}
+    named |= {"events": events_of(named.pop("event")), "dt": first_step(named["dt"], named["step_control"])}
+    asked = Asked(**named)
     with torch.inference_mode(False):
         form = state_of(z0)
         states = check_state(form, [x.detach() for x in form.tensors(z0)])
-        named = {name: asked[name] for name in _OF_SETTINGS}
-        settings = check_settings(form, states, t, dt=first_step(asked["dt"], asked["step_control"]), **named)
+        settings = check_settings(form, states, t, asked)
         if is_followed(settings.given):
             raise InputError("a prepared solve takes its times as they are, without a gradient: detach t, or use solve")
         return Prepared(field, z0, _of_its_own(settings), asked)

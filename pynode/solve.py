@@ -2,54 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pynode.control import Control
-from pynode.derivatives import Again, Failed, Run, differentiable
-from pynode.engine.protocol import Problem, Retcode, Stats, Watched
-from pynode.engine.recorded import record
-from pynode.errors import EngineUnavailable
-from pynode.field import Field
-from pynode.field._kept import check_no_cache
-from pynode.field._outside import is_recording, outside_of_compile
-from pynode.field._transforms import differentiated, example, is_active, is_wrapped, levels, moves, untransformed
+from pynode.field._outside import outside_of_compile
 from pynode.mass_matrix import MassMatrix
 from pynode.nn._split import Split
-from pynode.problem.consistent import consistent_state
+from pynode.problem.asked import Asked
 from pynode.problem.controlled import check_control, reads_control, with_jumps
-from pynode.problem.course import solve_course
-from pynode.problem.crossing import event_reads_time
-from pynode.problem.event import At, Event, Events, events_of
-from pynode.problem.failure import failure
-from pynode.problem.halves import check_halves_solve
-from pynode.problem.independent import at_last_times, check_unmixed, per_sample_times
-from pynode.problem.inputs import (
-    check_args,
-    check_state,
-    check_times,
-)
+from pynode.problem.event import At, Event, events_of
+from pynode.problem.independent import per_sample_times
+from pynode.problem.inputs import check_args, check_times
 from pynode.problem.late import once_known
-from pynode.problem.mass import check_mass, check_no_stops
-from pynode.problem.precision import autocast_dtype, in_full_precision, without_autocast
 from pynode.problem.progress import Progress, ended, shown
-from pynode.problem.resolution import check_recorded, check_resolution
 from pynode.problem.saving import check_save, times_of_steps
-from pynode.problem.settings import Settings, check_settings
-from pynode.problem.solved_field import solved_field
-from pynode.problem.split import check_split
-from pynode.problem.state import State, state_of, with_args
-from pynode.problem.stops import check_continuous, check_stops, find_stops
-from pynode.problem.tolerances import check_unchosen, first_step, step_choice
-from pynode.problem.watch import NO_TRANSFORMS
+from pynode.problem.settings import Settings
+from pynode.problem.state import state_of, with_args
+from pynode.problem.tolerances import first_step
 from pynode.sensitivity import Sensitivity
-from pynode.solution import Solution, at_given_times, dtype_of_found_times, in_dtype_of, in_form, saved_of
+from pynode.solution import Solution, in_form, saved_of
+from pynode.solving import solve_tensors
 from pynode.step_control import StepControl
 from pynode.torch_state import leaves_thread_state
 
@@ -184,28 +161,28 @@ def solve(
         EngineUnavailable: the engine is not there, or lacks what is asked for.
         SolveError: the integration did not reach the last time.
     """
-    asked = {
-        "solver": solver,
-        "rtol": rtol,
-        "atol": atol,
-        "dt": dt,
-        "step_control": step_control,
-        "sensitivity": sensitivity,
-        "running_cost": running_cost,
-        "event": event,
-        "batching": batching,
-        "tstops": tstops,
-        "control": control,
-        "mass": mass,
-        "lowering": lowering,
-        "max_steps": max_steps,
-        "max_events": max_events,
-        "engine": engine,
-        "save": save,
-        "dense": dense,
-        "progress": progress,
-        "throw": throw,
-    }
+    asked = Asked(
+        solver=solver,
+        rtol=rtol,
+        atol=atol,
+        dt=first_step(dt, step_control),
+        step_control=step_control,
+        sensitivity=sensitivity,
+        running_cost=running_cost,
+        events=events_of(event),
+        batching=batching,
+        tstops=tstops,
+        control=control,
+        mass=mass,
+        lowering=lowering,
+        max_steps=max_steps,
+        max_events=max_events,
+        engine=engine,
+        save=save,
+        dense=dense,
+        progress=progress,
+        throw=throw,
+    )
     return solution_of(field, z0, t, args, asked)
 
 
@@ -214,38 +191,37 @@ def solution_of(
     z0: Any,
     t: Tensor | Sequence[float],
     args: Sequence[Tensor],
-    asked: Mapping[str, Any],
+    asked: Asked,
     settings: Settings | None = None,
 ) -> Solution:
     """`solve`, with its other keywords in `asked`; `settings` is what has been looked at before."""
     form = state_of(z0)
     state = form.tensors(z0)
-    options = dict(asked)
-    control, save, progress = options.pop("control"), options.pop("save"), options.pop("progress")
-    given_args, events = check_args(args), events_of(options.pop("event"))
-    options["is_split"] = isinstance(field, Split)
+    given_args, is_split, control, save = check_args(args), isinstance(field, Split), asked.control, asked.save
     if control is not None:
         check_control(control, field, state[0], t)
-        options["tstops"] = with_jumps(options["tstops"], control, state[0], t)
+        reads = functools.partial(reads_control, form=control.form)
+        asked = replace(
+            asked,
+            tstops=with_jumps(asked.tstops, control, state[0], t),
+            running_cost=reads(asked.running_cost),
+            events=None if asked.events is None else asked.events.of(reads),
+        )
         field = reads_control(field, control.form, len(given_args))
-        options["running_cost"] = reads_control(options["running_cost"], control.form)
-        if events is not None:
-            events = events.of(functools.partial(reads_control, form=control.form))
         given_args = (*control.tensors, *given_args)
     form, given = with_args(form, given_args)
-    options |= {"events": events, "dt": first_step(options["dt"], options["step_control"]), "settings": settings}
-    if progress is False and save == "times":
-        solution = once_known(functools.partial(_in_context, form, field, state, t, given, options))
+    found = functools.partial(solve_tensors, form, field, state, args=given, asked=asked, is_split=is_split)
+    if asked.progress is False and save == "times":
+        solution = once_known(functools.partial(found, t, settings=settings))
     else:
-        times = functools.partial(_known_times, t, state[0], options["batching"])
-        check_save(save, options["batching"] != "joint" or (isinstance(t, Tensor) and t.dim() == 2))
-        with shown(progress, times) as watched:
+        times = functools.partial(_known_times, t, state[0], asked.batching)
+        check_save(save, asked.batching != "joint" or (isinstance(t, Tensor) and t.dim() == 2))
+        with shown(asked.progress, times) as watched:
             if save == "steps":
-                first = functools.partial(_in_context, form, field, state, t, given)
-                t = times_of_steps(lambda w: once_known(lambda: first({**options, "watched": w})), times())
-                options["settings"] = None  # which are those of the times that were given
-            options["watched"] = watched
-            solution = once_known(functools.partial(_in_context, form, field, state, t, given, options))
+                first = functools.partial(found, t, settings=settings)
+                t = times_of_steps(lambda w: once_known(functools.partial(first, watched=w)), times())
+                settings = None  # which are those of the times that were given
+            solution = once_known(functools.partial(found, t, settings=settings, watched=watched))
             if watched is not None:
                 ended(watched, solution.t_end)
     solution = solution if form.is_plain else in_form(form, solution)
@@ -256,239 +232,3 @@ def _known_times(t: Any, like: Tensor, batching: str) -> Tensor:
     times, _ = check_times(t, like)
     independent = batching != "joint" or times.dim() == 2
     return per_sample_times(times, like) if independent else times
-
-
-def _in_context(
-    form: State,
-    field: Callable[..., Any],
-    state: tuple[Tensor, ...],
-    t: Tensor | Sequence[float],
-    args: tuple[Tensor, ...],
-    options: Mapping[str, Any],
-) -> Solution:
-    """`_solve` outside of autocast, in full precision."""
-    autocast = autocast_dtype(state)
-    if autocast is None:
-        return _solve(form, field, state, t, args, **options)
-    with without_autocast(state):
-        solution = _solve(form, field, in_full_precision(state), t, in_full_precision(args), autocast, **options)
-        return in_dtype_of(state, solution)
-
-
-def _solve(
-    form: State,
-    field: Callable[..., Any],
-    state: tuple[Tensor, ...],
-    t: Tensor | Sequence[float],
-    args: tuple[Tensor, ...],
-    autocast: torch.dtype | None = None,
-    *,
-    solver: str,
-    rtol: Any,
-    atol: Any,
-    dt: float | None,
-    step_control: StepControl | None,
-    sensitivity: str | Sensitivity,
-    running_cost: Callable[..., Tensor] | None,
-    events: Events | None,
-    batching: str,
-    tstops: Tensor | Sequence[float] | None,
-    lowering: str,
-    max_steps: int,
-    max_events: int,
-    engine: str,
-    dense: bool,
-    throw: bool,
-    mass: Tensor | MassMatrix | None = None,
-    is_split: bool = False,
-    watched: Watched | None = None,
-    on_field: Field | None = None,
-    settings: Settings | None = None,
-) -> Solution:
-    """`solve`, of the tensors that are solved; the solution's states are these, a tuple if `form.is_tuple`.
-
-    Or the solve of one piece of it, where the field is `on_field`, and nothing happens in between.
-    """
-    state = check_state(form, state)
-    if settings is None:
-        settings = check_settings(
-            form,
-            state,
-            t,
-            solver=solver,
-            rtol=rtol,
-            atol=atol,
-            dt=dt,
-            step_control=step_control,
-            sensitivity=sensitivity,
-            batching=batching,
-            lowering=lowering,
-            max_steps=max_steps,
-            max_events=max_events,
-            engine=engine,
-        )
-    given, times, independent = settings.given, settings.times, settings.independent
-    rtol, atol, dt, step_control = settings.rtol, settings.atol, settings.dt, settings.step_control
-    chosen, info, how = settings.engine, settings.solver, settings.sensitivity
-    recording = is_recording()
-    matrix = check_mass(mass, form, state, settings, lowering, events, running_cost, recording)
-    check_halves_solve(info, form, state, running_cost, events, dense)
-    split = check_split(is_split, info, state, lowering, events)
-    given_state = state
-    is_tuple = form.is_tuple or running_cost is not None
-    if running_cost is not None:
-        state = (*state, state[0].new_zeros(state[0].shape[0]))
-    if recording:
-        check_unchosen(step_control, rtol, atol)
-        function = solved_field(field, running_cost, form, len(args))
-        check_recorded(function, state, times, args, is_tuple, dt)
-        check_continuous(function, state, times, args, is_tuple, tstops)
-        plain = not (independent or events is not None or dense)
-        *states, last = record(chosen.name, function, state, times, args, is_tuple, info, dt, plain)
-        states, cost = ([*states, last], None) if running_cost is None else (states, last[-1])
-        result = tuple(states) if form.is_tuple else states[0]
-        return Solution(given, result, cost, Stats(), Retcode.SUCCESS, chosen.name, info.name, _form=form)
-    examples, at, values = tuple(map(example, state)), example(times), tuple(map(example, args))
-    given_field = on_field
-    if given_field is None:
-        function = solved_field(field, running_cost, form, len(args))
-        given_field = Field(function, examples, at, values, is_tuple, autocast)
-    vector_field = given_field
-    if matrix is not None:
-        state = consistent_state(matrix, vector_field, state, times, args, rtol, atol)
-        examples = tuple(map(example, state))
-    inputs = (*state, times, *args, *vector_field.parameters)
-    active = is_active()
-    transformed = active and any(map(is_wrapped, inputs))
-    if transformed:
-        vector_field = vector_field.replaced(
-            {n: example(p) for n, p in zip(vector_field.names, vector_field.parameters, strict=True)}
-        )
-    if independent and on_field is None:
-        with untransformed():
-            check_unmixed(vector_field, examples, at, values)
-    if active:
-        wanted = tuple(map(differentiated, inputs))
-    else:
-        tracked = torch.is_grad_enabled()
-        wanted = tuple([tracked and x.requires_grad for x in inputs])
-    n, m = len(state), len(args)
-    wants = {
-        "z0": wanted[:n],
-        "t": wanted[n : n + 1],
-        "args": wanted[n + 1 : n + 1 + m],
-        "parameters": wanted[n + 1 + m :],
-    }
-    if any(wanted):
-        check_no_cache(vector_field.facts.cached, zip(vector_field.names, vector_field.parameters, strict=True))
-    problem = Problem(
-        field=vector_field,
-        z0=examples,
-        t=at,
-        args=values,
-        parameters=vector_field.parameters,
-        solver=info,
-        rtol=rtol.least,
-        atol=atol.least,
-        dt=dt,
-        max_steps=max_steps,
-        sensitivity=how if any(wanted) else None,
-        wants=wants,
-        dense=dense,
-        lowering=lowering,
-        watched=watched,
-        steps=step_choice(step_control, rtol, atol, examples, independent),
-        mass=matrix,
-        split=split,
-    )
-    if dense and transformed:
-        raise EngineUnavailable(
-            "solve(dense=True) has no interpolant within torch.func's transforms: ask for times instead"
-        )
-    asked_for = events is not None or not (type(tstops) is tuple and not tstops)
-    if on_field is None and state[0].shape[0] and (asked_for or vector_field.facts.switches):
-        observed = None if events is None else events.function
-        if observed is not None and (transformed or any(map(moves, inputs))):
-            raise EngineUnavailable(NO_TRANSFORMS)
-        stops = find_stops(check_stops(tstops, state[0]), tstops is not None, problem, inputs, observed, form)
-        check_no_stops(matrix, stops)
-        if stops or events is not None:
-            again = functools.partial(
-                _solve,
-                form,
-                field,
-                autocast=autocast,
-                solver=solver,
-                rtol=rtol,
-                atol=atol,
-                dt=dt,
-                step_control=step_control,
-                sensitivity=sensitivity,
-                running_cost=running_cost,
-                events=None,
-                tstops=(),
-                lowering=lowering,
-                max_events=max_events,
-                engine=engine,
-                dense=dense,
-                is_split=is_split,
-                watched=watched,
-                throw=False,
-            )
-            whole = replace(problem, field=given_field)
-            solution, culprit = solve_course(
-                again, chosen, whole, form, given_state, times, args, stops, events, max_steps, max_events
-            )
-            reads = None if observed is None else functools.partial(event_reads_time, observed, form, problem)
-            check_resolution(problem, settings.numbers, solution.stats, reads)
-            if throw and solution.retcode is not Retcode.SUCCESS:
-                raise failure(
-                    field,
-                    form,
-                    info.name,
-                    chosen.name,
-                    solution.retcode,
-                    solution._failed_at,
-                    solution.stats.per_sample,
-                    culprit,
-                )
-            return at_given_times(solution, given, state)
-    of_inputs = list(map(levels, inputs)) if active else [frozenset()] * len(inputs)
-    run = Run(chosen, problem, of_inputs, throw, given=not transformed)
-    z: tuple[Tensor, ...] = ()
-    try:
-        if transformed or any(wanted):
-            z = differentiable(run, (*state, times, *inputs[n + 1 :]))
-        else:  # a transform under way is none of these tensors', and no business of the engine's
-            with untransformed() if active else contextlib.nullcontext():
-                z = run.solve(inputs)
-    except Failed:
-        pass  # the run tells of it
-    done, failed_at = run.integration, None
-    if on_field is None:
-        check_resolution(problem, settings.numbers, done.stats, None)
-    if done.retcode is not Retcode.SUCCESS:
-        assert done.z_end is not None
-        each = done.stats.per_sample
-        z_end = done.z_end[:-1] if running_cost is not None else done.z_end
-        t_end = times.new_tensor(done.t_end) if each is None else each.t_end.to(times)
-        failed_at = t_end.detach().to(dtype_of_found_times(given, state)), z_end
-        if throw:
-            raise failure(field, form, info.name, chosen.name, done.retcode, failed_at, each)
-    cost = None
-    if running_cost is not None:
-        z, cost = z[:-1], at_last_times(z[-1], problem.t) if independent else z[-1][-1]
-    again_later = dense and any(wanted) and on_field is None and not independent and not failed_at
-    return Solution(
-        given.detach(),
-        z if form.is_tuple else z[0],
-        cost,
-        done.stats,
-        done.retcode,
-        chosen.name,
-        info.name,
-        _interpolant=done.interpolant,
-        _failed_at=failed_at,
-        _form=form,
-        _again=Again(chosen, problem, of_inputs, (*state, times, *inputs[n + 1 :])) if again_later else None,
-    )

@@ -52,15 +52,16 @@ def assert_figures(out, *names):
         assert (out / name).stat().st_size > 10_000
 
 
-@pytest.mark.slow
-def test_cubic_regression(tmp_path):
-    results, stdout = run("cubic_regression", tmp_path, "--iterations", "300")
+@short_or_trained(("--iterations", "40"), ("--iterations", "300"))
+def test_cubic_regression(options, tmp_path):
+    results, stdout = run("cubic_regression", tmp_path, *options)
     resnet, node = results["ResNet"], results["ODE-Net"]
     assert resnet["parameters"] == node["parameters"] == 2 * 25 + 25 + 25 + 1
     # The targets' variance is 17.0; the best straight line leaves 2.4.
-    assert resnet["mse"] < 0.2
-    assert node["mse"] < 0.2
-    assert node["mse_between"] < 0.4
+    most = 6 if options[-1] == "40" else 0.2
+    assert resnet["mse"] < most
+    assert node["mse"] < most
+    assert node["mse_between"] < 2 * most
     assert resnet["nfe_forward"] == 3 < node["nfe_forward"]
     assert "ODE-Net" in stdout
     assert_figures(tmp_path, "fit.png", "trajectories.png")
@@ -74,7 +75,7 @@ def test_spiral_fit(options, tmp_path):
     assert_figures(tmp_path, "training.png", "spiral.png")
 
 
-@short_or_trained(("--systems", "Pendulum", "--iterations", "5", "--paths", "2"))
+@short_or_trained(("--systems", "Pendulum", "--iterations", "5", "--paths", "2", "--horizons", "5"))
 def test_hamiltonian(options, tmp_path):
     summary = run("hamiltonian", tmp_path, "--seeds", "1", *options, timeout=900)[0]["summary"]
     for found in summary.values():
@@ -83,7 +84,7 @@ def test_hamiltonian(options, tmp_path):
     assert_figures(tmp_path, "pendulum_energy.png", "pendulum_paths.png")
 
 
-@short_or_trained(("--iterations", "20", "--paths", "4"))
+@short_or_trained(("--iterations", "20", "--paths", "4", "--horizons", "5"))
 def test_lagrangian(options, tmp_path):
     summary = run("lagrangian", tmp_path, "--seeds", "1", *options, timeout=900)[0]["summary"]
     assert set(summary) == {"NODE", "LNN"}
@@ -91,12 +92,12 @@ def test_lagrangian(options, tmp_path):
     assert_figures(tmp_path, "energy.png", "angles.png")
 
 
-@pytest.mark.slow
-def test_graph_ode(tmp_path):
-    results, _ = run("graph_ode", tmp_path, "--seeds", "3")
+@short_or_trained(("--seeds", "1", "--iterations", "20"), ("--seeds", "3"))
+def test_graph_ode(options, tmp_path):
+    results, _ = run("graph_ode", tmp_path, *options)
     club = results["karate club"]["models"]
     assert club["GDE"]["parameters"] == club["GCN"]["parameters"]
-    assert min(club[name]["mean"] for name in club) > 0.75
+    assert min(club[name]["mean"] for name in club) > (0.6 if options[-1] == "20" else 0.75)
     assert_figures(tmp_path, "accuracy.png")
 
 

@@ -13,6 +13,7 @@ from pynode.engine.protocol import Engine
 from pynode.engine.solvers import SolverInfo
 from pynode.errors import InputError
 from pynode.field._outside import is_recording
+from pynode.problem.asked import Asked
 from pynode.problem.independent import check_batching, check_has_batch, per_sample_times
 from pynode.problem.inputs import check_count, check_lowering, check_number, check_times
 from pynode.problem.state import State
@@ -58,23 +59,7 @@ class Settings:
     sensitivity: Sensitivity
 
 
-def check_settings(
-    form: State,
-    state: Sequence[Tensor],
-    t: Tensor | Sequence[float],
-    *,
-    solver: str,
-    rtol: Any,
-    atol: Any,
-    dt: float | None,
-    step_control: StepControl | None,
-    sensitivity: str | Sensitivity,
-    batching: str,
-    lowering: str,
-    max_steps: int,
-    max_events: int,
-    engine: str,
-) -> Settings:
+def check_settings(form: State, state: Sequence[Tensor], t: Tensor | Sequence[float], asked: Asked) -> Settings:
     """Check what `solve` is asked for, of tensors `state` that are solved.
 
     Raises:
@@ -83,23 +68,34 @@ def check_settings(
     """
     given, numbers = check_times(t, state[0])
     times = given.double()
-    independent = batching != "joint" or times.dim() == 2
+    independent = asked.batching != "joint" or times.dim() == 2
     if independent:
-        check_batching(batching)
+        check_batching(asked.batching)
         check_has_batch(times, state, form.is_single)
         times = per_sample_times(times, state[0])
-    rtol, atol = (check_tolerance(name, x, form, state) for name, x in (("rtol", rtol), ("atol", atol)))
-    dt = None if dt is None else check_number("dt", dt)
-    max_steps, max_events = check_count("max_steps", max_steps), check_count("max_events", max_events)
-    check_lowering(lowering)
-    if is_recording() and named_engine(engine) == "auto":
-        engine = "torch"
-    chosen, info, how = choose(engine, solver, sensitivity)
-    step_control = check_step_control(step_control, info)
-    if dt is None and not info.adaptive:
+    rtol, atol = check_tolerance("rtol", asked.rtol, form, state), check_tolerance("atol", asked.atol, form, state)
+    dt = None if asked.dt is None else check_number("dt", asked.dt)
+    max_steps, max_events = check_count("max_steps", asked.max_steps), check_count("max_events", asked.max_events)
+    check_lowering(asked.lowering)
+    on_torch = is_recording() and named_engine(asked.engine) == "auto"
+    engine, solver, sensitivity = choose("torch" if on_torch else asked.engine, asked.solver, asked.sensitivity)
+    step_control = check_step_control(asked.step_control, solver)
+    if dt is None and not solver.adaptive:
         raise InputError(
-            f"the fixed-step solver {info.name!r} needs its step: pass dt=…, or use an adaptive solver, e.g. 'auto'"
+            f"the fixed-step solver {solver.name!r} needs its step: pass dt=…, or use an adaptive solver, e.g. 'auto'"
         )
     return Settings(
-        given, numbers, times, independent, rtol, atol, dt, step_control, max_steps, max_events, chosen, info, how
+        given=given,
+        numbers=numbers,
+        times=times,
+        independent=independent,
+        rtol=rtol,
+        atol=atol,
+        dt=dt,
+        step_control=step_control,
+        max_steps=max_steps,
+        max_events=max_events,
+        engine=engine,
+        solver=solver,
+        sensitivity=sensitivity,
     )

@@ -81,7 +81,7 @@ def test_forward(engine: str, solver: str) -> None:
 
 GRADIENTS = [
     pytest.param(pynode.Discrete(memory="64MiB"), id="discrete"),  # 1e5 steps with their stages would be 20 GB
-    pytest.param("backsolve", id="backsolve"),
+    pytest.param("backsolve", marks=pytest.mark.exhaustive, id="backsolve"),
 ]
 
 

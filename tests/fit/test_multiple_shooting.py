@@ -98,7 +98,7 @@ end
 
 
 @pytest.mark.julia
-@pytest.mark.slow
+@pytest.mark.exhaustive  # DiffEqFlux takes half a minute to load
 def test_is_that_of_diffeqflux() -> None:
     from pynode.engine.julia import runtime as julia_runtime
 

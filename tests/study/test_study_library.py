@@ -182,7 +182,7 @@ def test_a_reference_can_be_made_again(name):
     check_again(name)
 
 
-LONG = ("allen_cahn", "brusselator", "oregonator", "van_der_pol_stiff")
+LONG = ("allen_cahn", "brusselator", "hires", "oregonator", "pleiades", "robertson", "van_der_pol_stiff")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,47 @@
+"""What a solve is asked for, as it was given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from pynode.control import Control
+from pynode.mass_matrix import MassMatrix
+from pynode.problem.event import Events
+from pynode.problem.progress import Progress
+from pynode.sensitivity import Sensitivity
+from pynode.step_control import StepControl
+
+__all__ = ["Asked"]
+
+
+@dataclass(eq=False)
+class Asked:
+    """The keywords of `solve`, which describes them, except `args`; all but `dt` and the events are still unchecked.
+
+    `dt` is also the first step of `step_control`, `events` is what `event` was given.
+    """
+
+    solver: str
+    rtol: Any
+    atol: Any
+    dt: float | None
+    step_control: StepControl | None
+    sensitivity: str | Sensitivity
+    running_cost: Callable[..., Tensor] | None
+    events: Events | None
+    batching: str
+    tstops: Tensor | Sequence[float] | None
+    control: Control | None
+    mass: Tensor | MassMatrix | None
+    lowering: str
+    max_steps: int
+    max_events: int
+    engine: str
+    save: str | Callable[[Tensor, Any], Any]
+    dense: bool
+    progress: bool | Callable[[Progress], object]
+    throw: bool
