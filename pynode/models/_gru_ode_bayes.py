@@ -26,7 +26,7 @@ class GRUODEBayes(ObservedModel):
     h stays within (-1, 1) where it starts there. Between observations the model predicts them: x_j ~ N(μ_j, σ_j²) with
     (μ, log σ²) = p(h). At one, the cell's input for each observed channel j is a learned function of x_j, μ_j, log σ_j²
     and (x_j - μ_j) / σ_j. Series may have times of their own, different lengths, and gaps in each channel; all are
-    solved together, in one solve.
+    solved together.
 
     Args:
         obs_dim: channels of the observations.
@@ -38,7 +38,7 @@ class GRUODEBayes(ObservedModel):
         t0: the first time.
         solver_keywords: as `pynode.solve` takes: `solver`, `rtol`, `atol`, `dt`, `sensitivity`, `max_steps`,
             `engine`, `throw`, … The time of the solve is one in which a unit leads from each observation to the next:
-            `dt=0.25` takes four steps in between.
+            `dt=0.25` takes four steps in between, and `max_steps` counts those.
 
     Attributes:
         initial: h(t₀), `(hidden,)`.

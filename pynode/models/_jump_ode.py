@@ -26,7 +26,7 @@ class JumpODE(ObservedModel):
     z' = f(t, z) from a learned z(t₀) on, z = z + w(z, x, mask) at an event, and events of kind k, the observed entries
     of channel k, happen with intensity λ_k(z). With `marks` an event has a value too, Gaussian given the state before
     it. Series may have times of their own, and different lengths: pad them with `mask` False and the end of the time
-    through which they were watched. All are solved together, in one solve.
+    through which they were watched. All are solved together.
 
     Args:
         obs_dim: kinds of events.
@@ -42,7 +42,7 @@ class JumpODE(ObservedModel):
         width: of the hidden layers of the networks that are made here.
         solver_keywords: as `pynode.solve` takes: `solver`, `rtol`, `atol`, `dt`, `sensitivity`, `max_steps`,
             `engine`, `throw`, … The time of the solve is one in which a unit leads from each event to the next:
-            `dt=0.25` takes four steps in between.
+            `dt=0.25` takes four steps in between, and `max_steps` counts those.
 
     `forward` and `trajectory` return intensities, `(batch, obs_dim)` and `(time_new, batch, obs_dim)`.
 

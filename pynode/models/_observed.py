@@ -1,4 +1,4 @@
-"""A hidden state that follows an ODE and jumps at the observations of a series, all series of a batch in one solve."""
+"""A hidden state that follows an ODE and jumps at the observations of a series, all series of a batch side by side."""
 
 from __future__ import annotations
 
@@ -8,19 +8,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pynode import control
-from pynode.engine.protocol import Stats
+from pynode.engine.protocol import Retcode, Stats
 from pynode.errors import InputError
 from pynode.models._series import Series
 from pynode.nn._signature import with_time
-from pynode.problem.event import At
-from pynode.problem.event_log import EventLogs
-from pynode.solution import Solution
+from pynode.problem.counts import Joined
 from pynode.solve import solve
 
 __all__ = ["Course", "Entries", "ObservedODE", "entries_of"]
 
-_MOST = 1000  # jumps of a series: as many as a solve starts afresh at
 _HELD = 1e-3  # a dtype holds times if it moves none by more than this part of the distance between them
 
 
@@ -86,9 +82,9 @@ def entries_of(series: Series, t0: float, asked: Tensor | None = None) -> Entrie
 class ObservedODE(nn.Module):
     """h' = f(t, h) between the entries of a series, h = jump(h, x, mask) at those where something was observed.
 
-    The solve is in a time s of its own, in which the i-th entry of every series is at s = i: T(s) are the times of the
-    series, T is linear in between, and dh/ds = f(T(s), h) T'(s). So there are as many jumps as the longest series has
-    entries, however many different times there are, and each is one of the whole batch.
+    The i-th entries of all series are reached together. From each to the next is a solve of the whole batch, in a time
+    s of its own from 0 to 1: T(s) is the time of each series, linear in s, and dh/ds = f(T(s), h) T'(s). So there are
+    as many solves and jumps as the longest series has entries, however many different times there are.
 
     Args:
         field: f, a callable `f(t, h)` or `f(h)`. The former gets the time of each series, which `torch.vmap` maps.
@@ -111,22 +107,19 @@ class ObservedODE(nn.Module):
         """Whether the field depends on the time."""
         return with_time(self.field) is self.field
 
-    def forward(self, s: Tensor, h: Tensor, time: control.Control, t0: Tensor, x: Tensor, mask: Tensor) -> Tensor:
-        """dh/ds, the field of the solve."""
+    def forward(self, s: Tensor, h: Tensor, start: Tensor, gap: Tensor) -> Tensor:
+        """dh/ds, the field of the solve over the times from `start` to `start + gap`, both `(batch, 1)`."""
         if not self.takes_time:
-            return self.field(h) * time.derivative(s)
-        t = time(s).squeeze(-1) + t0
+            return self.field(h) * gap
 
         def one(t: Tensor, h: Tensor) -> Tensor:
             return self.field(t, h.unsqueeze(0)).squeeze(0)
 
-        return torch.vmap(one)(t, h) * time.derivative(s)
+        return torch.vmap(one)((start + s * gap).squeeze(-1), h) * gap
 
-    def _affect(
-        self, s: Tensor, h: Tensor, time: control.Control, t0: Tensor, x: Tensor, mask: Tensor, *, index: Tensor
-    ) -> Tensor:
-        i = index.reshape(1)
-        return self._jumped(h, x.index_select(1, i).squeeze(1), mask.index_select(1, i).squeeze(1))
+    def _cost(self, s: Tensor, h: Tensor, start: Tensor, gap: Tensor) -> Tensor:
+        assert self.cost is not None
+        return self.cost(h) * gap.squeeze(-1)
 
     def _jumped(self, h: Tensor, x: Tensor, mask: Tensor) -> Tensor:
         found = self.jump(h, x, mask)
@@ -135,50 +128,44 @@ class ObservedODE(nn.Module):
             raise InputError(f"the jump must return the state, expected shape {tuple(h.shape)}, got {got}")
         return torch.where((mask > 0).any(1, keepdim=True), found, h)
 
-    def _cost(self, s: Tensor, h: Tensor, time: control.Control, t0: Tensor, x: Tensor, mask: Tensor) -> Tensor:
-        assert self.cost is not None
-        return self.cost(h) * time.derivative(s).squeeze(-1)
-
-    def run(self, h: Tensor, series: Series, t0: float, keywords: Mapping[str, Any]) -> Course:
-        """The states at all entries.
+    def run(self, h: Tensor, series: Series, keywords: Mapping[str, Any]) -> Course:
+        """The states at all entries; NaN from where the solve of a series has failed on.
 
         Args:
-            h: `(batch, hidden)`, at `t0`.
-            series: the entries, the first of which are at `t0`.
-            t0: the first time.
+            h: `(batch, hidden)`, at the first entries.
+            series: the entries.
             keywords: of the solver.
 
         Raises:
-            InputError: there are too many entries, or their times cannot be told apart in the dtype of the state.
+            InputError: the times cannot be told apart in the dtype of the state.
         """
-        n = series.t.shape[1]
-        if n > _MOST:
-            raise InputError(
-                f"a series may have {_MOST} entries, observations and times that are asked for together, got {n}. "
-                "Split it, or observe it less often"
-            )
         x, mask = series.x, series.mask.to(h)
-        since = (series.t - t0).to(h)
-        start = h.new_full((), t0)
+        starts, gaps = series.t.to(h), series.t.diff(dim=1).to(h)
         if self.takes_time:
-            self._check_told_apart(series.t, since + start)
-        if n == 1 or not len(h):
-            cost = None if self.cost is None else h.new_zeros(len(h))
-            before = h.unsqueeze(0).expand(n, -1, -1)
-            return Course(before, self._jumped(h, x[:, 0], mask[:, 0]).unsqueeze(0).expand(n, -1, -1), cost, None)
-        s = torch.arange(n, dtype=h.dtype, device=h.device)
-        solution = solve(
-            self,
-            h,
-            s,
-            control=control.Linear(s, since.unsqueeze(-1)),
-            args=(start, x, mask),
-            event=At(s[:-1], self._affect),
-            running_cost=None if self.cost is None else self._cost,
-            **keywords,
+            self._check_told_apart(series.t, starts)
+        ends, cost = h.new_tensor([0.0, 1.0]), None if self.cost is None else self._cost
+        failed = torch.zeros(len(h), 1, dtype=torch.bool, device=h.device)
+        before, after, parts = [h], [self._jumped(h, x[:, 0], mask[:, 0])], []
+        h = after[0]
+        for i in range(1, series.t.shape[1]):
+            times = starts[:, i - 1 : i], gaps[:, i - 1 : i]
+            part = solve(self, h, ends, args=times, running_cost=cost, **keywords)
+            parts.append(part)
+            h = part.z[-1]
+            if part.retcode is not Retcode.SUCCESS:
+                failed = failed | h.isnan().any(1, keepdim=True)
+            h = h.masked_fill(failed, 0.0)  # from which what has failed goes on, unseen, beside the others
+            before.append(h.masked_fill(failed, torch.nan))
+            h = self._jumped(h, x[:, i], mask[:, i])
+            after.append(h.masked_fill(failed, torch.nan))
+        costs = [part.running_cost for part in parts if part.running_cost is not None]
+        whole = torch.stack(costs).sum(0) if costs else h.new_zeros(len(h))
+        return Course(
+            torch.stack(before),
+            torch.stack(after),
+            None if cost is None else whole.masked_fill(failed.squeeze(1), torch.nan),
+            Joined([part.stats for part in parts]) if parts else None,
         )
-        last = self._jumped(solution.z[-1], x[:, -1], mask[:, -1]).unsqueeze(0)
-        return Course(solution.z, torch.cat([_after(solution, n - 1), last]), solution.running_cost, solution.stats)
 
     def _check_told_apart(self, t: Tensor, held: Tensor) -> None:
         gap, found = t.diff(dim=1), held.double().diff(dim=1)
@@ -187,13 +174,3 @@ class ObservedODE(nn.Module):
                 f"the field takes the time, and the state's dtype {held.dtype} does not hold the differences between "
                 "the times. Subtract a reference from the times, or use a model in torch.float64"
             )
-
-
-def _after(solution: Solution, n: int) -> Tensor:
-    """The states after the first `n` entries, `(n, batch, hidden)`; NaN where the solve has failed before."""
-    logs = solution.events
-    if isinstance(logs, EventLogs):
-        each = [nn.functional.pad(log.after, (0, 0, 0, n - len(log)), value=torch.nan) for log in logs]
-        return torch.stack(each, 1)
-    assert logs is not None
-    return nn.functional.pad(logs.after, (0, 0, 0, 0, 0, n - len(logs)), value=torch.nan)

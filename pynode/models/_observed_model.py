@@ -105,7 +105,7 @@ class ObservedModel(nn.Module):
         packed, _ = pack(series)
         entries = entries_of(packed, self.t0, series.t[:, -1:] if to_end else asked)
         h0 = self.initial.expand(len(x), -1)
-        course = self.flow.run(h0, entries.series, self.t0, self.solver_keywords)
+        course = self.flow.run(h0, entries.series, self.solver_keywords)
         self.stats = course.stats
         return entries, course
 

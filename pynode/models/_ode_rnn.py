@@ -21,7 +21,7 @@ class ODERNN(ObservedModel):
 
     h' = f(t, h) from a learned h(t₀) on, h = cell([x, mask], h) at an observation, ŷ = h_y(h). Series may have times of
     their own, and different lengths: pad them with `mask` False and the last time. All series of a call are solved
-    together, in one solve with as many jumps as the longest has observations.
+    together, by as many solves and jumps as the longest has observations.
 
     Args:
         obs_dim: channels of the observations.
@@ -36,7 +36,7 @@ class ODERNN(ObservedModel):
         width: of the hidden layer of the field that is made here.
         solver_keywords: as `pynode.solve` takes: `solver`, `rtol`, `atol`, `dt`, `sensitivity`, `max_steps`,
             `engine`, `throw`, … The time of the solve is one in which a unit leads from each observation to the next:
-            `dt=0.25` takes four steps in between.
+            `dt=0.25` takes four steps in between, and `max_steps` counts those.
 
     Attributes:
         initial: h(t₀), `(hidden,)`.
