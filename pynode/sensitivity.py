@@ -87,8 +87,10 @@ class _Continuous(Sensitivity):
 class Backsolve(_Continuous):
     """Chen et al. 2018, algorithm 1: state, adjoint and gradient are integrated backwards together.
 
-    Memory is constant in the number of steps. The state is recomputed backwards, which is unstable for
-    stiff or strongly contracting fields.
+    Memory is constant in the number of steps. The state is recomputed backwards, which is unstable for stiff or
+    strongly contracting fields: where it is off by a tenth of the solution's largest number, at one of the times that
+    are reported, the backward pass raises a `SolveError` (of the torch engine's solvers only the adaptive Runge-Kutta
+    methods are looked at).
 
     Args:
         rtol: relative tolerance of the backward solve; default, that of the forward one.

@@ -1,7 +1,8 @@
 module PyNODESensitivityExt
 
 using LinearAlgebra: norm
-using PyNODE: PyNODE, Adjoint, Dense, SolveFailure, after, algorithm, max_steps, non_finite, outcome_of, ready!, success
+using PyNODE: PyNODE, Adjoint, Dense, SolveFailure, after, algorithm, max_steps, non_finite, off_trajectory, outcome_of, ready!,
+    success
 using SciMLBase: SciMLBase, AbstractODEAlgorithm, AbstractODEProblem, CallbackSet, DiscreteCallback, init, remake, solve, solve!
 using SciMLSensitivity: AdjointSensitivityIntegrand, BacksolveAdjoint, GaussAdjoint, InterpolatingAdjoint,
     ODEAdjointProblem, QuadratureAdjoint, ZygoteVJP, adjoint_sensitivities, quadgk, setproperties
@@ -29,13 +30,45 @@ function add!(u, j::Jumps, t)
     return u
 end
 
+"How far from the trajectory, relative to its largest number, backsolve's state may be at a time that was asked for."
+const DRIFT = 0.1
+
+"""
+The states that backsolve's, which it starts from anew at each of the times, should come to: `next` is the one ahead.
+"""
+mutable struct Course{D<:Dense,T}
+    const forward::D
+    const drift::T
+    next::Int
+end
+
+function Course(fw::Dense{T}) where {T}
+    size = maximum(u -> maximum(abs, u), fw.solution.u)
+    return Course(fw, T(DRIFT * size + 100 * fw.options.atol), length(fw.ts) - 1)
+end
+
+"Compare the state, which is at the end of `u`, where a time has been reached."
+function follow!(c::Course, u, t)
+    ts = c.forward.ts
+    while c.next > 0 && !after(ts[c.next], t, first(ts) - last(ts))
+        reached, c.next = ts[c.next], c.next - 1
+        state = c.forward.solution(reached)
+        drift = maximum(abs, view(u, (length(u) - length(state) + 1):length(u)) .- state)
+        isfinite(drift) || throw(SolveFailure("the backward solve", non_finite, reached))
+        drift <= c.drift || throw(SolveFailure("the backward solve", off_trajectory, reached))
+    end
+    return false
+end
+
 """
 An algorithm as SciMLSensitivity gets it, which looks at no return code: a solve that fails throws a `SolveFailure`.
-`jumps` are those of a backward solve, `nothing` where SciMLSensitivity makes a part of the forward solve again.
+`jumps` are those of a backward solve, `nothing` where SciMLSensitivity makes a part of the forward solve again; `course`
+is backsolve's.
 """
-struct Watched{A,J,K<:NamedTuple} <: AbstractODEAlgorithm
+struct Watched{A,J,C,K<:NamedTuple} <: AbstractODEAlgorithm
     algorithm::A
     jumps::J
+    course::C
     keywords::K
 end
 
@@ -52,8 +85,11 @@ function SciMLBase.__solve(problem::AbstractODEProblem, w::Watched; callback = n
             (u, t, integrator) -> remain(jumps, t), integrator -> add!(integrator.u, jumps, integrator.t);
             save_positions = (save, save),
         )
-        # The last, since Gauss's sum over the step that ends here is another callback.
-        callback, tstops = CallbackSet(callback, jump), tstops === nothing ? jumps.ts : [tstops; jumps.ts]
+        course = w.course
+        look = course === nothing ? nothing : DiscreteCallback((u, t, _) -> follow!(course, u, t), Returns(nothing))
+        # The jump is the last, since Gauss's sum over the step that ends here is another callback, as is backsolve's reset
+        # of the state, before which that is looked at.
+        callback, tstops = CallbackSet(look, callback, jump), tstops === nothing ? jumps.ts : [tstops; jumps.ts]
     end
     stops = tstops === nothing ? (;) : (; tstops)
     given = (; keywords..., w.keywords..., stops..., callback, merge_callbacks = false, verbose = false)
@@ -83,11 +119,12 @@ function PyNODE.adjoint_solve(fw::Dense{T}, g, a::Adjoint) where {T}
     span = last(fw.ts) - first(fw.ts)
     step(sign) = o.dt > 0 ? (; dt = copysign(o.dt, sign * span), adaptive = o.adaptive) : (;)
     keywords = (; abstol, reltol, maxiters = o.max_steps, step(-1)...)
-    backward = Watched(algorithm(o.solver; dense = a.name === :quadrature), Jumps(fw.ts, g), (;))
+    course = a.name === :backsolve ? Course(fw) : nothing
+    backward = Watched(algorithm(o.solver; dense = a.name === :quadrature), Jumps(fw.ts, g), course, (;))
     if a.name === :quadrature
         du0, dp = quadrature(fw, backward, method, keywords)
     else
-        again = Watched(fw.solution.alg, nothing, (; maxiters = o.max_steps, step(1)...))
+        again = Watched(fw.solution.alg, nothing, nothing, (; maxiters = o.max_steps, step(1)...))
         solution = a.checkpointing == 1 ? setproperties(fw.solution, (; alg = again)) : fw.solution
         du0, dp = adjoint_sensitivities(
             solution, backward; t = [last(fw.ts)], dgdu_discrete = nothing!, sensealg = method, keywords...,

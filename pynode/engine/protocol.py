@@ -56,6 +56,10 @@ class Retcode(enum.Enum):
         "the solver gave up: reduce dt of a fixed-step solver, or try another solver (a stiff one for a stiff field) "
         "or looser tolerances"
     )
+    OFF_TRAJECTORY = (
+        "the state, which backsolve computes once more backwards, has left the trajectory, and the gradient would be "
+        "wrong: use a sensitivity that keeps the state (discrete, gauss, interpolating), or tighter tolerances"
+    )
 
 
 @dataclass

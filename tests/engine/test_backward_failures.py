@@ -126,3 +126,32 @@ def test_quadrature_that_is_not_accurate() -> None:
     loose = {"rtol": 1e-2, "atol": 1e-2, "max_steps": 60, "tstops": None}  # else each piece between the jumps is smooth
     error = backward(Rough(), "julia", Quadrature(rtol=1e-13, atol=1e-13), **loose)
     assert error.retcode is Retcode.MAX_STEPS
+
+
+class Relaxing(nn.Module):
+    """Two numbers that are drawn to cos t, at rates up to the largest that is given: going back they part as fast."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rates = nn.Parameter(torch.tensor([rate / 2, rate], dtype=DOUBLE))
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        return -self.rates * (z - torch.cos(t)) + torch.sin(z.flip(1))
+
+
+@pytest.mark.parametrize("span", [1.0, -1.0])
+def test_backsolve_stays_on_the_trajectory_or_says_so(engine: str, span: float) -> None:
+    """At each of the times: at a mild rate its gradient is right, at a high one it would be wrong by its own size."""
+
+    def gradients(rate: float, how: str, rtol: float) -> tuple[Tensor, ...]:
+        field, z0 = Relaxing(rate * span), torch.ones(3, 2, dtype=DOUBLE, requires_grad=True)
+        t = span * torch.tensor([0.0, 0.5, 1.0], dtype=DOUBLE)
+        sol = pynode.solve(field, z0, t, engine=engine, solver="dopri5", sensitivity=how, rtol=rtol, atol=1e-2 * rtol)
+        return torch.autograd.grad(sol.z[-1].square().sum(), [z0, field.rates])
+
+    for rtol in (1e-3, 1e-6):
+        for found, exact in zip(gradients(5, "backsolve", rtol), gradients(5, "discrete", 1e-9), strict=True):
+            assert (found - exact).abs().max() < 30 * rtol * exact.abs().max()
+    with pytest.raises(pynode.SolveError, match=r"at t=-?0(\.5)?: the state, which backsolve .* trajectory") as caught:
+        gradients(30, "backsolve", 1e-6)
+    assert caught.value.retcode is Retcode.OFF_TRAJECTORY

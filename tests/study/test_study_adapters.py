@@ -39,13 +39,19 @@ IN_PYTHON = [
 ]
 COMPILED = [  # some seconds each, which JAX takes to compile
     contender("diffrax", pytest.mark.slow),
-    contender("diffrax", pytest.mark.slow, solver="Kvaerno5", sensitivity="BacksolveAdjoint"),
+    contender("diffrax", pytest.mark.exhaustive, solver="Kvaerno5", sensitivity="BacksolveAdjoint"),
 ]
 IN_JULIA = [
     contender("pynode", needs_julia, engine="julia", solver="vern7", sensitivity="gauss"),
     contender("pynode", needs_julia, engine="julia", batching="independent"),
     contender("diffeqflux", needs_julia),
-    contender("diffeqflux", needs_julia, sensitivity="InterpolatingAdjoint", vjp="compiled ReverseDiffVJP"),
+    contender(
+        "diffeqflux",
+        needs_julia,
+        pytest.mark.exhaustive,
+        sensitivity="InterpolatingAdjoint",
+        vjp="compiled ReverseDiffVJP",
+    ),
 ]
 WITHOUT_GRADIENT = [
     contender("scipy", solver="DOP853"),

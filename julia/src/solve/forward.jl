@@ -19,7 +19,7 @@ end
 only_saved(o::Options) = o.keep === :ends || o.keep === :saved
 
 "How a solve ended, in the order that Python's `Retcode` is mapped from."
-@enum Outcome success max_steps step_underflow non_finite failure
+@enum Outcome success max_steps step_underflow non_finite failure off_trajectory
 
 "How a solve went: its outcome, the time that was reached, accepted and rejected steps."
 struct Summary

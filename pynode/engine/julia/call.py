@@ -25,6 +25,7 @@ RETCODES = (
     Retcode.STEP_UNDERFLOW,
     Retcode.NON_FINITE,
     Retcode.FAILURE,
+    Retcode.OFF_TRAJECTORY,
 )
 
 

@@ -34,7 +34,7 @@ from pynode.engine.protocol import (
 from pynode.engine.solvers import SolverInfo
 from pynode.engine.torch.event_watch import Crossed, EventWatch
 from pynode.engine.torch.origin import counts_from_zero, crossing_at, from_zero, integration_at, search_from_zero
-from pynode.engine.torch.rhs import SCIPY, UNBOUNDED, AdaptiveRhs, Rhs, Stop, all_finite, right_hand_side
+from pynode.engine.torch.rhs import SCIPY, UNBOUNDED, AdaptiveRhs, Course, Rhs, Stop, all_finite, right_hand_side
 from pynode.engine.torch.scipy_solvers import scipy_solver
 from pynode.engine.torch.stacked import odeint_dopri5
 from pynode.engine.torch.steps import step_options, step_tolerances
@@ -333,14 +333,18 @@ class _Graph:
         """From cotangents of the states to `Gradients`."""
         rhs = self.rhs
         before, rhs.steps = rhs.nfe, 0  # max_steps bounds the backward solve too
+        rhs.course = course = Course(self.problem, self.z) if self.evaluates else None
         try:
             found = self._products(cotangents, create_graph=False)
+            if course is not None:
+                course.end()
         except (Stop, AssertionError, ValueError) as error:
             stop = rhs.diagnose(error)
             raise SolveError(
                 f"the backward solve stopped at t={stop.t_end:.6g}: {stop.retcode.value}", stop.retcode
             ) from None
         finally:
+            rhs.course = None
             self.problem.field.settle()
         solved = rhs.nfe - before  # none, if the graph of the forward solve was walked
         self.stats.nfe_backward = solved or rhs.nfe_differentiated

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from pynode.engine.protocol import Problem, Retcode, Stats
 from pynode.errors import EngineUnavailable
 
-__all__ = ["SCIPY", "UNBOUNDED", "AdaptiveRhs", "GaveUp", "Rhs", "Stop", "all_finite", "right_hand_side"]
+__all__ = ["SCIPY", "UNBOUNDED", "AdaptiveRhs", "Course", "GaveUp", "Rhs", "Stop", "all_finite", "right_hand_side"]
 
 # torchdiffeq runs these through scipy.integrate.solve_ivp.
 SCIPY = ("lsoda", "bdf", "radau")
@@ -37,6 +37,47 @@ class GaveUp(AssertionError):
         self.retcode = retcode
 
 
+# How far from the trajectory, relative to its largest number, backsolve's state may be at a time that was asked for.
+_DRIFT = 0.1
+
+
+class Course:
+    """The states that backsolve's, which it starts from anew at each of the times, should come to.
+
+    Args:
+        problem: what was solved.
+        states: the solution, `(time, …)` of each of the state's tensors.
+    """
+
+    def __init__(self, problem: Problem, states: Sequence[Tensor]) -> None:
+        self.times = problem.t.tolist()
+        self.states = [x.detach() for x in states]
+        size = max((x.abs().max().item() for x in self.states if x.numel()), default=0.0)
+        self.most = _DRIFT * size + 100 * problem.atol
+        self.next, self.drift = len(self.times) - 2, 0.0
+
+    def follow(self, t: float, z: Sequence[Tensor]) -> None:
+        """Look at a state that the field is evaluated at.
+
+        The last one at a time that is not the trajectory's own ends a step there: before it are steps that were
+        rejected, and after it the solve starts from the trajectory.
+        """
+        if self.next < 0 or not math.isclose(t, self.times[self.next], rel_tol=1e-15, abs_tol=1e-300):
+            return
+        drift = max((x - y[self.next]).abs().max().item() for x, y in zip(z, self.states, strict=True) if x.numel())
+        if drift == 0 and self.next:
+            self.end()
+        else:
+            self.drift = drift
+
+    def end(self) -> None:
+        """Go on to the next time."""
+        if not self.drift <= self.most:
+            finite = math.isfinite(self.drift)
+            raise Stop(Retcode.OFF_TRAJECTORY if finite else Retcode.NON_FINITE, self.times[self.next])
+        self.next, self.drift = self.next - 1, 0.0
+
+
 class Rhs:
     """The right-hand side as torchdiffeq calls it; counts, and watches for what cannot succeed."""
 
@@ -46,6 +87,7 @@ class Rhs:
         self.starts: list[float] = []  # of a fixed-step solver's steps
         self.t_last = float(problem.t[0])  # start of the last step that began
         self.trail = deque([(self.t_last, problem.z0)], maxlen=2)  # where the forward solve's last steps ended
+        self.course: Course | None = None  # of a backward solve, where that can be followed
         if problem.watched is not None and problem.watched.shown:
             problem.watched.look = self.look
 
@@ -190,6 +232,12 @@ class AdaptiveRhs(Rhs):
         self.rejected = 0
         self.under_way: tuple[Tensor, Any, Tensor] | None = None
         self.nfe_before = self.nfe_rejected = 0
+
+    def __call__(self, t: Tensor, z: Any) -> Any:
+        """As `Rhs.__call__`; this kind of solver evaluates the field at the end of each step."""
+        if self.course is not None:
+            self.course.follow(t.item(), as_tuple(z))
+        return super().__call__(t, z)
 
     def callback_step(self, t: Tensor, z: Any, dt: Tensor) -> None:
         """At the start of each attempted step."""
