@@ -6,7 +6,7 @@
 a batch of 32, Euler-Maruyama by 1000 steps of 1e-3, reported at 20 times. `latent` has the sizes of its example of a
 latent SDE of the Lorenz attractor: a batch of 128 with a state of 3 and a context of 64, drifts of posterior and prior
 with two hidden layers of 128, a diffusion of each coordinate, the divergence of the two processes solved for beside the
-state, 100 steps of 1e-2, reported at 50 times. The context is constant in time here.
+state, 100 steps of 1e-2, reported at 51 times, each the end of a step. The context is constant in time here.
 
 Least times of this process over several rounds, in which the contenders take turns: the solve, and the solve with its
 gradient by backpropagation through the steps. All have the same weights; the noise differs from engine to engine. Needs
@@ -54,7 +54,7 @@ class Latent(nn.Module):
     """Posterior and prior of a latent SDE with one diffusion."""
 
     noise_type, sde_type = "diagonal", "ito"
-    batch, state, times, dt = 128, 3, 50, 1e-2
+    batch, state, times, dt = 128, 3, 51, 1e-2
     context, hidden = 64, 128
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ using FunctionWrappers: FunctionWrapper
 using JSON: JSON
 using LinearAlgebra: BLAS, Symmetric, dot, eigen!, mul!, nullspace, svd!, transpose
 using LuxCore: LuxCore
-using NNlib: batched_mul!, batched_transpose, sigmoid, tanh_fast
+using NNlib: batched_mul!, batched_transpose, tanh_fast
 using OrdinaryDiffEqCore: OrdinaryDiffEqCore, IController, ODEIntegrator, PIController, PIDController, alg_adaptive_order, alg_order,
     default_dt_factor_limiter
 using OrdinaryDiffEqHighOrderRK: DP8
@@ -34,6 +34,7 @@ const Time = Float64
 include("native/loading.jl")
 include("graph/graph.jl")
 
+include("lower/elementary.jl")
 include("lower/pointwise.jl")
 include("lower/lower.jl")
 include("lower/assign.jl")

@@ -209,9 +209,54 @@ end
     @test holds([z, ones, node("add", [0, 1], [B, 4])], [x], x .+ 5)
 end
 
+@testset "exponentials and logarithms in $T, to units in the last place" for T in (Float32, Float64)
+    exact(f, x) = T(f(big(x)))
+    off(f, g, xs) = maximum(x -> abs(f(x) - g(big(x))) / eps(abs(exact(g, x))), filter(x -> floatmin(T) < abs(exact(g, x)) < Inf, xs))
+    far = log(floatmax(T))
+    small = T.(exp.(range(-60, 0, 400)))
+    xs = [T.(range(-far, far, 2001)); small; -small]
+    @test off(PyNODE.vector_exp, exp, xs) < 1
+    @test off(PyNODE.vector_sigmoid, x -> inv(1 + exp(-x)), xs) < 2
+    @test off(PyNODE.vector_log1p, log1p, [T.(exp.(range(-60, far, 2001))); -small[1:(end - 1)]; T.(range(-0.99, 3, 2001))]) < 3
+    for x in T[-Inf, Inf, NaN, 0, 1.5far, -1.5far]
+        @test isequal(PyNODE.vector_exp(x), exp(x))
+    end
+    least = nextfloat(zero(T))
+    for x in T[-1, Inf, NaN, 0, -0.0, least, -least, 3least, -3least, floatmin(T)]
+        @test isequal(PyNODE.vector_log1p(x), log1p(x))
+        @test isequal(PyNODE.vector_exp(x), exp(x))
+    end
+    @test isnan(PyNODE.vector_log1p(T(-Inf))) && isnan(PyNODE.vector_sigmoid(T(NaN)))
+    tiny = T(-1.01far)  # whose exponential is below the least number of full precision
+    @test 0 < PyNODE.vector_exp(tiny) && isapprox(PyNODE.vector_exp(tiny), exp(tiny); rtol = 1e-5)
+    @test PyNODE.vector_sigmoid.(T[-Inf, 0, Inf]) == [0, 0.5, 1]
+    for k in 1:1000  # exponentials without full precision, to the last bit but for one rounding more
+        x = log(least) + T(k) / 1000 * (log(floatmin(T)) - log(least))
+        @test abs(PyNODE.vector_exp(x) - exact(exp, x)) <= least
+    end
+    # Without calls and branches, loops over them are vectorised.
+    for f in (PyNODE.vector_exp, PyNODE.vector_log1p, PyNODE.vector_sigmoid)
+        code = first(only(code_typed(f, (T,)))).code
+        @test !any(e -> e isa Core.GotoIfNot || Meta.isexpr(e, :invoke), code)
+    end
+end
+
+@testset "dear operations on broadcasts with short rows" begin
+    B = [1, 0]
+    z, w, b = draw(3, 1, 5), draw(3, 4), 2 .* draw(3, 4)
+    nodes = [
+        input(0, [4, 3]), input(1, [4, 3]), input(2, [B, 1, 3]),
+        node("mul", [2, 0], [B, 4, 3]), node("add", [3, 1], [B, 4, 3]),
+        node("gt", [4, Dict("number" => 0.5)], [B, 4, 3]; dtype = "bool"), node("exp", [4], [B, 4, 3]), node("log1p", [6], [B, 4, 3]),
+        node("where", [5, 4, 7], [B, 4, 3]),
+    ]
+    x = z .* w .+ b
+    @test holds(nodes, [w, b, z], ifelse.(x .> 0.5, x, log1p.(exp.(x))))
+end
+
 @testset "outside of the domain is NaN, as in PyTorch" begin
     for (f, x) in (
-        (PyNODE.safe_log, -1.0), (PyNODE.safe_log1p, -2.0), (PyNODE.safe_sqrt, -1.0), (PyNODE.safe_rsqrt, -1.0),
+        (PyNODE.safe_log, -1.0), (PyNODE.vector_log1p, -2.0), (PyNODE.safe_sqrt, -1.0), (PyNODE.safe_rsqrt, -1.0),
         (PyNODE.safe_asin, 1.5), (PyNODE.safe_acos, 1.5), (PyNODE.safe_acosh, 0.5), (PyNODE.safe_atanh, 1.5),
         (PyNODE.safe_sin, Inf), (PyNODE.safe_cos, -Inf), (PyNODE.safe_tan, Inf), (x -> PyNODE.safe_pow(x, 0.5), -1.0),
     )

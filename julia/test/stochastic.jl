@@ -31,10 +31,11 @@ const METHODS = [(s, false) for s in PyNODE.STOCHASTIC_SOLVERS if s != "EulerHeu
     pull = STOCHASTIC.Pull(kept)
     states = [reshape(path.u, 6, :) values[:, end]]
     for n in eachindex(path.h)
-        h, _ = STOCHASTIC.retake!(pull, path, n)
+        h = STOCHASTIC.retake!(pull, path, n)
         u = STOCHASTIC.state!(zeros(T, 6), pull, pull.tab.last, pull.u, T(h))
         @test u ≈ states[:, n + 1] rtol = 100eps(T) atol = 100eps(T)
     end
+    STOCHASTIC.record!(e, false)
     @test STOCHASTIC.solve!(zeros(T, 6, 3), e, copy(u0), ts, q)[2].dW == path.dW
     @test STOCHASTIC.solve!(zeros(T, 6, 3), e, copy(u0), ts, request(solver; stratonovich, adaptive, seed = 2))[2].dW != path.dW
 end

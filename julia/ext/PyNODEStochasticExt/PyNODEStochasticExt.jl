@@ -6,8 +6,7 @@ module PyNODEStochasticExt
 using FunctionWrappers: FunctionWrapper
 using LinearAlgebra: LinearAlgebra, mul!
 using PyNODE: PyNODE, HOST, Outcome, Processor, Reader, SolveFailure, Stops, Time, TracedField, STOCHASTIC_SOLVERS, allfinite,
-    bind!, count!, enter!, field_for, fixed_grid, gather!, next!, non_finite, outcome_of, ready!, scatter, success, value!, vjp!,
-    wrap
+    bind!, enter!, field_for, fixed_grid, gather!, next!, outcome_of, ready!, recycle!, scatter, success, value!, vjp!, wrap
 using Random: Xoshiro, randn!
 using SciMLBase: SciMLBase, FullSpecialize, ReturnCode, SDEFunction, SDEProblem, init, step!, successful_retcode
 using StochasticDiffEq: EM, EulerHeun, NoiseProcess, RKMil, RSWM, SOSRA, SOSRI, SRA1, SRIW1

@@ -26,11 +26,13 @@ struct Equation{T,F<:TracedField{T,Vector{T}},G<:TracedField{T,Vector{T}}}
     n::Int
     channels::Int
     batch::Int
-    v::Vector{T}  # cotangents for the diffusion's field, of which z's rates have none
+    u::Vector{T}   # the state of the diffusion's field, of which it reads z
+    du::Vector{T}  # its rates
+    v::Vector{T}   # their cotangents, of which those of z's rates stay zero
 end
 
 function Equation(drift::TracedField{T}, diffusion::TracedField{T}, n, channels, batch) where {T}
-    return Equation(drift, diffusion, n, channels, batch, zeros(T, length(diffusion.u)))
+    return Equation(drift, diffusion, n, channels, batch, (zeros(T, length(diffusion.u)) for _ in 1:3)...)
 end
 
 size_of(e::Equation) = length(e.drift.u)
@@ -46,35 +48,47 @@ noises(e::Equation) = e.channels == 0 ? (size_of(e), e.n) : (e.channels * e.batc
 
 drift!(du, e::Equation, u, t) = value!(du, e.drift, u, t)
 
-function diffusion!(numbers, e::Equation{T}, u, t) where {T}
-    f = e.diffusion
-    f.counts[1] += 1
-    count!(f.watch)
-    f.time[1] = t
-    copyto!(f.u, 1, u, 1, e.n)
-    f.value(T(t))
+function diffusion!(numbers, e::Equation, u, t)
+    copyto!(e.u, 1, u, 1, e.n)
+    value!(e.du, e.diffusion, e.u, t)
     if e.channels == 0
-        copyto!(numbers, 1, f.du, 1, e.n)
+        copyto!(numbers, 1, e.du, 1, e.n)
         fill!(view(numbers, (e.n + 1):length(numbers)), 0)
     else
-        copyto!(numbers, 1, f.du, e.n + 1, length(numbers))
+        copyto!(numbers, 1, e.du, e.n + 1, length(numbers))
     end
     return nothing
 end
 
-"Pull the cotangent of a diffusion's numbers back: the state's is added to `ū`, that of `θ` to `θ̄`."
-function pull_diffusion!(ū, θ̄, e::Equation, ḡ, u, t)
+"Bytes that the recorded evaluations of a step may take; those of further ones are made again for their products."
+const RECORDED = 2^28
+
+"Whether the fields record their evaluations; what they have recorded is given back."
+function record!(e::Equation, on::Bool)
+    for tape in (e.drift.tape, e.diffusion.tape)
+        tape.on = on
+        foreach(stage -> recycle!(tape, stage), tape.taken)
+        empty!(tape.taken)
+        tape.left = RECORDED
+    end
+    return
+end
+
+"""
+Pull the cotangent of a diffusion's numbers back through the `i`-th of its evaluations that were recorded: the state's is added
+to `ū`, that of `θ` to `θ̄`.
+"""
+function pull_diffusion!(ū, θ̄, e::Equation, ḡ, i)
     f = e.diffusion
-    copyto!(f.u, 1, u, 1, e.n)
     e.channels == 0 ? copyto!(e.v, 1, ḡ, 1, e.n) : copyto!(e.v, e.n + 1, ḡ, 1, length(ḡ))
-    vjp!(f, e.v, f.u, t)
+    vjp!(f, e.v, f.tape.taken[i])
     view(ū, 1:(e.n)) .+= view(f.dz, 1:(e.n))
     θ̄ .+= f.dθ
     return
 end
 
-function pull_drift!(ū, θ̄, e::Equation, k̄, u, t)
-    vjp!(e.drift, k̄, u, t)
+function pull_drift!(ū, θ̄, e::Equation, k̄, i)
+    vjp!(e.drift, k̄, e.drift.tape.taken[i])
     ū .+= e.drift.dz
     θ̄ .+= e.drift.dθ
     return

@@ -7,7 +7,7 @@
 struct Pull{T,E<:Equation{T},G}
     equation::E
     tab::StochasticTableau{T}
-    y::Vector{Vector{T}}   # states at which a step evaluates
+    y::Vector{T}           # a state at which a step evaluates
     k::Vector{Vector{T}}   # drifts
     g::Vector{G}           # diffusions
     k̄::Vector{Vector{T}}
@@ -28,8 +28,8 @@ function Pull(s::StochasticSolve{T}) where {T}
     noise, _ = noises(e)
     diffusions() = several(() -> make_diffusion(e), tab.diffusions)
     return Pull(
-        e, tab, several(state, length(tab.stages)), several(state, tab.drifts), diffusions(), several(state, tab.drifts),
-        diffusions(), zeros(T, FACTORS, noise), zeros(T, noise), state(), state(), state(),
+        e, tab, state(), several(state, tab.drifts), diffusions(), several(state, tab.drifts), diffusions(),
+        zeros(T, FACTORS, noise), zeros(T, noise), state(), state(), state(),
         (zeros(T, length(e.drift.dθ)), zeros(T, length(e.diffusion.dθ))),
     )
 end
@@ -69,7 +69,7 @@ function pull_point!(q::Pull, p::Point, ȳ, h)
     return
 end
 
-"Take step `n` again, and its evaluations; returns its length and its start."
+"Take step `n` again, and record its evaluations; returns its length."
 function retake!(q::Pull{T}, path::Path{T}, n::Int) where {T}
     e, t, h = q.equation, path.t[n], path.h[n]
     N, M = length(q.u), size(q.ξ, 2)
@@ -77,30 +77,31 @@ function retake!(q::Pull{T}, path::Path{T}, n::Int) where {T}
     noise = ((n - 1) * M + 1):(n * M)
     dW = view(path.dW, noise)
     factors!(q.ξ, h, dW, isempty(path.dZ) ? dW : view(path.dZ, noise))  # who has no dZ reads no factor of it
+    record!(e, true)
     i = j = 0
-    for (s, p) in enumerate(q.tab.stages)
-        y = state!(q.y[s], q, p, q.u, T(h))
+    for p in q.tab.stages
+        y = state!(q.y, q, p, q.u, T(h))
         p.drift ? drift!(q.k[i += 1], e, y, t + p.c * h) : diffusion!(numbers(q.g[j += 1]), e, y, t + p.c * h)
     end
-    return h, t
+    return h
 end
 
 "Pull `λ` back through step `n`."
 function pull_step!(q::Pull{T}, path::Path{T}, n::Int) where {T}
     e = q.equation
-    h, t = retake!(q, path, n)
+    h = retake!(q, path, n)
     fill!(q.ū, 0)
     foreach(x -> fill!(x, 0), q.k̄)
     foreach(x -> fill!(numbers(x), 0), q.ḡ)
     pull_point!(q, q.tab.last, q.λ, T(h))
     i, j = q.tab.drifts, q.tab.diffusions
-    for (s, p) in Iterators.reverse(enumerate(q.tab.stages))
+    for p in Iterators.reverse(q.tab.stages)
         ȳ = fill!(q.λ, 0)
         if p.drift
-            pull_drift!(ȳ, q.θ̄[1], e, q.k̄[i], q.y[s], t + p.c * h)
+            pull_drift!(ȳ, q.θ̄[1], e, q.k̄[i], i)
             i -= 1
         else
-            pull_diffusion!(ȳ, q.θ̄[2], e, numbers(q.ḡ[j]), q.y[s], t + p.c * h)
+            pull_diffusion!(ȳ, q.θ̄[2], e, numbers(q.ḡ[j]), j)
             j -= 1
         end
         pull_point!(q, p, ȳ, T(h))
@@ -118,7 +119,11 @@ initial state is left in `λ`, those of the two `θ` in `θ̄`.
 function stochastic_pullback(s::StochasticSolve, g)
     e = s.equation
     (e.drift.counts[3], e.diffusion.counts[3]) == s.bound || (bind!(e.drift, s.θ[1]); bind!(e.diffusion, s.θ[2]))
-    return Base.invokelatest(pull_all!, Pull(s), s, g)
+    try
+        return Base.invokelatest(pull_all!, Pull(s), s, g)
+    finally
+        record!(e, false)
+    end
 end
 
 function pull_all!(q::Pull, s::StochasticSolve, g)

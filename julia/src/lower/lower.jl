@@ -112,7 +112,7 @@ function plan!(l::Lowering, order)
     for i in order, j in (haskey(l.given, i) ? Int[] : unique(operands(g.nodes[i])))
         push!(users[j], i)
     end
-    leaves = Dict{Int,Int}()
+    leaves, mixed = Dict{Int,Int}(), Set{Int}()
     for i in order
         n = g.nodes[i]
         (haskey(l.given, i) || !ispointwise(n) || affine!(l, i, n)) && (leaves[i] = 1; continue)
@@ -120,14 +120,25 @@ function plan!(l::Lowering, order)
         inline = !(i in l.outputs) && all(j -> ispointwise(g.nodes[j]) || g.nodes[j].op in (:cat, :embed), users[i])
         cheap = n.op in CHEAP && leaves[i] <= 3
         spread = any(j -> length(g.nodes[j].shape) != length(n.shape) || g.nodes[j].shape != n.shape, users[i])
-        if inline && (n.op in (:expand, :full) || (leaves[i] <= 8 && (cheap || (length(users[i]) == 1 && !spread))))
+        is_mixed = any(j -> j in l.virtual ? j in mixed : !(g.nodes[j].shape in (n.shape, Dim[])), operands(n))
+        slow = is_mixed && has_short_rows(n) && any(j -> isdear(g.nodes[j]), users[i])
+        if inline && !slow && (n.op in (:expand, :full) || (leaves[i] <= 8 && (cheap || (length(users[i]) == 1 && !spread))))
             push!(l.virtual, i)
+            is_mixed && push!(mixed, i)
         else
             leaves[i] = 1
         end
     end
     return
 end
+
+"""
+Whether the inner loop over operands of several shapes is too short to be vectorised. Cheap operations may stand in it, on
+whose results dear ones are then one long loop.
+"""
+has_short_rows(n::Node) = length(n.shape) > 1 && first(n.shape) isa Int && first(n.shape) < 16
+
+isdear(n::Node) = ispointwise(n) && !(n.op in CHEAP)
 
 """
 Whether a node adds a bias to a matrix product that nothing else reads; the product, made where the sum stands, then

@@ -4,7 +4,6 @@
 nan(x) = oftype(x, NaN)
 
 safe_log(x) = x < 0 ? nan(x) : log(x)
-safe_log1p(x) = x < -1 ? nan(x) : log1p(x)
 safe_log2(x) = x < 0 ? nan(x) : log2(x)
 safe_log10(x) = x < 0 ? nan(x) : log10(x)
 safe_sqrt(x) = x < 0 ? nan(x) : sqrt(x)
@@ -32,7 +31,7 @@ incomplete_gamma(a, x) = isinf(x) ? (one(x), zero(x)) : oftype.(x, gamma_inc(a, 
 safe_pow(x, y) = (x < 0 && !isinteger(y)) ? nan(x) : x^y
 square(x) = x * x
 "The logarithm of a sum of exponentials; equal infinities have no difference."
-logaddexp(x, y) = x == y ? x + log(oftype(x, 2)) : max(x, y) + log1p(exp(-abs(x - y)))
+logaddexp(x, y) = x == y ? x + log(oftype(x, 2)) : max(x, y) + vector_log1p(vector_exp(-abs(x - y)))
 cube(x) = x * x * x
 round_even(x) = round(x, RoundNearest)
 relu(x) = max(x, zero(x))
@@ -47,10 +46,10 @@ const POINTWISE = Dict{Symbol,Any}(
     :div => :/,
     :reciprocal => :inv,
     :abs => :abs,
-    :exp => :exp,
+    :exp => :vector_exp,
     :expm1 => :expm1,
     :log => :safe_log,
-    :log1p => :safe_log1p,
+    :log1p => :vector_log1p,
     :log2 => :safe_log2,
     :log10 => :safe_log10,
     :sqrt => :safe_sqrt,
@@ -81,7 +80,7 @@ const POINTWISE = Dict{Symbol,Any}(
     :special_ndtri => :safe_ndtri,
     :igamma => :lower_gamma,
     :igammac => :upper_gamma,
-    :sigmoid => :sigmoid,
+    :sigmoid => :vector_sigmoid,
     :relu => :relu,
     :sign => :sign,
     :floor => :floor,
