@@ -121,6 +121,23 @@ def test_latent_spirals(options, tmp_path):
     assert_figures(tmp_path, "paths_30.png")
 
 
+@short_or_trained(("--iterations", "4", "4", "--paths", "8", "--series", "16", "--batch", "8"))
+def test_latent_sde(options, tmp_path):
+    results, _ = run("latent_sde", tmp_path, *options, timeout=900)
+    sine, lorenz = results["sine"], results["lorenz"]
+    assert sine["bound before"] < sine["bound"] < sine["log evidence"]
+    assert sine["prior standard deviation"] == pytest.approx(sine["exact prior standard deviation"], rel=0.1)
+    assert lorenz["bound before, a value"] < lorenz["bound, a value"]
+    assert max(lorenz["half of the data"]["distance of the values"]) < (0.3 if not options else 0.6)
+    if not options:
+        assert sine["log evidence"] - sine["bound"] < 25
+        assert sine["RMS distance to the exact mean"] < 0.04
+        assert lorenz["RMSE of the posterior's mean"] < lorenz["RMSE of the observations"]
+        for name in ("distance of the values", "distance of the changes"):
+            assert sum(lorenz["samples"][name]) < 0.5 * sum(lorenz["samples before"][name])
+    assert_figures(tmp_path, "sine.png", "lorenz.png", "lorenz_samples.png", "training.png")
+
+
 @short_or_trained(("--iterations", "30"), ("--iterations", "400"))
 def test_lynx_hare(options, tmp_path):
     results, _ = run("lynx_hare", tmp_path, "--members", "1", *options)
