@@ -102,6 +102,19 @@ def test_every_kind_of_solver(elsewhere, solver: str) -> None:
 
 
 @pytest.mark.julia
+def test_exponentials(elsewhere) -> None:
+    def field(t: Tensor, z: Tensor) -> Tensor:
+        return torch.sigmoid(z) - torch.exp(-z) + torch.log1p(z**2) * nn.functional.softplus(z) - torch.softmax(z, 1)
+
+    def run(device: str) -> list[Tensor]:
+        z0 = tensor(STATES, device)
+        sol = pynode.solve(field, z0, [0.0, 0.3], solver="rk4", dt=0.1, engine="julia")
+        return [sol.z, *torch.autograd.grad(sol.z.sin().sum(), [z0])]
+
+    both(elsewhere, run)
+
+
+@pytest.mark.julia
 def test_tuples_running_cost_conditioning_and_the_interpolant(elsewhere) -> None:
     def field(t: Tensor, z: tuple[Tensor, Tensor], u: Tensor) -> tuple[Tensor, Tensor]:
         a, b = z
