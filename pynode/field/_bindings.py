@@ -82,6 +82,15 @@ class Reads:
         owned = set(map(id, self.tensors.values()))
         self.captured = {name: x for name, x in self.captured.items() if id(x) not in owned}
 
+    @classmethod
+    def of_modules(cls, owners: dict[str, nn.Module], tensors: dict[str, Tensor]) -> Reads:
+        """What is read by a module that is known to hold nothing but these, as its attributes or its submodules'."""
+        found = object.__new__(cls)
+        found.owners, found.parts, found.tensors, found.captured = owners, {}, tensors, {}
+        found.arrays, found.parametrized, found.fixed, found.opaque = {}, {}, set(), False
+        found.touched = {*map(id, owners.values()), *map(id, tensors.values())}
+        return found
+
     @functools.cached_property
     def touched(self) -> set[int]:
         """See the class."""
@@ -165,6 +174,8 @@ class Reads:
     def _class(self, prefix: str, kind: type, start: Iterable[str] = ("forward", "__call__")) -> None:
         """What is kept in a class, or read by its methods from elsewhere: a copy of an instance shares it."""
         bases = [base for base in kind.__mro__ if not _is_library(base)]
+        if not bases:
+            return
         before = len(self._found)
         for base in bases:
             for name, value in list(vars(base).items()):

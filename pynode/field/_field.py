@@ -106,13 +106,14 @@ class Field:
         self.time_dtype = time_dtype(function, z0[0].dtype)
         self.memory = memory_of(function)
         self._values: Mapping[str, Tensor] = {}
+        self._watch: Watch | None = None  # where it has seen that all is as at the latest solve
         shapes = (autocast, torch.get_default_dtype(), *[(x.shape[1:], x.dtype, x.device) for x in (*z0, *args)])
         self.facts: _Facts
         self.parameters: tuple[Tensor, ...] = ()
         latest = self.memory.latest
         if latest is not None and latest.holds(function, is_tuple, len(z0), shapes):
             self.parametrized, self.facts, self.parameters = {}, latest.facts, latest.parameters
-            self.__dict__["_tensors"] = latest.named
+            self.__dict__["_tensors"], self._watch = latest.named, latest.watch
             return
         t0 = example(first_time(t).to(self.time_dtype))
         self._initialise(z0, t0, args)
@@ -146,7 +147,7 @@ class Field:
     @functools.cached_property
     def reads(self) -> Reads:
         """What the function reads besides its arguments."""
-        return Reads(self.function)
+        return (None if self._watch is None else self._watch.reads()) or Reads(self.function)
 
     @property
     def key(self) -> object:

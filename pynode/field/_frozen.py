@@ -12,6 +12,7 @@ import types
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
+from operator import is_
 from typing import Any
 
 import torch
@@ -245,6 +246,8 @@ class Frozen:
                 if after is not before:
                     original.cell_contents = self._back(after)
             elif isinstance(copy, dict):
+                if _is_same(copy, before):
+                    continue
                 after = dict(copy)
                 for key, item in after.items():
                     if (key not in before or before[key] is not item) and key not in INTERNAL:
@@ -279,3 +282,10 @@ class Frozen:
             parts = [self._back(x) if isinstance(x, Tensor | weakref.ref) else x for x in value]
             return value if all(a is b for a, b in zip(parts, value, strict=True)) else type(value)(parts)
         return value
+
+
+def _is_same(one: dict[Any, Any], other: dict[Any, Any]) -> bool:
+    """Whether two dictionaries have the same objects under the same keys, in the same order."""
+    if len(one) != len(other):
+        return False
+    return all(map(is_, dict.keys(one), other)) and all(map(is_, dict.values(one), other.values()))

@@ -47,6 +47,8 @@ class Watch:
         self.filled = list(filter(None, self.places))
         self.contents = list(chain.from_iterable(map(dict.values, self.filled)))
         self.tensors = [(x, x.shape, x.dtype, x.requires_grad) for x in reads.tensors.values()]
+        self.prefixes, self.named = list(reads.owners), reads.tensors
+        self.sees_all = not (reads.opaque or reads.arrays)
         self.methods = [
             (type(reads.owners[prefix]), name, getattr(type(reads.owners[prefix]), name, None))
             for prefix, name in attributes
@@ -71,6 +73,12 @@ class Watch:
             if isinstance(method, types.FunctionType) and any(True for _ in captured_by(method)):
                 return None
         return watch
+
+    def reads(self) -> Reads | None:
+        """What the module reads, where all is where it was; `None` where only another look can tell."""
+        owners = {p: o for p, (ref, *_) in zip(self.prefixes, self.owners, strict=True) if (o := ref()) is not None}
+        whole = self.sees_all and len(owners) == len(self.prefixes)
+        return Reads.of_modules(owners, self.named) if whole else None
 
     def unchanged(self) -> bool:
         """Whether all is where it was."""

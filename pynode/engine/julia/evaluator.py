@@ -6,7 +6,6 @@ write lies in tensors over memory that both know. What a function raises ends th
 
 from __future__ import annotations
 
-import contextlib
 from array import array
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -23,6 +22,8 @@ __all__ = ["Evaluated", "Evaluator", "Graph"]
 Graph = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
 # What is differentiated by, and where the products belong.
 Inputs = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
+
+_run_backward: Any = torch.autograd.Variable._execution_engine.run_backward
 
 
 class Evaluated(Protocol):
@@ -87,6 +88,9 @@ class Evaluator:
         return field
 
     def _give(self, out: Sequence[Tensor]) -> None:
+        if len(out) == 1:
+            self.du[0].copy_(out[0])
+            return
         for x, o in zip(self.du, out, strict=True):
             x.copy_(o)
 
@@ -94,19 +98,23 @@ class Evaluator:
         """The value at `u`, to `du`."""
         field = self._begun()
         field.evaluated = True
+        self._give(self._out(field, self.time))
+
+    def _out(self, field: Evaluated, time: Tensor) -> Sequence[Tensor]:
+        """What the field returns, of copies of its arguments, which it may keep or change."""
         if field.plain is not None:
-            out = field.plain(self.time.clone(), self.z[0].clone(), *field.args)
-            if isinstance(out, Tensor) and out.shape == self.z[0].shape:
-                self.du[0].copy_(out)
-                return
-        self._give(field.field(self.time.clone(), [x.clone() for x in self.z], field.args))
+            z = self.z[0]
+            out = field.plain(time.clone(), z.clone(), *field.args)
+            if isinstance(out, Tensor) and out.shape == z.shape:
+                return (out,)
+        return field.field(time.clone(), [x.clone() for x in self.z], field.args)  # which tells what is wrong
 
     def followed(self, field: Evaluated, time: bool) -> Sequence[Tensor]:
         """The value at `u`, which autograd has followed; from the time too if so asked."""
         # Gradients are off while Julia runs (see `PythonField`); a context manager would take a microsecond.
         torch._C._set_grad_enabled(True)
         try:
-            return field.field((self.t if time else self.time).clone(), [x.clone() for x in self.z], field.args)
+            return self._out(field, self.t if time else self.time)
         finally:
             torch._C._set_grad_enabled(False)
 
@@ -132,15 +140,27 @@ class Evaluator:
             return
         found: tuple[Tensor | None, ...] = (None,) * len(inputs)
         if outputs:
-            found = _products(outputs, inputs, cotangents, keep)
-            with contextlib.suppress(TypeError):  # some of them are none
+            # `torch.autograd.grad` without its checks, which take as long as the products of a small field. The last
+            # two arguments are `allow_unreachable` and `accumulate_grad`.
+            found = _run_backward(outputs, cotangents, keep, False, inputs, True, False)
+            try:
                 torch._foreach_copy_(places, found)  # type: ignore[arg-type]
                 return
+            except TypeError:  # some of them are none
+                pass
         for place, g in zip(places, found, strict=True):
             if g is None:
                 place.zero_()
             else:
                 place.copy_(g)
+
+    def _pull_again(self, field: Evaluated, graph: Graph, of: Inputs) -> None:
+        """The same of a graph that is kept."""
+        if field.plain is not None:  # and so nothing is looked at while parts of it are evaluated again
+            self._pull(graph, of, keep=True)
+            return
+        with field.field.recomputing():
+            self._pull(graph, of, keep=True)
 
     def product(self) -> None:
         """All products at `u`."""
@@ -161,8 +181,7 @@ class Evaluator:
         """All products from a graph that is kept."""
         field = self.field
         assert field is not None
-        with field.field.recomputing():
-            self._pull(field.graphs[self.call[0]], field.of_all, keep=True)
+        self._pull_again(field, field.graphs[self.call[0]], field.of_all)
 
     def open(self) -> None:
         """Evaluate at `u`, for `row`."""
@@ -174,8 +193,7 @@ class Evaluator:
         field = self.field
         assert field is not None
         assert field.opened is not None
-        with field.field.recomputing():
-            self._pull(field.opened, field.of_state, keep=True)
+        self._pull_again(field, field.opened, field.of_state)
 
     def tangent(self) -> None:
         """The derivative at `u` in the direction `v`, to `du`."""
@@ -194,17 +212,6 @@ class Evaluator:
         """Let go of a graph that was kept."""
         if self.field is not None:
             self.field.graphs.pop(self.call[0], None)
-
-
-def _products(
-    outputs: tuple[Tensor, ...], inputs: tuple[Tensor, ...], cotangents: tuple[Tensor, ...], keep: bool
-) -> tuple[Tensor | None, ...]:
-    """`torch.autograd.grad` without its checks, which take as long as the products of a small field."""
-    engine: Any = torch.autograd.Variable._execution_engine
-    found: tuple[Tensor | None, ...] = engine.run_backward(
-        outputs, cotangents, keep, False, inputs, allow_unreachable=True, accumulate_grad=False
-    )
-    return found
 
 
 def _parts(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
