@@ -164,6 +164,16 @@ def test_missing_observations(options, tmp_path):
     assert_figures(tmp_path, "accuracy.png")
 
 
+def test_missing_observations_are_held(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    from missing_observations import held
+
+    x = torch.tensor([[torch.nan, 2.0, torch.nan, 4.0, 5.0], [1.0, 2.0, 3.0, torch.nan, torch.nan]])
+    mask = torch.tensor([[False, True, False, True, False], [True, False, True, False, False]])
+    expected = torch.tensor([[2.0, 2.0, 2.0, 4.0, 4.0], [1.0, 1.0, 3.0, 3.0, 3.0]])
+    assert torch.equal(held(x.unsqueeze(2), mask).squeeze(2), expected)
+
+
 @short_or_trained(("--epochs", "2"), ("--epochs", "6"))
 def test_odenet(options, tmp_path):
     results, stdout = run("odenet", tmp_path, *options)
