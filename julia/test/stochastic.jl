@@ -12,7 +12,7 @@ function sample_equation(T, batch)
 end
 
 request(solver; stratonovich = false, adaptive = false, seed = 1) =
-    STOCHASTIC.Request(solver, stratonovich, adaptive, true, 1000, seed, 1e-2, 1e-2, 0.1)
+    STOCHASTIC.Request(solver, stratonovich, adaptive, :discrete, 1000, seed, 1e-2, 1e-2, 0.1)
 
 const METHODS = [(s, false) for s in PyNODE.STOCHASTIC_SOLVERS if s != "EulerHeun"]
 

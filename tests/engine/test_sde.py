@@ -349,10 +349,11 @@ def test_the_seed_is_the_noise_in_another_process(engine):
     assert there.strip() == str(here.z.flatten().tolist())
 
 
-def test_the_stochastic_adjoint_agrees_with_the_steps():
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_stochastic_adjoint_agrees_with_the_steps(engine):
     gradients = []
     for how in ("discrete", "backsolve"):
-        mu, sigma, solution = gbm(50, dt=0.002, calculus="stratonovich", sensitivity=how, engine="torch")
+        mu, sigma, solution = gbm(50, dt=0.002, calculus="stratonovich", sensitivity=how, engine=engine)
         (solution.z[-1] ** 2).sum().backward()
         gradients.append((mu.grad, sigma.grad))
     for discrete, backsolve in zip(*gradients, strict=True):
@@ -363,7 +364,77 @@ def test_the_stochastic_adjoint_agrees_with_the_steps():
 @pytest.mark.julia
 def test_julia_names_the_engine_that_has_the_stochastic_adjoint():
     with pytest.raises(pynode.EngineUnavailable, match="'backsolve' of SDEs: pass 'discrete', or engine='torch'"):
-        gbm(2, dt=0.5, calculus="stratonovich", sensitivity="backsolve", engine="julia")
+        gbm(2, dt=0.5, sensitivity="backsolve", engine="julia")
+
+
+@pytest.mark.julia
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("solver", "noise", "diffusion"),
+    [
+        ("euler_heun", "diagonal", Entrywise()),
+        ("rkmil", "diagonal", Entrywise()),
+        ("euler_heun", "general", Matrix(3)),
+        ("euler_heun", "scalar", Matrix(1)),
+        ("sosra", "additive", Additive(2)),
+        ("euler_heun", "additive", Additive(2, 3)),
+    ],
+)
+def test_the_stochastic_adjoint_converges_to_the_steps(solver, noise, diffusion):
+    # Both gradients are of the same path.
+    drift = Drift()
+    torch.manual_seed(0)
+    z0, x = torch.randn(2, 200, 2, dtype=DOUBLE)
+
+    def gradients(sensitivity, dt):
+        inputs = [*(a.clone().requires_grad_() for a in (z0, x)), *drift.parameters(), *diffusion.parameters()]
+        found = pynode.solve_sde(
+            drift,
+            diffusion,
+            inputs[0],
+            [0.0, 0.2, 0.5],
+            args=(inputs[1],),
+            noise=noise,
+            calculus="stratonovich",
+            solver=solver,
+            dt=dt,
+            seed=5,
+            sensitivity=sensitivity,
+            running_cost=lambda t, z, x: (z**2).sum(1) * t + x.sum(1),
+            engine="julia",
+        )
+        loss = (found.z[1] * found.z[2]).sum() + found.running_cost.square().sum()
+        of_z0, of_x, *of_parameters = torch.autograd.grad(loss, inputs)
+        return of_z0, of_x, torch.cat([g.flatten() for g in of_parameters])
+
+    errors = []
+    for dt in (0.02, 0.00125):
+        pairs = zip(gradients("backsolve", dt), gradients("discrete", dt), strict=True)
+        errors.append([((a - b).norm() / b.norm()).item() for a, b in pairs])
+    for coarse, fine in zip(*errors, strict=True):
+        assert 0 < fine < 0.02
+        assert fine < (0.4 if solver == "rkmil" else 0.2) * coarse  # 1/4 at order 1/2, 1/16 at order 1
+
+
+@pytest.mark.julia
+@pytest.mark.slow
+def test_a_backward_solve_that_leaves_the_path_is_an_error():
+    z0 = torch.ones(3, 2, dtype=DOUBLE, requires_grad=True)
+    solution = pynode.solve_sde(
+        lambda t, z: -30 * z,
+        lambda t, z: torch.ones_like(z),
+        z0,
+        [0.0, 0.5, 1.0],
+        calculus="stratonovich",
+        solver="euler_heun",
+        dt=0.05,
+        seed=1,
+        sensitivity="backsolve",
+        engine="julia",
+    )
+    with pytest.raises(pynode.SolveError, match=r"backward solve.*left the trajectory") as error:
+        solution.z[-1].sum().backward()
+    assert error.value.retcode is pynode.Retcode.OFF_TRAJECTORY
 
 
 @pytest.mark.parametrize("engine", ENGINES)

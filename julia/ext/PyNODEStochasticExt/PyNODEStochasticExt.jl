@@ -1,12 +1,13 @@
 """
-Stochastic differential equations: StochasticDiffEq takes the steps, and their exact transpose is the gradient.
+Stochastic differential equations: StochasticDiffEq takes the steps; the gradient is their exact transpose or comes from a solve backwards.
 """
 module PyNODEStochasticExt
 
 using FunctionWrappers: FunctionWrapper
 using LinearAlgebra: LinearAlgebra, mul!
 using PyNODE: PyNODE, HOST, Outcome, Processor, Reader, SolveFailure, Stops, Time, TracedField, STOCHASTIC_SOLVERS, allfinite,
-    bind!, enter!, field_for, fixed_grid, gather!, next!, outcome_of, ready!, recycle!, scatter, success, value!, vjp!, wrap
+    bind!, enter!, field_for, fixed_grid, gather!, next!, non_finite, off_trajectory, outcome_of, ready!, recycle!, scatter,
+    success, value!, vjp!, wrap
 using Random: Xoshiro, randn!
 using SciMLBase: SciMLBase, FullSpecialize, ReturnCode, SDEFunction, SDEProblem, init, step!, successful_retcode
 using StochasticDiffEq: EM, EulerHeun, NoiseProcess, RKMil, RSWM, SOSRA, SOSRI, SRA1, SRIW1
@@ -17,6 +18,7 @@ include("fields.jl")
 include("tableau.jl")
 include("forward.jl")
 include("pullback.jl")
+include("backsolve.jl")
 include("bridge.jl")
 
 end

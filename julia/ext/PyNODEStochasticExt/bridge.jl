@@ -8,9 +8,10 @@ function PyNODE.forward_stochastic(r::Reader, x)
 end
 
 function forward_typed(f::TracedField{T}, g::TracedField{T}, batch, r::Reader, x) where {T}
-    solver, stratonovich, channels, keep, adaptive, max_steps, seed, times, address = (next!(r) for _ in 1:9)
+    solver, stratonovich, channels, sensitivity, adaptive, max_steps, seed, times, address = (next!(r) for _ in 1:9)
     request = Request(
-        STOCHASTIC_SOLVERS[solver], stratonovich == 1, adaptive == 1, keep == 1, max_steps, seed, x[1], x[2], x[3],
+        STOCHASTIC_SOLVERS[solver], stratonovich == 1, adaptive == 1, (:none, :discrete, :backsolve)[sensitivity + 1],
+        max_steps, seed, x[1], x[2], x[3],
     )
     ts = copy(wrap(Time, address, times))
     states = [(next!(r), next!(r), next!(r)) for _ in 1:next!(r)]
@@ -26,7 +27,7 @@ function forward_typed(f::TracedField{T}, g::TracedField{T}, batch, r::Reader, x
     summary, path = solve!(values, e, u0, ts, request)
     scatter(Processor(), values, [(n, to) for (n, _, to) in states])
     x[1:5] .= (f.counts[1] - before, summary.accepted, summary.rejected, Int(summary.outcome), summary.reached)
-    keep == 1 && summary.outcome === success || return 0
+    sensitivity > 0 && summary.outcome === success || return 0
     return enter!(StochasticSolve(e, (copy(f.θ), copy(g.θ)), (f.counts[3], g.counts[3]), request, path, times))
 end
 

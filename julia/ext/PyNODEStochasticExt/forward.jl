@@ -5,7 +5,7 @@ struct Request
     solver::String
     stratonovich::Bool
     adaptive::Bool
-    keep::Bool
+    sensitivity::Symbol  # :none, :discrete or :backsolve
     max_steps::Int
     seed::Int
     rtol::Float64
@@ -13,7 +13,10 @@ struct Request
     dt::Float64  # 0: automatic
 end
 
-"The accepted steps of a solve: their starts and lengths, the states there and the noise, one step after the other."
+"""
+The accepted steps of a solve: their starts and lengths and the noise, one step after the other; with the states at the
+starts for the transpose of the steps, and with those at the times asked for for the backward solve.
+"""
 struct Path{T}
     t::Vector{Time}
     h::Vector{Time}
@@ -64,6 +67,7 @@ end
 
 function step_through!(values, integrator, path::Path{T}, ts, q::Request) where {T}
     copyto!(view(values, :, 1), integrator.u)
+    q.sensitivity === :backsolve && append!(path.u, integrator.u)
     column, taken = 2, 0
     while column <= length(ts)
         before = integrator.t
@@ -75,18 +79,23 @@ function step_through!(values, integrator, path::Path{T}, ts, q::Request) where 
             return Outcomes(outcome, before, taken, max(integrator.iter - taken - 1, 0))
         end
         taken += 1
-        if q.keep
-            push!(path.t, before)
-            push!(path.h, integrator.dt)
-            append!(path.u, integrator.uprev)
-            append!(path.dW, integrator.W.dW)
-            integrator.W.dZ === nothing || append!(path.dZ, integrator.W.dZ)
-        end
+        q.sensitivity === :none || keep!(path, integrator, before, q.sensitivity)
         if integrator.t == ts[column]
             copyto!(view(values, :, column), integrator.u)
             push!(path.ends, taken)
+            q.sensitivity === :backsolve && append!(path.u, integrator.u)
             column += 1
         end
     end
     return Outcomes(success, last(ts), taken, integrator.iter - taken)
+end
+
+function keep!(path::Path, integrator, start, sensitivity)
+    push!(path.t, start)
+    push!(path.h, integrator.dt)
+    append!(path.dW, integrator.W.dW)
+    sensitivity === :discrete || return
+    append!(path.u, integrator.uprev)
+    integrator.W.dZ === nothing || append!(path.dZ, integrator.W.dZ)
+    return
 end

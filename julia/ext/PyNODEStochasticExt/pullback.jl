@@ -22,7 +22,8 @@ end
 
 function Pull(s::StochasticSolve{T}) where {T}
     e, q = s.equation, s.request
-    tab = stochastic_tableau(q.solver, q.stratonovich, T)
+    backwards = q.sensitivity === :backsolve
+    tab = stochastic_tableau(backwards ? "EulerHeun" : q.solver, q.stratonovich, T)
     state() = zeros(T, size_of(e))
     several(make, n) = [make() for _ in 1:n]
     noise, _ = noises(e)
@@ -113,8 +114,8 @@ end
 """
     stochastic_pullback(solve, g) -> Pull
 
-The exact gradient of the numerical solution: `g` is `(state, time)`, the cotangents of its values. The cotangent of the
-initial state is left in `λ`, those of the two `θ` in `θ̄`.
+The gradient, exactly that of the numerical solution or by a backward solve: `g` is `(state, time)`, the cotangents of its
+values. The cotangent of the initial state is left in `λ`, those of the two `θ` in `θ̄`.
 """
 function stochastic_pullback(s::StochasticSolve, g)
     e = s.equation
@@ -127,12 +128,16 @@ function stochastic_pullback(s::StochasticSolve, g)
 end
 
 function pull_all!(q::Pull, s::StochasticSolve, g)
+    backwards = s.request.sensitivity === :backsolve
+    step! = backwards ? backsolve_step! : pull_step!
     for column in s.times:-1:2
         q.λ .+= view(g, :, column)
+        backwards && copyto!(q.u, state_at(s, column))
         first = column == 2 ? 1 : s.path.ends[column - 2] + 1
         for n in s.path.ends[column - 1]:-1:first
-            pull_step!(q, s.path, n)
+            step!(q, s.path, n)
         end
+        backwards && check_course(q, s, column - 1)
     end
     q.λ .+= view(g, :, 1)
     return q

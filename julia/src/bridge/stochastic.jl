@@ -20,7 +20,7 @@ function forward_stochastic end
 One solve of dz = f(t, z) dt + g(t, z) dW.
 
 Integers: kernels of f and of g, batch, solver, whether in Stratonovich's sense, number of Brownian motions of a sample
-(0: one for each number of z), whether to keep the solve, adaptive, max_steps, seed, number of times, their address; number of state
+(0: one for each number of z), sensitivity (0: none, 1: discrete, 2: backsolve), adaptive, max_steps, seed, number of times, their address; number of state
 tensors, then for each its size, address and the address of its results; number of tensors of f's `θ`, then for each its
 size and address; the same for g. The first state tensor is z, a second one is an integral of f's alone.
 Floats: rtol, atol, dt (0: automatic); on return evaluations, accepted and rejected steps, outcome, the time reached.

@@ -24,6 +24,7 @@ from pynode.field._trace import as_numbers, trace_field
 __all__ = ["JuliaStochastic"]
 
 _PROCESSOR = -1  # PyNODE.jl's number of the device
+_SENSITIVITIES = "discrete", "backsolve"  # PyNODE.jl has them as 1 and 2
 
 
 class JuliaStochastic:
@@ -43,8 +44,8 @@ class JuliaStochastic:
         return julia_runtime.available_with("StochasticDiffEq")
 
     def sensitivities(self, calculus: str) -> tuple[str, ...]:
-        """The exact transpose of the steps."""
-        return ("discrete",)
+        """`discrete`, the exact transpose of the steps; `backsolve`, in the sense of Stratonovich."""
+        return _SENSITIVITIES if calculus == "stratonovich" else _SENSITIVITIES[:1]
 
     @julia_runtime.alone
     def solve(self, problem: StochasticProblem) -> StochasticIntegration:
@@ -68,7 +69,8 @@ class JuliaStochastic:
         assert problem.solver.julia is not None
         values = [drift.kernel, diffusion.kernel, len(state), session.number("stochastic_solver", problem.solver.julia)]
         values += [int(problem.calculus == "stratonovich"), problem.channels or 0]
-        values += [int(problem.sensitivity is not None), int(problem.rtol is not None), problem.max_steps, problem.seed]
+        how = 0 if problem.sensitivity is None else 1 + _SENSITIVITIES.index(problem.sensitivity)
+        values += [how, int(problem.rtol is not None), problem.max_steps, problem.seed]
         values += [len(t), t.data_ptr(), len(z0)]
         for z, o in zip(z0, out, strict=True):
             values += (z.numel(), z.data_ptr(), o.data_ptr())
