@@ -73,7 +73,7 @@ _TABLE = [
             ("diagonal",),
             CALCULI,
             True,
-            "Milstein's method without derivatives",
+            "Milstein without derivatives; order 1/2 for stratonovich where the diffusion is not linear",
             "milstein",
             "RKMil",
             True,

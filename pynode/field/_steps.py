@@ -36,6 +36,7 @@ CHEAP = {
     *("neg", "add", "sub", "mul", "abs", "relu", "maximum", "minimum", "lt", "le", "gt", "ge", "eq", "ne"),
     *("where", "logical_not", "logical_and", "logical_or", "cast", "expand", "full"),
 }
+_SHORT = 16
 _LOOPED = {*POINTWISE, "cast", "expand", "full"}
 _WITHOUT_COPY = {"sum", "amax", "amin", "prod", "cumsum", "cumprod", "index_select", "index_add", "slice", "flip"}
 _WITHOUT_COPY |= {"cummax", "cummin", "logcumsumexp"}
@@ -110,15 +111,22 @@ class Plan:
         self.inlined: set[int] = set()
         self.sums: dict[int, tuple[int, int]] = {}
         leaves: dict[int, int] = {}
+        mixed: set[int] = set()  # of the inlined, those that read operands of several shapes
         for i in self.order:
             node = graph.nodes[i]
             leaves[i] = 1
             if i in self.given or node.op not in _LOOPED or self._starts_from_bias(i):
                 continue
             count = max(1, sum(leaves[j] if j in self.inlined else 1 for j in _operands(node)))
-            if self._is_inlined(i, count):
+            is_mixed = any(
+                j in mixed if j in self.inlined else graph.nodes[j].shape not in (node.shape, ())
+                for j in _operands(node)
+            )
+            if self._is_inlined(i, count, is_mixed):
                 self.inlined.add(i)
                 leaves[i] = count
+                if is_mixed:
+                    mixed.add(i)
 
     def _needed(self) -> list[int]:
         needed: set[int] = set()
@@ -130,10 +138,14 @@ class Plan:
                 stack.extend(() if i in self.given else _operands(self.graph.nodes[i]))
         return sorted(needed)
 
-    def _is_inlined(self, i: int, leaves: int) -> bool:
+    def _is_inlined(self, i: int, leaves: int, is_mixed: bool) -> bool:
         """Whether a pointwise node that reads so many tensors is computed where it is used."""
         node, users = self.graph.nodes[i], [self.graph.nodes[j] for j in self.users[i]]
         if i in self.outputs or not all(n.op in _LOOPED or n.op in ("cat", "embed") for n in users):
+            return False
+        # An inner loop over operands of several shapes that is too short to be vectorised: what is dear stands apart.
+        has_short_rows = len(node.shape) > 1 and isinstance(node.shape[-1], int) and node.shape[-1] < _SHORT
+        if is_mixed and has_short_rows and any(n.op in _LOOPED - CHEAP for n in users):
             return False
         if node.op in ("expand", "full"):
             return True

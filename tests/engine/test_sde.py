@@ -123,6 +123,26 @@ def test_strong_order(engine, solver, calculus):
     assert expected - 0.15 < order < expected + 0.4
 
 
+@pytest.mark.parametrize(("engine", "solver", "calculus"), EVERY)
+def test_strong_order_of_noise_that_is_not_linear(engine, solver, calculus):
+    """dz = cos² z ∘ dW from 0 is arctan W; in the sense of Itô it has the drift -sin z cos³ z."""
+    same = {"engine": engine, "solver": solver, "calculus": calculus, "seed": 5}
+    z0 = torch.zeros(500, 1, dtype=DOUBLE)
+
+    def drift(t, z):
+        return -torch.sin(z) * torch.cos(z) ** 3 if calculus == "ito" else 0 * z
+
+    def error(dt):
+        with torch.no_grad():
+            z = pynode.solve_sde(drift, lambda t, z: torch.cos(z) ** 2, z0, [0.0, 1.0], dt=dt, **same).z[-1]
+            w = pynode.solve_sde(lambda t, z: 0 * z, lambda t, z: 0 * z + 1, z0, [0.0, 1.0], dt=dt, **same).z[-1]
+        return (z - torch.atan(w)).abs().mean()
+
+    order = math.log(error(0.125) / error(0.125 / 8)) / math.log(8)
+    expected = 0.5 if (solver, calculus) == ("rkmil", "stratonovich") else SOLVERS[solver, calculus]
+    assert expected - 0.2 < order < expected + 0.4
+
+
 def additive_errors(engine, solver, calculus, dt):
     """Solutions of dz = (β/√(1+t) - z/(2(1+t))) dt + αβ/√(1+t) dW less the exact ones, (z(0) + β (t + α W))/√(1+t).
 
