@@ -52,7 +52,7 @@ def gradients(model: nn.Module, x: Tensor) -> list[Tensor]:
 T = torch.linspace(0, 1, 3)
 
 
-@pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("how", ["discrete", "backsolve"])
 def test_compiled_model(engine: str, how: str, backend: str, caplog: pytest.LogCaptureFixture) -> None:
     """The same numbers, without a warning and with one break of the graph; with another batch size too."""

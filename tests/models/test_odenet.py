@@ -113,7 +113,7 @@ def test_residual_network_of_the_same_parts():
 def test_learns_digits(engine, kind):
     train, test = data.digits(generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
-    net = kind(1, 10, channels=16, downsamplings=1, rtol=1e-2, atol=1e-2)
+    net = kind(1, 10, channels=16, downsamplings=1, rtol=1e-2, atol=1e-2, engine=engine)
     optimizer = torch.optim.Adam(net.parameters(), lr=5e-2)
     x, y = train[:512]
     for start in [0, 128, 256, 384] * 10:
