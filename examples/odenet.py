@@ -226,7 +226,7 @@ def run(out, engine="auto", seed=0, epochs=12, channels=16):
 
 
 if __name__ == "__main__":
-    parser = arguments(__doc__, "odenet", on_torch="70 seconds", on_julia="a minute")
+    parser = arguments(__doc__, "odenet", on_torch="70 seconds", on_julia="2 minutes")
     parser.add_argument("--seed", type=int, default=0, help="of the split, the parameters and the batches")
     parser.add_argument("--epochs", type=int, default=12, help="passes over the training images")
     parser.add_argument("--channels", type=int, default=16, help="channels of the features")

@@ -80,13 +80,14 @@ def test_forward(engine: str, solver: str) -> None:
 
 
 GRADIENTS = [
-    pytest.param(pynode.Discrete(memory="64MiB"), id="discrete"),  # 1e5 steps with their stages would be 20 GB
+    pytest.param(
+        pynode.Discrete(memory="64MiB"), marks=pytest.mark.slow, id="discrete"
+    ),  # 1e5 steps with their stages would be 20 GB
     pytest.param("backsolve", marks=pytest.mark.exhaustive, id="backsolve"),
 ]
 
 
 @pytest.mark.julia
-@pytest.mark.slow
 @pytest.mark.parametrize("how", GRADIENTS)
 def test_gradient(how: Any) -> None:
     """Of 1e5 steps, from some 1600 checkpoints, or backwards without any."""
