@@ -52,7 +52,7 @@ class Course:
     def __init__(self, problem: Problem, states: Sequence[Tensor]) -> None:
         self.times = problem.t.tolist()
         self.states = [x.detach() for x in states]
-        size = max((x.abs().max().item() for x in self.states if x.numel()), default=0.0)
+        size = max(x.abs().max().item() for x in self.states)
         self.most = _DRIFT * size + 100 * problem.atol
         self.next, self.drift = len(self.times) - 2, 0.0
 
@@ -64,7 +64,7 @@ class Course:
         """
         if self.next < 0 or not math.isclose(t, self.times[self.next], rel_tol=1e-15, abs_tol=1e-300):
             return
-        drift = max((x - y[self.next]).abs().max().item() for x, y in zip(z, self.states, strict=True) if x.numel())
+        drift = max((x - y[self.next]).abs().max().item() for x, y in zip(z, self.states, strict=True))
         if drift == 0 and self.next:
             self.end()
         else:
