@@ -91,7 +91,7 @@ class _Fresh:
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
         with (folder / "log").open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "pynode.study.child", os.fspath(folder), str(os.getpid())],
+                _command("pynode.study.child", os.fspath(folder), str(os.getpid())),
                 env=dict(environment),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -118,6 +118,12 @@ class _Fresh:
         self._process.wait()
 
 
+def _command(module: str, *arguments: str) -> list[str]:
+    """As `python -m`, which before Python 3.11 looks for modules in the current folder first, whatever is set."""
+    run = f"import runpy, sys; sys.path[:] = filter(None, sys.path); runpy.run_module({module!r}, run_name='__main__')"
+    return [sys.executable, "-c", run, *arguments]
+
+
 _LOCK = threading.Lock()
 _SERVERS: dict[tuple[int, str], subprocess.Popen[bytes]] = {}
 
@@ -129,7 +135,7 @@ def _server(environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
         found = _SERVERS.get(key)
         if found is None or found.poll() is not None:
             found = _SERVERS[key] = subprocess.Popen(
-                [sys.executable, "-m", "pynode.study.server", str(os.getpid())],
+                _command("pynode.study.server", str(os.getpid())),
                 env=dict(environment),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,

@@ -62,8 +62,10 @@ def a_cotangent(name):
 )
 def test_jax_has_the_same_field_and_derivative(name):
     jax = pytest.importorskip("jax", reason="JAX is not installed")
+    from jax_precision import double_precision
+
     z, cotangent = near(name), a_cotangent(name)
-    with jax.enable_x64(True):
+    with double_precision():
         parameters = [jax.numpy.asarray(p.detach().numpy()) for p in made(name).field.parameters()]
         value, pull = jax.vjp(lambda y, p: made(name).jax(0.25, y, p), jax.numpy.asarray(z.numpy()), parameters)
         by_state, by_parameters = pull(jax.numpy.asarray(cotangent.numpy()))
@@ -198,10 +200,12 @@ def test_every_reference_can_be_made_again(name):
 
 
 def check_again(name):
-    jax = pytest.importorskip("jax", reason="JAX is not installed")
+    pytest.importorskip("jax", reason="JAX is not installed")
+    from jax_precision import double_precision
+
     from pynode.study.library.make_references import WAYS
 
-    with jax.enable_x64(True):
+    with double_precision():
         again, shipped = reference(make(name), jitted=True, ways=WAYS.get(name)), made(name).reference
     assert relative(again.z, shipped.z) < 1e-8
     assert all(relative(again.gradient[key], right) < 1e-7 for key, right in shipped.gradient.items())

@@ -214,13 +214,15 @@ def in_jax(t, z, p, rate):
 
 @pytest.mark.slow
 def test_a_compiled_field_for_jax_gives_the_same():
-    jax = pytest.importorskip("jax", reason="JAX is not installed")
+    pytest.importorskip("jax", reason="JAX is not installed")
+    from jax_precision import double_precision
+
     of = dataclasses.replace(problem(), jax=functools.partial(in_jax, rate=1.0))
-    with jax.enable_x64(True):
+    with double_precision():
         check(reference(of, jitted=True), of)
         with pytest.raises(StudyError, match="the field of Linear for JAX is another one"):
             reference(dataclasses.replace(of, jax=functools.partial(in_jax, rate=1.001)), jitted=True)
         with pytest.raises(StudyError, match="no field for JAX"):
             reference(problem(), jitted=True)
-    with jax.enable_x64(False), pytest.raises(StudyError, match="JAX is in single precision"):
+    with double_precision(False), pytest.raises(StudyError, match="JAX is in single precision"):
         reference(of, jitted=True)
