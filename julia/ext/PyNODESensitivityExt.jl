@@ -1,8 +1,9 @@
 module PyNODESensitivityExt
 
 using LinearAlgebra: norm
-using PyNODE: PyNODE, Adjoint, Dense, SolveFailure, after, algorithm, max_steps, non_finite, off_trajectory, outcome_of, ready!,
-    success
+using PrecompileTools: @compile_workload
+using PyNODE: PyNODE, Adjoint, Dense, SolveFailure, after, algorithm, forget_samples, max_steps, non_finite, off_trajectory,
+    outcome_of, ready!, sample_run, success
 using SciMLBase: SciMLBase, AbstractODEAlgorithm, AbstractODEProblem, CallbackSet, DiscreteCallback, init, remake, solve, solve!
 using SciMLSensitivity: AdjointSensitivityIntegrand, BacksolveAdjoint, GaussAdjoint, InterpolatingAdjoint,
     ODEAdjointProblem, QuadratureAdjoint, ZygoteVJP, adjoint_sensitivities, quadgk, setproperties
@@ -153,6 +154,14 @@ function quadrature(fw::Dense, backward, method, keywords)
         dp .+= vec(part)
     end
     return last(adjoint.u), dp
+end
+
+# Without backsolve: Julia 1.10 compiles it too, and then crashes where it loads the image.
+@compile_workload begin
+    for dtype in ("float32", "float64"), sensitivity in (:gauss, :interpolating)
+        sample_run(dtype, "Tsit5", sensitivity)
+    end
+    forget_samples()
 end
 
 end

@@ -6,7 +6,8 @@ using OrdinaryDiffEqBDF: FBDF, QNDF
 using OrdinaryDiffEqRosenbrock: Rodas5P, Rosenbrock23
 using OrdinaryDiffEqSDIRK: KenCarp3, KenCarp4, KenCarp5, NLNewton, TRBDF2
 using OrdinaryDiffEqTsit5: AutoTsit5
-using PyNODE: SOLVERS, SPLIT_SOLVERS
+using PrecompileTools: @compile_workload
+using PyNODE: SOLVERS, SPLIT_SOLVERS, forget_samples, sample_run
 
 # The field brings its Jacobian and time gradient, and its kernels take plain numbers only: no dual numbers.
 function __init__()
@@ -34,6 +35,14 @@ function __init__()
     end
     SOLVERS["AutoStiff"] = () -> AutoTsit5(Rodas5P(; autodiff = AutoFiniteDiff()))
     return
+end
+
+@compile_workload begin
+    __init__()
+    for dtype in ("float32", "float64"), solver in ("Rodas5P", "FBDF")
+        sample_run(dtype, solver, nothing)
+    end
+    forget_samples()
 end
 
 end

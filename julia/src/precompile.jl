@@ -45,29 +45,38 @@ const SAMPLE_EVENT = """
  "value": [5, 7], "vjp": [null, null, null]}
 """
 
-"One solve and one gradient of the sample field, as Python would ask for them."
-function sample_run(dtype::String, solver::String, sensitivity::Symbol)
+# Fields as Python traces them: `python julia/src/workload/write.py` writes them. What most fields use is compiled with these.
+const WORKLOAD = joinpath(@__DIR__, "workload")
+const TYPICAL = ("mlp", "controlled", "flow", "ffjord", "species")
+foreach(name -> include_dependency(joinpath(WORKLOAD, "$name.json")), TYPICAL)
+
+"One solve of a field, and one gradient where there is a sensitivity, as Python would ask for them."
+function sample_run(dtype::String, solver::String, sensitivity::Union{Symbol,Nothing}, name = "sample", json = SAMPLE)
     T = element_type(dtype)
-    kernel = register("sample", dtype, SAMPLE)
-    z, W, ts = T[0.1, -0.2, 0.3, 0.4], T[0.1, 0.2, -0.3, 0.4], Time[0, 0.3, 1]
-    out, dz, dW, dts, g = zeros(T, 12), zeros(T, 4), zeros(T, 4), zeros(Time, 3), ones(T, 12)
+    kernel, graph = register(name, dtype, json), Graph(json)
+    sizes(kind) = [prod(dimsize.(x.shape, 2); init = 1) for x in graph.inputs if x.kind === kind]
+    made(ns) = [fill(T(0.1), n) for n in ns]
+    z, p, g = made(sizes(:z)), made([sizes(:arg); sizes(:parameter)]), made(3 .* sizes(:z))
+    out, dz, dp, ts, dts, back = zero.(g), zero.(z), zero.(p), Time[0, 0.3, 1], zeros(Time, 3), zeros(8)
     address(x) = Int(pointer(x))
-    adaptive = !(solver in ("Euler", "Midpoint", "RK4", "VelocityVerlet"))
+    listed(of, tensors...) = [length(of); [x isa Vector ? address(x) : x for xs in zip(length.(of), tensors...) for x in xs]]
+    adaptive = !(solver in ("Euler", "Midpoint", "Heun", "RK4", "VelocityVerlet"))
     products = sensitivity === :discrete ? 0 : 1
-    back = zeros(8)
-    GC.@preserve z W ts out dz dW dts g back begin
+    GC.@preserve z p g out dz dp ts dts back begin
         for keep in (1, sensitivity === :discrete ? 2 : 3)
             floats = Float64[1e-3, 1e-3, adaptive ? 0 : 0.3, 0, 0, 0, 0, 0]
             call = Int[HOST, kernel, solver_number(solver), 2, 3, keep, products, adaptive, 1000, 2^30, address(ts)]
-            append!(call, [1, 4, address(z), address(out), 1, 4, address(W)])
+            append!(call, listed(z, z, out), listed(p, p))
             kept = GC.@preserve call floats forward(address(call), length(call), address(floats))
-            kept == 0 && continue
-            call = Int[HOST, sensitivity_number(sensitivity), -1, address(dts), 1, 4, address(g), address(dz), 1, 4, address(dW)]
-            GC.@preserve call pullback(kept, address(call), length(call), address(back))
-            release(kept)
+            if kept != 0 && sensitivity !== nothing
+                call = Int[HOST, sensitivity_number(sensitivity), -1, address(dts)]
+                append!(call, listed(z, g, dz), listed(p, dp))
+                GC.@preserve call pullback(kept, address(call), length(call), address(back))
+            end
+            kept == 0 || release(kept)
         end
     end
-    return dz, dW, dts
+    return dz, dp, dts
 end
 
 "The search for an event of the sample field."
@@ -188,6 +197,12 @@ function sample_callback(dtype::String)
     return dz
 end
 
+"The addresses of the C functions, which are compiled for it."
+function sample_entries()
+    addresses = zeros(Int, 16)
+    return GC.@preserve addresses write_entry_points(Int(pointer(addresses)))
+end
+
 "Forget the sample's kernels: what is compiled stays."
 function forget_samples()
     foreach(empty!, (KERNELS, KERNEL_INDEX, FIELDS, FIELD_ORDER, KEPT, SAMPLE_FIELDS))
@@ -196,8 +211,11 @@ function forget_samples()
 end
 
 @compile_workload begin
-    for dtype in ("float32", "float64"), solver in ("Tsit5", "DP5", "BS3", "Vern7", "Euler", "Midpoint", "RK4", "VelocityVerlet")
+    for dtype in ("float32", "float64"), solver in ("Tsit5", "DP5", "BS3", "DP8", "Vern7", "Euler", "Midpoint", "Heun", "RK4", "VelocityVerlet")
         sample_run(dtype, solver, :discrete)
+    end
+    for dtype in ("float32", "float64"), name in TYPICAL
+        sample_run(dtype, "Tsit5", :discrete, name, read(joinpath(WORKLOAD, "$name.json"), String))
     end
     for dtype in ("float32", "float64")
         sample_event(dtype, "Tsit5")
@@ -206,5 +224,6 @@ end
         sample_interrupt()
         sample_callback(dtype)
     end
+    sample_entries()
     forget_samples()
 end

@@ -1,5 +1,5 @@
 # What Python calls: numbers and addresses in, numbers out. Nothing here touches Python, and the calls that a solve makes
-# are plain C functions (`entry_points`), so that a call costs a microsecond and Python's lock is free meanwhile.
+# are plain C functions (`write_entry_points`), so that a call costs a microsecond and Python's lock is free meanwhile.
 #
 # A call's integers and floats come in two arrays of Python's, read and written in place; see `pynode/engine/julia/call.py`.
 

@@ -1,7 +1,7 @@
 # The C functions that Python calls, and how it learns of what went wrong.
 
 "What crosses the bridge, and how. Python has the same number (`BRIDGE` in runtime.py); both change when that changes."
-const BRIDGE = 8
+const BRIDGE = 9
 
 const LAST_ERROR = Ref("")
 const LAST_FAILURE = Ref(SolveFailure("", success, 0.0))
@@ -52,19 +52,30 @@ find_event_each_entry(ints::Int, n::Int, floats::Int)::Int = guarded(find_event_
 train_entry(ints::Int, n::Int, floats::Int)::Int = guarded(train, ints, n, floats)
 release_entry(kept::Int)::Int = guarded(release, kept)
 
-"Addresses of the C functions of these names, each with its number of arguments; they return less than 0 after an error."
-entry_points() = (
-    ("forward", 3, Int(@cfunction(forward_entry, Int, (Int, Int, Int)))),
-    ("pullback", 4, Int(@cfunction(pullback_entry, Int, (Int, Int, Int, Int)))),
-    ("interpolate", 3, Int(@cfunction(interpolate_entry, Int, (Int, Int, Int)))),
-    ("release", 1, Int(@cfunction(release_entry, Int, (Int,)))),
-    ("tangent", 3, Int(@cfunction(tangent_entry, Int, (Int, Int, Int)))),
-    ("forward_each", 3, Int(@cfunction(forward_each_entry, Int, (Int, Int, Int)))),
-    ("pullback_each", 3, Int(@cfunction(pullback_each_entry, Int, (Int, Int, Int)))),
-    ("find_event", 3, Int(@cfunction(find_event_entry, Int, (Int, Int, Int)))),
-    ("find_event_each", 3, Int(@cfunction(find_event_each_entry, Int, (Int, Int, Int)))),
-    ("train", 3, Int(@cfunction(train_entry, Int, (Int, Int, Int)))),
-)
+"""
+    write_entry_points(address)
+
+Write the addresses of the C functions that Python calls, all of integers and less than 0 after an error, to an array of
+integers, in the order of `Entries` in call.py.
+"""
+function write_entry_points(address::Int)
+    pointers = (
+        @cfunction(forward_entry, Int, (Int, Int, Int)),
+        @cfunction(pullback_entry, Int, (Int, Int, Int, Int)),
+        @cfunction(interpolate_entry, Int, (Int, Int, Int)),
+        @cfunction(release_entry, Int, (Int,)),
+        @cfunction(tangent_entry, Int, (Int, Int, Int)),
+        @cfunction(forward_each_entry, Int, (Int, Int, Int)),
+        @cfunction(pullback_each_entry, Int, (Int, Int, Int)),
+        @cfunction(find_event_entry, Int, (Int, Int, Int)),
+        @cfunction(find_event_each_entry, Int, (Int, Int, Int)),
+        @cfunction(train_entry, Int, (Int, Int, Int)),
+    )
+    for (k, pointer) in enumerate(pointers)
+        unsafe_store!(Ptr{Int}(address), Int(pointer), k)
+    end
+    return
+end
 
 """
     serve(functions, exception, unclaimed)

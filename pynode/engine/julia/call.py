@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from pynode.engine.julia import signals
+from pynode.engine.julia.runtime import evaluate
 from pynode.engine.protocol import Retcode
 from pynode.errors import FieldError, PyNODEError, SolveError
 
@@ -28,6 +29,20 @@ RETCODES = (
     Retcode.OFF_TRAJECTORY,
 )
 
+# Their numbers of integers, in the order of PyNODE.jl's `write_entry_points`.
+_ENTRIES = {
+    "forward": 3,
+    "pullback": 4,
+    "interpolate": 3,
+    "release": 1,
+    "tangent": 3,
+    "forward_each": 3,
+    "pullback_each": 3,
+    "find_event": 3,
+    "find_event_each": 3,
+    "train": 3,
+}
+
 
 class Entries:
     """PyNODE.jl's entry points as C functions: a call costs a microsecond and releases Python's lock.
@@ -38,7 +53,9 @@ class Entries:
 
     def __init__(self, module: Any) -> None:
         self.module = module
-        found = {str(name): self.function(int(address), int(n)) for name, n, address in module.entry_points()}
+        addresses = array("q", [0] * len(_ENTRIES))
+        evaluate(f"PyNODE.write_entry_points({addresses.buffer_info()[0]})")
+        found = {name: self.function(x, n) for (name, n), x in zip(_ENTRIES.items(), addresses, strict=True)}
         self.forward, self.pullback, self.tangent = found["forward"], found["pullback"], found["tangent"]
         self.forward_each, self.pullback_each = found["forward_each"], found["pullback_each"]
         self.find_event, self.find_event_each = found["find_event"], found["find_event_each"]

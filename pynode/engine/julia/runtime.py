@@ -52,7 +52,7 @@ logger = logging.getLogger("pynode")
 PYNODE_UUID = "6f1c7d0e-53f0-4a7b-9d6e-0c7c4f5a8b21"
 
 # What crosses to Julia, and how; PyNODE.jl has the same number (`BRIDGE` in entries.jl).
-BRIDGE = 8
+BRIDGE = 9
 
 # Where Julia writes the number of the solve that it has kept last; 0 once a `Kept` has it.
 UNCLAIMED = (ctypes.c_int64 * 1)()
@@ -198,14 +198,14 @@ def start() -> Any:
             _started()
     module = _started()
     if torch.get_num_threads() != _threads:
-        _follow_torch(module)
+        _follow_torch()
     return module
 
 
 _threads = 0  # torch's, as Julia was told last
 
 
-def _follow_torch(module: Any) -> None:
+def _follow_torch() -> None:
     """Let Julia work on as many threads as torch does on this thread, or fewer.
 
     Samples are shared out over as many of Julia's threads at most; how many Julia has was settled at its start. BLAS
@@ -214,8 +214,20 @@ def _follow_torch(module: Any) -> None:
     global _threads
     with LOCK:
         threads = torch.get_num_threads()
-        module.set_threads(threads, "OPENBLAS_NUM_THREADS" not in os.environ)
+        with_blas = "true" if "OPENBLAS_NUM_THREADS" not in os.environ else "false"
+        evaluate(f"PyNODE.set_threads({threads}, {with_blas})")
         _threads = threads
+
+
+def evaluate(code: str) -> Any:
+    """The value of Julia code, a number or a string. Julia runs.
+
+    So the first call of a function costs milliseconds; as an attribute of a module of juliacall's it has arguments
+    converted by code that Julia compiles for a second.
+    """
+    import juliacall
+
+    return juliacall.Main.seval(code)
 
 
 LOCK = threading.RLock()
@@ -263,17 +275,18 @@ def _started() -> Any:
             f"the Julia package PyNODE in {folder} does not belong to this version of pynode: its bridge is number "
             f"{bridge}, and {BRIDGE} is expected. {_remedy()}, and start Python again"
         )
-    if module.cannot_stop_threads():
+    if evaluate("PyNODE.cannot_stop_threads()"):
         raise EngineUnavailable(
             f"Julia was started with several threads, and {_UNSAFE}. {_SAFE}, and start Python again"
         )
-    module.serve(signals.functions(), ctypes.addressof(signals.EXCEPTION), ctypes.addressof(UNCLAIMED))
+    exception, unclaimed = ctypes.addressof(signals.EXCEPTION), ctypes.addressof(UNCLAIMED)
+    evaluate(f"PyNODE.serve({signals.functions()}, {exception}, {unclaimed})")
     _let_other_threads_collect(juliacall.Main)
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_note_fork)
     _runs = True
-    threads, seconds = juliacall.Main.seval("Threads.nthreads()"), time.perf_counter() - began
-    logger.info("Julia %s started in %.1f s, threads: %d", juliacall.Main.VERSION, seconds, threads)
+    version, threads, seconds = evaluate("string(VERSION)"), evaluate("Threads.nthreads()"), time.perf_counter() - began
+    logger.info("Julia %s started in %.1f s, threads: %d", version, seconds, threads)
     return module
 
 

@@ -123,8 +123,7 @@ class Session:
         key = (trace.graph.key, dtype)
         if key not in self._kernels:
             self.start()
-            text = json.dumps(trace.graph.to_dict())
-            self._kernels[key] = self.module.register(trace.graph.key, str(dtype).removeprefix("torch."), text)
+            self._kernels[key] = _register(trace.graph.key, dtype, json.dumps(trace.graph.to_dict()))
             logger.info("julia has a new kernel, which it compiles when it is called first: %.8s", trace.graph.key)
         return self._kernels[key]
 
@@ -144,7 +143,7 @@ class Session:
             EngineUnavailable: Julia's PyNODE is of a version without it.
         """
         if name not in self._numbers:
-            found = getattr(self.module, f"{kind}_number")(name)
+            found = runtime.evaluate(f'PyNODE.{kind}_number("{name}")')
             if found is None:
                 raise earlier_version(f"the {kind} {name}")
             self._numbers[name] = found
@@ -212,3 +211,10 @@ class Kept:
         if number:
             session.release_after(self, number, lowered.called)
             runtime.UNCLAIMED[0] = 0
+
+
+def _register(key: str, dtype: torch.dtype, graph: str) -> int:
+    text = graph.encode()
+    memory = ctypes.create_string_buffer(text, len(text))
+    there = f"unsafe_string(Ptr{{UInt8}}({ctypes.addressof(memory)}), {len(text)})"
+    return int(runtime.evaluate(f'PyNODE.register("{key}", "{str(dtype).removeprefix("torch.")}", {there})'))
