@@ -27,15 +27,23 @@ function graph(kinds, nodes, value = [], vjp = [])
     return PyNODE.Graph(PyNODE.JSON.json(data))
 end
 
-# The last node of a graph for these inputs, each `(features..., batch)`.
-function evaluate(g, arrays, like = Float64[]; batch = size(last(arrays), ndims(last(arrays))))
+# Graphs that were run on arrays without scalar indexing, with the sizes of these and of the batch.
+const RUN = Any[]
+
+# The last node of a graph for these inputs, each `(features..., batch)`, which are arrays like `like`.
+function run_graph(g, arrays, like, batch)
     n = length(arrays)
     program = PyNODE.lower(g, Float64, Dict(i => i for i in 1:n), n, [length(g.nodes) => nothing])
-    buffers = Any[like isa JLArray ? JLArray(a) : copy(a) for a in arrays]
+    buffers = collect(Any, arrays)
     foreach(s -> push!(buffers, s.make(like, batch, buffers)), program.specs)
     program.run(Tuple(buffers), 0.5, batch)
     program.run(Tuple(buffers), 0.5, batch)  # nothing is left over from the first run
-    return Array(buffers[only(program.outputs)])
+    return buffers[only(program.outputs)]
+end
+
+function evaluate(g, arrays, like = Float64[]; batch = size(last(arrays), ndims(last(arrays))))
+    like isa JLArray && push!(RUN, (g, map(size, arrays), batch))
+    return Array(run_graph(g, [like isa JLArray ? JLArray(a) : copy(a) for a in arrays], like, batch))
 end
 
 # Holds the last node of a graph against an array, on both kinds of arrays.

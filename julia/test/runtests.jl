@@ -20,5 +20,6 @@ using Test
     include("callback.jl")
     include("layer.jl")
     include("stochastic.jl")
+    include("ptx.jl")
     "quality" in ARGS && include("quality.jl")
 end

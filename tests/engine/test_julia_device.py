@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 import pynode
 from pynode.engine.julia import device as julia_device
+from pynode.engine.julia import function as julia_function
 from pynode.engine.julia import runtime as julia_runtime
+from pynode.engine.julia.callback import PythonField
 from pynode.engine.julia.device import Device, device_of
 from pynode.engine.solvers import resolve_solver
 from pynode.models import CNF
@@ -185,6 +187,15 @@ def test_what_is_refused() -> None:
         device_of(problem_on("cuda:0", solver="fbdf"))
     with pytest.raises(pynode.EngineUnavailable, match=r"solves independent samples on the CPU only.*batching"):
         device_of(problem_on("cuda:0", times=2))
+
+
+def test_fields_in_julia_and_callbacks_are_for_the_processor() -> None:
+    state = torch.zeros(2, 3, device="meta")
+    with pytest.raises(pynode.EngineUnavailable, match="a JuliaField takes CPU tensors, the state is on meta: move it"):
+        julia_function.call([torch.zeros(()), state], 0, [])
+    problem: Any = SimpleNamespace(z0=(state,))
+    with pytest.raises(pynode.EngineUnavailable, match="lowering='callback' works on CPU tensors, the state is on"):
+        PythonField(problem, problem, Device(-1))
 
 
 def test_a_field_and_a_state_on_different_devices() -> None:
