@@ -104,6 +104,23 @@ def test_every_kind_of_solver(elsewhere, solver: str) -> None:
 
 
 @pytest.mark.julia
+@pytest.mark.parametrize("solver", ["verlet", "dprkn6"])
+def test_states_of_second_order(elsewhere, solver: str) -> None:
+    def run(device: str) -> list[Tensor]:
+        force, z0 = nn.Linear(2, 2).double(), (tensor(STATES, device), tensor(STATES, device))
+        nn.init.constant_(force.weight, -0.5)
+        nn.init.zeros_(force.bias)
+        force.to(device)
+        how = {"solver": solver, "engine": "julia", "rtol": 1e-6, "atol": 1e-8}
+        dt = 0.05 if solver == "verlet" else None
+        sol = pynode.solve(lambda t, z: (z[1], force(z[0]).tanh()), z0, [0.0, 0.3, 1.0], dt=dt, **how)
+        total = sum(x.sin().sum() for x in sol.z)
+        return [*sol.z, *torch.autograd.grad(total, [*z0, *force.parameters()])]
+
+    both(elsewhere, run)
+
+
+@pytest.mark.julia
 def test_exponentials(elsewhere) -> None:
     def field(t: Tensor, z: Tensor) -> Tensor:
         return torch.sigmoid(z) - torch.exp(-z) + torch.log1p(z**2) * nn.functional.softplus(z) - torch.softmax(z, 1)
