@@ -328,6 +328,88 @@ end
     @test PyNODE.columns_at_once(x) < 1500 * 12 * 5
 end
 
+# ---- convolutions by rows -------------------------------------------------------------------------------------
+
+# The outputs of a program on arrays of one kind, which is run twice.
+function outputs(g, arrays, nodes, batch, like = Float64[])
+    n = length(arrays)
+    program = PyNODE.lower(g, Float64, Dict(i => i for i in 1:n), n, [i => nothing for i in nodes])
+    buffers = Any[like isa JLArray ? JLArray(a) : copy(a) for a in arrays]
+    foreach(s -> push!(buffers, s.make(like, batch, buffers)), program.specs)
+    program.run(Tuple(buffers), 0.5, batch)
+    program.run(Tuple(buffers), 0.5, batch)
+    return program, buffers, map(b -> Array(buffers[b]), program.outputs)
+end
+
+# Value and products of a convolution, `x` and `w` in Julia's order; shapes are PyTorch's.
+function conv_graph(x, w, out, attrs)
+    B, N = [1, 0], ndims(x) - 2
+    image, result = [B, reverse(size(x)[1:(N + 1)])...], [B, reverse(out)...]
+    weights = [reverse(size(w))...]
+    return graph(["z", "parameter", "cotangent"], [
+        input(0, image), input(1, weights), input(2, result), node("conv", [0, 1], result; attrs...),
+        node("conv_input", [2, 1], image; attrs...), node("conv_weight", [0, 2], weights; attrs...),
+    ])
+end
+
+function allocated(run)
+    run(0.5)
+    return @allocated run(0.5)
+end
+
+by_rows(buffers) = count(b -> b isa PyNODE.Rows, buffers)
+
+@testset "convolution by rows: $attrs" for attrs in (
+    (stride = [1, 1], padding = [0, 0], dilation = [1, 1], groups = 1),
+    (stride = [1, 1], padding = [1, 1], dilation = [1, 1], groups = 2),
+    (stride = [1, 1], padding = [0, 1], dilation = [1, 1], groups = 1),
+    (stride = [1, 1], padding = [3, 2], dilation = [2, 2], groups = 1),
+)
+    x, w = draw(6, 7, 8 * attrs.groups, 5), draw(3, 2, 8, 6 * attrs.groups)
+    y = correlate(x, w, attrs.stride, attrs.padding, attrs.dilation, attrs.groups)
+    dy = draw(size(y)...)
+    unit(a, k) = reshape([i == k ? 1.0 : 0.0 for i in eachindex(a)], size(a))
+    conv(x, w) = correlate(x, w, attrs.stride, attrs.padding, attrs.dilation, attrs.groups)
+    dw = reshape([sum(dy .* conv(x, unit(w, k))) for k in eachindex(w)], size(w))
+    dx = zero(x)
+    for k in CartesianIndices(size(x)[1:3])  # samples are apart: all at once
+        e = zero(x)
+        e[k, :] .= 1
+        dx[k, :] .= vec(sum(dy .* conv(e, w); dims = (1, 2, 3)))
+    end
+    g = conv_graph(x, w, size(y)[1:3], attrs)
+    for nodes in ([4, 5, 6], [4], [5], [6])  # the products share their windows where both are asked for
+        program, buffers, got = outputs(g, [x, w, dy], nodes, 5)
+        @test by_rows(buffers) == (length(nodes) == 3 ? 2 : 1)
+        @test all(zip(nodes, got)) do (i, a)
+            isapprox(a, (y, dx, dw)[i - 3]; rtol = 1e-13)
+        end
+        @test allocated(PyNODE.Bound(program.run, Tuple(buffers), 5)) == 0
+    end
+end
+
+# Against `im2col`, which arrays of devices go by: other dimensions, and images of several blocks and products.
+@testset "convolution by rows: $(size(x)), $(size(w))" for (x, w) in (
+    (draw(300, 16, 5), draw(3, 16, 20)),
+    (draw(4, 5, 6, 8, 2), draw(3, 3, 3, 8, 7)),
+    (draw(40, 60, 8, 2), draw(3, 3, 8, 8)),
+    (draw(9, 120, 32, 2), draw(3, 5, 32, 64)),
+)
+    N = ndims(x) - 2
+    attrs = (stride = ones(Int, N), padding = ones(Int, N), dilation = ones(Int, N), groups = 1)
+    out = (ntuple(i -> size(x, i) + 3 - size(w, i), N)..., size(w, N + 2))
+    g, batch = conv_graph(x, w, out, attrs), size(x, N + 2)
+    arrays = [x, w, draw(out..., batch)]
+    _, buffers, got = outputs(g, arrays, [4, 5, 6], batch)
+    found = filter(b -> b isa PyNODE.Rows, buffers)
+    @test length(found) == 2
+    N == 2 && @test any(r -> r.block < last(r.out), found)
+    size(w, 4) == 64 && @test any(r -> r.chunk < r.block, found)
+    _, on_device, expected = outputs(g, arrays, [4, 5, 6], batch, JLArray(Float64[]))
+    @test by_rows(on_device) == 0
+    @test all(isapprox(a, b; rtol = 1e-12) for (a, b) in zip(got, expected))
+end
+
 # ---- refusals -------------------------------------------------------------------------------------------------
 
 @testset "refusals" begin

@@ -68,58 +68,71 @@ end
 "Gather or scatter, place by place of the kernel."
 function move!(op, columns, places, image, range, w::Window{N}) where {N}
     out, in, channels = out_of(columns, w), ntuple(i -> size(image, i), Val(N)), size(image, N + 1)
-    shifted = all(==(1), w.stride) && Base.front(out) == Base.front(in)
     for (position, k) in enumerate(kernel_of(columns, w))
         offset = ntuple(i -> (k[i] - 1) * w.dilation[i] - w.padding[i], Val(N))
         at = (first(places) - 1) * stride(columns, 2N + 2) + (position - 1) * prod(out)
         from = (first(range) - 1) * stride(image, N + 2)
         between = stride(columns, 2N + 1), stride(image, N + 1)  # channels, which follow each other over all samples
-        if shifted
-            moveshifted!(op, columns, at, image, from, length(range) * channels, between, out, in, offset)
-        else
-            moverows!(op, columns, at, image, from, length(range) * channels, between, out, in, offset, w.stride)
-        end
+        move_channels!(op, columns, at, image, from, length(range) * channels, between, out, in, offset, w.stride)
     end
     return columns
 end
 
+"""
+The same for one place, which lies `offset` from the pixels; `at` and `from` are what is before the first channel. Only along
+these dimensions may columns that lie outside of the image hold something: `stale`.
+"""
+function move_channels!(op, columns, at, image, from, channels, between, out, in, offset, stride, stale = eachindex(out))
+    if all(==(1), stride) && Base.front(out) == Base.front(in)
+        moveshifted!(op, columns, at, image, from, channels, between, out, in, offset, stale)
+    else
+        moverows!(op, columns, at, image, from, channels, between, out, in, offset, stride)
+    end
+    return
+end
+
 "Pixels that meet the image one place further on are one run, but for those that meet what is outside of the image."
-function moveshifted!(op, columns, at, image, from, channels, between, out, in, offset)
+function moveshifted!(op, columns, at, image, from, channels, between, out, in, offset, stale)
     shift = sum(offset .* steps(in))
     first, last = max(1, 1 - shift), min(prod(out), prod(in) - shift)
-    op isa Scatter && outside!(columns, at, channels, between[1], out, in, offset)
+    op isa Scatter && outside!(columns, at, channels, between[1], out, in, offset, stale)
     for c in 0:(channels - 1)
         run!(op, columns, at + c * between[1] + first, image, from + c * between[2] + shift + first, last - first + 1, 1)
     end
-    op isa Gather && outside!(columns, at, channels, between[1], out, in, offset)
+    op isa Gather && outside!(columns, at, channels, between[1], out, in, offset, stale)
     return
 end
 
 "Distance in memory between neighbours in each dimension."
 steps(size::NTuple{N}) where {N} = ntuple(i -> prod(ntuple(j -> j < i ? size[j] : 1, Val(N))), Val(N))
 
-"Set to zero the pixels of each channel that meet what is outside of the image."
-function outside!(columns, at, channels, between, out::NTuple{N}, in, offset) where {N}
-    for d in 1:N
+"Set to zero the pixels of each channel that meet what is outside of the image along some dimensions."
+function outside!(columns, at, channels, between, out, in, offset, dimensions)
+    for d in dimensions
         inner, n = steps(out)[d], out[d]
-        outer = prod(out) ÷ (inner * n)
-        for range in (1:min(n, -offset[d]), max(1, in[d] - offset[d] + 1):n), j in range, c in 0:(channels - 1)
-            start = at + c * between + (j - 1) * inner
-            if inner == 1
-                zeros!(columns, start + 1, outer, n)
-            else
-                for o in 0:(outer - 1)
-                    zeros!(columns, start + 1 + o * inner * n, inner, 1)
-                end
+        for range in (1:min(n, -offset[d]), max(1, in[d] - offset[d] + 1):n)
+            isempty(range) && continue
+            start, length_of = at + (first(range) - 1) * inner, length(range) * inner
+            for c in 0:(channels - 1)
+                zeros!(columns, start + c * between + 1, length_of, inner * n, prod(out) ÷ (inner * n))
             end
         end
     end
     return
 end
 
-@inline function zeros!(x, from, n, step)
-    @inbounds @simd ivdep for i in 0:(n - 1)
-        x[from + i * step] = 0
+"Set to zero `count` runs of a length, which begin a step from each other."
+@inline function zeros!(x, from, length, step, count)
+    if length == 1
+        @inbounds for i in 0:(count - 1)
+            x[from + i * step] = 0
+        end
+    else
+        @inbounds for i in 0:(count - 1)
+            @simd ivdep for k in 0:(length - 1)
+                x[from + i * step + k] = 0
+            end
+        end
     end
     return
 end
@@ -129,7 +142,7 @@ function moverows!(op, columns, at, image, from, channels, between, out, in, off
     first, last = max(1, cld(-offset[1], step) + 1), min(n, fld(in[1] - 1 - offset[1], step) + 1)
     for c in 0:(channels - 1)
         to, source = at + c * between[1], from + c * between[2] + (first - 1) * step + offset[1] + 1
-        op isa Gather && zeros!(columns, to + 1, prod(out), 1)
+        op isa Gather && zeros!(columns, to + 1, prod(out), 0, 1)
         for j in CartesianIndices(Base.tail(out))
             met = (Tuple(j) .- 1) .* Base.tail(stride) .+ Base.tail(offset)
             if all(0 .<= met .< Base.tail(in))

@@ -92,16 +92,18 @@ struct Columns
     groups::Int
 end
 
-function columns!(l::Lowering, n::Node, image, weight, out)
+function columns!(l::Lowering, n::Node, rows::Int, image, weight, out)
     T, N, groups = l.T, length(out) - 2, Int(n.attrs["groups"])
     shape = [out[1:N]; weight[1:N]; image[N + 1]]
-    function make(like, batch, _)
+    function make(like, batch, buffers)
+        buffers[rows] === nothing || return nothing
         count = clamp(columns_at_once(like) ÷ max(elements(shape, batch), 1), 1, max(dimsize(out[N + 2], batch), 1))
         return fill!(similar(like, T, (sizes(shape, batch)..., count)), zero(T))
     end
     columns = newbuffer!(l, make; alias = false)
     function split(_, batch, buffers)
         x = buffers[columns]
+        x === nothing && return nothing
         pixels = elements(out[1:N], batch)
         return reshape(x, pixels, elements(shape, batch) ÷ (pixels * groups), groups, size(x, ndims(x)))
     end
@@ -167,38 +169,86 @@ end
 
 shape_of(l::Lowering, i) = l.graph.nodes[i].shape
 
+"A buffer for what a convolution by rows works with: `nothing` on a device, and where it is not computed so."
+function rows!(l::Lowering, window::Window, image, weight, out, groups)
+    function make(like, batch, _)
+        like isa Array || return nothing
+        return Rows{l.T}(sizes(image, batch), sizes(weight, batch), sizes(out, batch), groups, window)
+    end
+    return newbuffer!(l, make; contiguous = false, alias = false)
+end
+
+"The same for its transpose; `image` and `out` are those of the convolution."
+function turned_rows!(l::Lowering, n::Node, image, weight, out)
+    N, groups, window = length(out) - 2, Int(n.attrs["groups"]), Window(n)
+    kernel = Tuple{Vararg{Int}}(weight[1:N])
+    return rows!(l, transposed(window, kernel), out, Dim[weight[1:N]; weight[N + 2] ÷ groups; image[N + 1]], image, groups)
+end
+
+"A convolution by rows where there is memory for it, or by `im2col`."
+either(rows::Int, by_rows, by_columns) = Expr(:if, :($(bufsym(rows)) === nothing), by_columns, by_rows)
+
 function lower_op!(l::Lowering, ::Val{:conv}, i, n, into)
     x, w = n.inputs
-    c = columns!(l, n, shape_of(l, x), shape_of(l, w), n.shape)
+    rows = rows!(l, Window(n), shape_of(l, x), shape_of(l, w), n.shape, Int(n.attrs["groups"]))
+    c = columns!(l, n, rows, shape_of(l, x), shape_of(l, w), n.shape)
     image = with_padding!(l, x, c.window)
-    weights = weights!(l, materialise!(l, w; contiguous = true), shape_of(l, w), c.groups)
+    weights = bufsym(weights!(l, materialise!(l, w; contiguous = true), shape_of(l, w), c.groups))
     b = destination!(l, n, into)
-    y = pixels!(l, b, n.shape, c.groups)
-    emit!(l, call(:conv!, (bufsym(y), image, bufsym(weights)), c))
+    y = bufsym(pixels!(l, b, n.shape, c.groups))
+    by_rows = :(conv_rows!($y, $image, $weights, $(bufsym(rows))))
+    emit!(l, either(rows, by_rows, call(:conv!, (y, image, weights), c)))
     l.buffer[i] = b
 end
 
 function lower_op!(l::Lowering, ::Val{:conv_input}, i, n, into)
     dy, w = n.inputs
-    c = columns!(l, n, n.shape, shape_of(l, w), shape_of(l, dy))
-    weights = weights!(l, materialise!(l, w; contiguous = true), shape_of(l, w), c.groups)
-    y = pixels!(l, materialise!(l, dy; contiguous = true), shape_of(l, dy), c.groups)
+    rows = turned_rows!(l, n, n.shape, shape_of(l, w), shape_of(l, dy))
+    c = columns!(l, n, rows, n.shape, shape_of(l, w), shape_of(l, dy))
+    weights = bufsym(weights!(l, materialise!(l, w; contiguous = true), shape_of(l, w), c.groups))
+    y = bufsym(pixels!(l, materialise!(l, dy; contiguous = true), shape_of(l, dy), c.groups))
     b = destination!(l, n, into)
+    dx = bufsym(pixels!(l, b, n.shape, c.groups))
+    by_rows = :(conv_input_rows!($dx, $y, $weights, $(bufsym(rows))))
+    partner = weight_product(l, i, n)
+    if partner !== nothing
+        x = l.graph.nodes[partner].inputs[1]
+        image = bufsym(pixels!(l, materialise!(l, x; contiguous = true), shape_of(l, x), c.groups))
+        by_rows = :(conv_pullback_rows!($dx, $image, $y, $weights, $(bufsym(rows))))
+        l.rows[partner] = rows
+    end
     whole, middle = map(bufsym, padded!(l, n.shape, c.window))
-    emit!(l, call(:conv_input!, (:(unpadded($whole, $(bufsym(b)))), bufsym(y), bufsym(weights)), c))
-    emit!(l, :(unpad!($(bufsym(b)), $middle)))
+    by_columns = call(:conv_input!, (:(unpadded($whole, $(bufsym(b)))), y, weights), c)
+    emit!(l, either(rows, by_rows, Expr(:block, by_columns, :(unpad!($(bufsym(b)), $middle)))))
     l.buffer[i] = b
+end
+
+"The product of the same cotangent with the same convolution's derivative in the weights, where the image is there already."
+function weight_product(l::Lowering, i::Int, n::Node)
+    dy, w = n.inputs
+    alike(j) = (m = l.graph.nodes[j]; m.op === :conv_weight && m.inputs[2] == dy && m.inputs[1] < i < j &&
+        shape_of(l, m.inputs[1]) == n.shape && m.shape == shape_of(l, w) && m.attrs == n.attrs && !haskey(l.rows, j))
+    k = findfirst(alike, l.users[dy])
+    return k === nothing ? nothing : l.users[dy][k]
 end
 
 function lower_op!(l::Lowering, ::Val{:conv_weight}, i, n, into)
     x, dy = n.inputs
-    c = columns!(l, n, shape_of(l, x), n.shape, shape_of(l, dy))
+    shared = haskey(l.rows, i)
+    rows = shared ? l.rows[i] : turned_rows!(l, n, shape_of(l, x), n.shape, shape_of(l, dy))
+    c = columns!(l, n, rows, shape_of(l, x), n.shape, shape_of(l, dy))
     image = with_padding!(l, x, c.window)
-    y = pixels!(l, materialise!(l, dy; contiguous = true), shape_of(l, dy), c.groups)
+    y = bufsym(pixels!(l, materialise!(l, dy; contiguous = true), shape_of(l, dy), c.groups))
     b = destination!(l, n, into)
-    weights = weights!(l, b, n.shape, c.groups)
-    turned = newbuffer!(l, (like, _, buffers) -> similar(like, l.T, size(buffers[weights])[[2, 1, 3]]))
-    emit!(l, call(:conv_weight!, (bufsym(weights), bufsym(turned), image, bufsym(y)), c))
+    dw = weights!(l, b, n.shape, c.groups)
+    turned = newbuffer!(l, (like, _, buffers) -> similar(like, l.T, size(buffers[dw])[[2, 1, 3]]))
+    products = bufsym(rows)
+    if !shared
+        matrices = bufsym(pixels!(l, materialise!(l, x; contiguous = true), shape_of(l, x), c.groups))
+        products = :(conv_weight_rows!($matrices, $y, $products))
+    end
+    by_rows = :(put_weights!($(bufsym(dw)), $products))
+    emit!(l, either(rows, by_rows, call(:conv_weight!, (bufsym(dw), bufsym(turned), image, y), c)))
     l.buffer[i] = b
 end
 

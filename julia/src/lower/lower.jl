@@ -48,6 +48,7 @@ mutable struct Lowering
     outputs::Set{Int}                # nodes whose values are asked for
     bias::Dict{Int,Int}              # product => the bias that it starts from
     sums::Dict{Int,Int}              # sum of product and bias => the product
+    rows::Dict{Int,Int}              # product with a convolution's weights' derivative => buffer with its sums, see `Rows`
 end
 
 ispointwise(n::Node) = haskey(POINTWISE, n.op) || n.op in (:cast, :expand, :full)
@@ -207,7 +208,7 @@ Lower what `outputs` need to a program.
 function lower(graph::Graph, T::DataType, given::Dict{Int,Int}, n_given::Int, outputs)
     wanted = [first(o) for o in outputs]
     order = live(graph, wanted, given)
-    l = Lowering(graph, T, given, BufferSpec[], n_given, copy(given), trues(n_given), Dict(), Dict(), Set(), Expr[], Dict(), Set(wanted), Dict(), Dict())
+    l = Lowering(graph, T, given, BufferSpec[], n_given, copy(given), trues(n_given), Dict(), Dict(), Set(), Expr[], Dict(), Set(wanted), Dict(), Dict(), Dict())
     plan!(l, order)
     place = Dict{Int,Int}()
     for (i, b) in outputs
