@@ -352,6 +352,20 @@ function conv_graph(x, w, out, attrs)
     ])
 end
 
+# The transposes of `correlate`, by the definition.
+function correlate_back(x, w, dy, stride, padding, dilation, groups)
+    (W, H), (kw, kh, c, O), dx, dw = size(x), size(w), zero(x), zero(w)
+    for b in axes(x, 4), o in 1:O, j in axes(dy, 2), i in axes(dy, 1), q in 1:c, l in 1:kh, k in 1:kw
+        u = (i - 1) * stride[2] + (k - 1) * dilation[2] - padding[2] + 1
+        v = (j - 1) * stride[1] + (l - 1) * dilation[1] - padding[1] + 1
+        channel = (o - 1) ÷ (O ÷ groups) * c + q
+        1 <= u <= W && 1 <= v <= H || continue
+        dx[u, v, channel, b] += w[k, l, q, o] * dy[i, j, o, b]
+        dw[k, l, q, o] += x[u, v, channel, b] * dy[i, j, o, b]
+    end
+    return dx, dw
+end
+
 function allocated(run)
     run(0.5)
     return @allocated run(0.5)
@@ -368,15 +382,7 @@ by_rows(buffers) = count(b -> b isa PyNODE.Rows, buffers)
     x, w = draw(6, 7, 8 * attrs.groups, 5), draw(3, 2, 8, 6 * attrs.groups)
     y = correlate(x, w, attrs.stride, attrs.padding, attrs.dilation, attrs.groups)
     dy = draw(size(y)...)
-    unit(a, k) = reshape([i == k ? 1.0 : 0.0 for i in eachindex(a)], size(a))
-    conv(x, w) = correlate(x, w, attrs.stride, attrs.padding, attrs.dilation, attrs.groups)
-    dw = reshape([sum(dy .* conv(x, unit(w, k))) for k in eachindex(w)], size(w))
-    dx = zero(x)
-    for k in CartesianIndices(size(x)[1:3])  # samples are apart: all at once
-        e = zero(x)
-        e[k, :] .= 1
-        dx[k, :] .= vec(sum(dy .* conv(e, w); dims = (1, 2, 3)))
-    end
+    dx, dw = correlate_back(x, w, dy, attrs.stride, attrs.padding, attrs.dilation, attrs.groups)
     g = conv_graph(x, w, size(y)[1:3], attrs)
     for nodes in ([4, 5, 6], [4], [5], [6])  # the products share their windows where both are asked for
         program, buffers, got = outputs(g, [x, w, dy], nodes, 5)
