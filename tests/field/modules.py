@@ -976,6 +976,7 @@ CONVOLUTIONS: dict[str, Callable[[], nn.Module]] = {
     "conv": lambda: conv(3, 3, 3, padding=1),
     "conv without bias": lambda: conv(3, 3, 3, padding=1, bias=False),
     "conv of one pixel": lambda: conv(3, 3, 1),
+    "conv of many channels": lambda: nn.Sequential(conv(3, 8, 3, padding=1), nn.Tanh(), conv(8, 3, 3, padding=1)),
     "conv of uneven kernel": lambda: conv(3, 3, (3, 1), padding=(1, 0)),
     "conv, padding same": lambda: conv(3, 3, 3, padding="same", dilation=(2, 1)),
     "conv, no padding": lambda: nn.Sequential(conv(3, 4, 3), nn.ConvTranspose2d(4, 3, 3, dtype=torch.float64)),
