@@ -224,14 +224,18 @@ end
     small = T.(exp.(range(-60, 0, 400)))
     xs = [T.(range(-far, far, 2001)); small; -small]
     @test off(PyNODE.vector_exp, exp, xs) < 1
+    @test off(PyNODE.vector_expm1, expm1, xs) < 2.5
+    @test off(PyNODE.vector_tanh, tanh, [T.(range(-25, 25, 4001)); small; -small]) < (T === Float64 ? 3 : 5)
     @test off(PyNODE.vector_sigmoid, x -> inv(1 + exp(-x)), xs) < 2
     @test off(PyNODE.vector_log1p, log1p, [T.(exp.(range(-60, far, 2001))); -small[1:(end - 1)]; T.(range(-0.99, 3, 2001))]) < 3
     for x in T[-Inf, Inf, NaN, 0, 1.5far, -1.5far]
         @test isequal(PyNODE.vector_exp(x), exp(x))
+        @test isequal(PyNODE.vector_expm1(x), expm1(x)) && isequal(PyNODE.vector_tanh(x), tanh(x))
     end
     least = nextfloat(zero(T))
     for x in T[-1, Inf, NaN, 0, -0.0, least, -least, 3least, -3least, floatmin(T)]
         @test isequal(PyNODE.vector_log1p(x), log1p(x))
+        x == -1 || @test isequal(PyNODE.vector_expm1(x), expm1(x)) && isequal(PyNODE.vector_tanh(x), tanh(x))
         @test isequal(PyNODE.vector_exp(x), exp(x))
     end
     @test isnan(PyNODE.vector_log1p(T(-Inf))) && isnan(PyNODE.vector_sigmoid(T(NaN)))
@@ -243,7 +247,7 @@ end
         @test abs(PyNODE.vector_exp(x) - exact(exp, x)) <= least
     end
     # Without calls and branches, loops over them are vectorised.
-    for f in (PyNODE.vector_exp, PyNODE.vector_log1p, PyNODE.vector_sigmoid)
+    for f in (PyNODE.vector_exp, PyNODE.vector_expm1, PyNODE.vector_log1p, PyNODE.vector_sigmoid, PyNODE.vector_tanh)
         code = first(only(code_typed(f, (T,)))).code
         @test !any(e -> e isa Core.GotoIfNot || Meta.isexpr(e, :invoke), code)
     end
