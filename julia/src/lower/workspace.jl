@@ -1,10 +1,10 @@
 # The buffers of a kernel for one batch size, and its programs bound to them.
 
-"A program with its buffers."
-struct Bound{F,B<:Tuple}
-    run::F
-    buffers::B
-    batch::Int
+"A program with its buffers. Mutable, since a function pointer's call copies what is not: all buffers, at each evaluation."
+mutable struct Bound{F,B<:Tuple}
+    const run::F
+    const buffers::B
+    const batch::Int
 end
 
 (p::Bound)(t) = p.run(p.buffers, t, p.batch)
