@@ -4,7 +4,7 @@ import jax
 
 
 def double_precision(on=True):
-    """A context; `jax.experimental` had it before JAX 0.8, the last for Python 3.10 being 0.6."""
+    """A context; `jax.experimental` has it in earlier versions, such as the last for Python 3.10."""
     if hasattr(jax, "enable_x64"):
         return jax.enable_x64(on)
     from jax.experimental import enable_x64

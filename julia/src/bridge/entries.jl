@@ -56,7 +56,7 @@ release_entry(kept::Int)::Int = guarded(release, kept)
     write_entry_points(address)
 
 Write the addresses of the C functions that Python calls, all of integers and less than 0 after an error, to an array of
-integers, in the order of `Entries` in call.py.
+integers, in the order of `_ENTRIES` in call.py.
 """
 function write_entry_points(address::Int)
     pointers = (
