@@ -163,7 +163,7 @@ def _tracked(*patterns):
 def test_sdist_contains_sources_and_tests(built):
     with tarfile.open(built[0]) as archive:
         names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
-    expected = _tracked("pynode/**/*", "julia/src/**/*.jl", "julia/test/**/*.jl", "tests/**/*.py", "examples/*.py")
+    expected = _tracked("pynode/**/*", "julia/src/**/*", "julia/test/**/*.jl", "tests/**/*.py", "examples/*.py")
     assert expected <= names
     assert {"README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", "julia/Project.toml"} <= names
     assert {"CITATION.cff", "CONTRIBUTING.md", "mkdocs.yml", "noxfile.py", "docs/licences.md", ".ci/run"} <= names
@@ -177,7 +177,7 @@ def test_wheel_contains_exactly_the_package_and_the_julia_sources(built):
     with zipfile.ZipFile(built[1]) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         shipped = tomllib.loads(archive.read("pynode/_julia/Project.toml").decode())
-    sources = _tracked("julia/src/**/*.jl", "julia/ext/**/*.jl", "julia/Project.toml", "julia/lock/*.toml")
+    sources = _tracked("julia/src/**/*", "julia/ext/**/*.jl", "julia/Project.toml", "julia/lock/*.toml")
     julia = {f"pynode/_{name}" for name in sources}
     assert names == _tracked("pynode/**/*") | julia
     assert shipped == JULIA

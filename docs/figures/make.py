@@ -5,6 +5,7 @@ Memory, and the steps of independent samples, are read from the tables of benchm
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import torch
@@ -179,17 +180,12 @@ def batching() -> Figure:
 
 def table(heading: str) -> list[list[str]]:
     """The rows of the first table behind a heading of the benchmarks."""
-    lines = iter(TABLES.read_text().split(f"{heading}\n")[1].splitlines())
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in lines
-        if line.startswith("| ")
+    lines = TABLES.read_text().split(f"{heading}\n")[1].splitlines()
+    after = itertools.dropwhile(lambda line: line[:2] != "| ", lines)
+    _, _, *rows = itertools.takewhile(lambda line: line[:2] == "| ", after)
+    return [
+        [cell.strip() for cell in row.strip("|").split("|")] for row in rows
     ]
-    end = next(
-        i for i, row in enumerate(rows) if set("".join(row)) <= set("-: ")
-    )
-    found = rows[end + 1 :]
-    return [row for row in found if len(row) == len(rows[0])]
 
 
 def panels(n: int) -> tuple[Figure, list]:
