@@ -1,8 +1,9 @@
-"""Products of matrices that are put together or cut: the products of their parts instead.
+"""Products of matrices that are put together or cut, and convolutions of images that are: those of their parts instead.
 
 `[x, t] Wᵀ`, as a layer that takes the time writes it, is `x W₁ᵀ + t w₂ᵀ`: a smaller product and a bias. Putting the
 columns together, and cutting them apart in the derivative, would cost more than the product, since they are strided;
-and the product of a part that does not depend on the state is computed once for a whole solve.
+and the product of a part that does not depend on the state is computed once for a whole solve. So is the convolution of
+the time as a channel: up to its factor it is that of an image of ones.
 """
 
 from __future__ import annotations
@@ -27,21 +28,30 @@ def distribute(graph: FieldGraph) -> FieldGraph:
     users.update(i for i in (*graph.value, *graph.vjp) if i is not None)
     slices = Counter(n.inputs[0] for n in graph.nodes if n.op == "slice")
     place: list[int] = []
-    for node in graph.nodes:
-        inputs = tuple(place[i] if isinstance(i, int) else i for i in node.inputs)
+    for i, node in enumerate(graph.nodes):
+        inputs = tuple(place[j] if isinstance(j, int) else j for j in node.inputs)
         new = dataclasses.replace(node, inputs=inputs)
-        source = next((i for i in node.inputs if isinstance(i, int)), 0)
+        source = next((j for j in node.inputs if isinstance(j, int)), 0)
         once = users[source] == 1
         if node.op == "mm":
             place.append(b.mm(inputs[0], inputs[1]))  # type: ignore[arg-type]
-        elif node.op == "add" and all(isinstance(i, int) for i in inputs):
+        elif node.op == "conv":
+            place.append(b.conv(new))
+        elif node.op == "conv_weight":
+            place.append(b.conv_weight(new))
+        elif node.op == "conv_input" and slices[i] == users[i] <= _MOST:
+            place.append(b.copy(new))
+            # Made here, so that it comes before the products with the derivative in the weights, made along with it.
+            for part in (_Part.of(n) for n in graph.nodes if n.op == "slice" and n.inputs[0] == i):
+                b.part(place[-1], part)
+        elif node.op == "add" and all(isinstance(j, int) for j in inputs):
             place.append(b.total(new))
         elif node.op == "permute" and node.attr("dims") == (1, 0):
             place.append(b.transpose(place[source], once))
         elif node.op == "slice" and slices[source] == users[source] <= _MOST:
             place.append(b.part(place[source], _Part.of(new)))
-        elif node.op == "sum" and once:
-            place.append(b.sum_of_product(new))
+        elif node.op == "sum":
+            place.append(b.sum(new, once))
         else:
             place.append(b.copy(new))
     return dataclasses.replace(
@@ -139,13 +149,13 @@ class _Products(Builder):
         return sized and len(sources) <= _MOST and sum(map(self.moving, sources)) <= 1
 
     def _repeated(self, x: int, dim: int) -> int | None:
-        """The only line of a matrix whose lines along a dimension are all the same."""
+        """The line of a matrix whose lines along a dimension are all alike, or the only one of several matrices."""
         node, shape = self.nodes[x], self.shape(x)
         if node.op != "expand" or shape[dim] == 1:
             return None
         source = node.inputs[0]
         assert isinstance(source, int)
-        inner = (1,) * (2 - len(self.shape(source))) + self.shape(source)
+        inner = (1,) * (len(shape) - len(self.shape(source))) + self.shape(source)
         line = [1 if d == dim else n for d, n in enumerate(shape)]
         return self.expand(self.reshape(source, inner), line) if inner[dim] == 1 else None
 
@@ -158,16 +168,123 @@ class _Products(Builder):
             return self.reshape(self.reduce("sum", source, [1], True, (width, 1)), (1, width))
         return self.reduce("sum", x, [0], True, (1, width))
 
-    def sum_of_product(self, node: Node) -> int:
-        """A sum over the rows of a product: the product with the sum of the first factor's rows."""
+    def sum(self, node: Node, once: bool) -> int:
+        """A sum, of a product by its factors' sums; `once`: what is summed is not needed otherwise."""
         (source,) = (i for i in node.inputs if isinstance(i, int))
+        if once and node.shape == ():
+            while self.nodes[source].op == "reshape":
+                (source,) = (i for i in self.nodes[source].inputs if isinstance(i, int))
         dims, inner = node.attr("dims"), self.nodes[source]
-        if inner.op != "mm" or 0 not in dims or inner.shape[0] == 1:
-            return self.copy(node)
+        if once and inner.op == "mm" and 0 in dims and inner.shape[0] != 1:
+            return self._sum_of_product(node, inner)
+        if once and inner.op == "conv_input" and node.shape == () and inner.attr("groups") == 1:
+            return self._sum_of_image(inner)
+        over_batch = self._found("sum", [source], (1, *inner.shape[1:]), dims=(0,), keepdim=True)
+        if over_batch is not None and len(dims) > 1 and 0 in dims:
+            return self.reshape(self.reduce("sum", over_batch, dims, False, self._without(inner, dims)), node.shape)
+        return self.copy(node)
+
+    def _found(self, op: str, inputs: Sequence[int], shape: Sequence[Dim], **attrs: object) -> int | None:
+        """The node that is there already, if it is."""
+        return self._index.get(Node(op, tuple(inputs), tuple(shape), "float", tuple(sorted(attrs.items()))))
+
+    @staticmethod
+    def _without(node: Node, dims: Sequence[int]) -> tuple[Dim, ...]:
+        return tuple(n for d, n in enumerate(node.shape) if d not in dims)
+
+    def _sum_of_product(self, node: Node, inner: Node) -> int:
+        """A sum over the rows of a product: the product with the sum of the first factor's rows."""
+        dims = node.attr("dims")
         x, y = (i for i in inner.inputs if isinstance(i, int))
         row = self.mm(self._sum_of_rows(x), y)
         whole = 1 in dims and inner.shape[1] != 1
         return self.reshape(self.reduce("sum", row, [1], True, (1, 1)) if whole else row, node.shape)
+
+    # ---- convolutions -----------------------------------------------------------------------------------
+
+    def conv(self, node: Node) -> int:
+        """A convolution; of channels that are put together, that of those that depend on the state, and the others'."""
+        x, w = (i for i in node.inputs if isinstance(i, int))
+        parts = self._channels(x, node)
+        if parts is None:
+            return self.copy(node)
+        moving, rest = None, None
+        for i, start, stop in parts:
+            part = self._of_channels(w, start, stop)
+            if self.moving(i):
+                moving = self._conv_like(node, [i, part], node.shape)
+                continue
+            fixed, factor = self._image(i)
+            term = self._conv_like(node, [fixed, part], (1, *node.shape[1:]))
+            if factor is not None:
+                term = self.pointwise("mul", [factor, term], self.shape(term))
+            rest = term if rest is None else self.pointwise("add", [rest, term], self.shape(term))
+        assert moving is not None
+        assert rest is not None
+        return self.pointwise("add", [moving, rest], node.shape)
+
+    def conv_weight(self, node: Node) -> int:
+        """The products with the derivative of such a convolution in its weights."""
+        x, dy = (i for i in node.inputs if isinstance(i, int))
+        parts = self._channels(x, node)
+        if parts is None:
+            return self.copy(node)
+        terms, summed = [], self.reduce("sum", dy, [0], True, (1, *self.shape(dy)[1:]))
+        for i, start, stop in parts:
+            shape = (node.shape[0], stop - start, *node.shape[2:])
+            if self.moving(i):
+                terms.append(self._conv_like(node, [i, dy], shape))
+                continue
+            fixed, factor = self._image(i)
+            term = self._conv_like(node, [fixed, summed], shape)
+            terms.append(term if factor is None else self.pointwise("mul", [factor, term], shape))
+        return self.add("cat", terms, node.shape, dim=1)
+
+    def _conv_like(self, node: Node, inputs: Sequence[int], shape: Sequence[Dim]) -> int:
+        return self.add(node.op, inputs, shape, **dict(node.attrs))
+
+    def _channels(self, x: int, node: Node) -> list[tuple[int, int, int]] | None:
+        """Images whose channels make up those of an image, with where they start and stop; one depends on the state.
+
+        `None` where there are no such images, or one is neither the state's nor the same for all samples.
+        """
+        cat = self.nodes[x]
+        if cat.op != "cat" or cat.attr("dim") != 1 or node.attr("groups") != 1:
+            return None
+        sources = [i for i in cat.inputs if isinstance(i, int)]
+        others = [i for i in sources if not self.moving(i)]
+        if len(sources) > _MOST or len(others) != len(sources) - 1 or any(self._repeated(i, 0) is None for i in others):
+            return None
+        found, start = [], 0
+        for i in sources:
+            size = self.shape(i)[1]
+            assert isinstance(size, int)
+            found.append((i, start, start + size))
+            start += size
+        return found
+
+    def _image(self, i: int) -> tuple[int, int | None]:
+        """The image of one sample that all samples have, or of ones and the number that it has everywhere."""
+        (source,) = (j for j in self.nodes[i].inputs if isinstance(j, int))
+        shape = (1, *self.shape(i)[1:])
+        if all(n == 1 for n in self.shape(source)):
+            return self.full(1.0, shape), self.reshape(source, ())
+        row = self._repeated(i, 0)
+        assert row is not None
+        return row, None
+
+    def _of_channels(self, w: int, start: int, stop: int) -> int:
+        """The part of a kernel that some channels of an image meet."""
+        return self.part(w, _Part(1, start, stop, 1, stop - start))
+
+    def _sum_of_image(self, node: Node) -> int:
+        """The sum of all numbers of a convolution's transpose: the product with the convolution of an image of ones."""
+        dy, w = (i for i in node.inputs if isinstance(i, int))
+        shape = (1, *self.shape(dy)[1:])
+        summed = self.reduce("sum", dy, [0], True, shape)
+        ones = self.full(1.0, (1, *node.shape[1:]))
+        product = self.pointwise("mul", [summed, self.add("conv", [ones, w], shape, **dict(node.attrs))], shape)
+        return self.reduce("sum", product, range(len(shape)), False, ())
 
     # ---- parts and transposes -------------------------------------------------------------------------
 
@@ -180,6 +297,9 @@ class _Products(Builder):
         if node.op == "mm":
             a, b = (i for i in node.inputs if isinstance(i, int))
             return self.mm(self.part(a, part), b) if part.dim == 0 else self.mm(a, self.part(b, part))
+        if node.op == "conv_input" and part.dim == 1 and node.attr("groups") == 1:
+            dy, w = (i for i in node.inputs if isinstance(i, int))
+            return self._conv_like(node, [dy, self.part(w, part)], shape)
         if node.op == "permute" and node.attr("dims") == (1, 0):
             (source,) = (i for i in node.inputs if isinstance(i, int))
             return self.transpose(self.part(source, dataclasses.replace(part, dim=1 - part.dim)))

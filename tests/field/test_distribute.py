@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from modules import Case, linear
+from modules import Case, conv, linear
 from reference import check
 from torch import Tensor, nn
 
@@ -86,6 +87,37 @@ class Shared(nn.Module):
         return (shared + x + self.b) + (self.a + (x + z) + t) + (z.sum(1, keepdim=True) + self.a + x)
 
 
+class Images(nn.Module):
+    """Convolutions of the state beside the time, as torchdyn and as Chen et al. put it, and beside a known image."""
+
+    def __init__(self, **keywords: Any) -> None:
+        super().__init__()
+        self.first, self.second, self.third = conv(4, 3, 3, **keywords), conv(4, 3, 3, padding=1), conv(5, 3, 1)
+        self.known = nn.Parameter(torch.randn(2, 4, 5, dtype=torch.float64))
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        batch, _, height, width = z.shape
+        z = torch.cat([z, t.expand(batch, 1, height, width)], 1)
+        z = self.first(z).tanh()
+        z = self.second(torch.cat([torch.ones_like(z[:, :1]) * t, z], 1)).tanh()
+        return self.third(torch.cat([z, self.known.expand(batch, 2, 4, 5)], 1))
+
+
+class Strided(nn.Module):
+    """A convolution with strides of the state beside the time and a constant, and its transpose."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = conv(5, 4, 3, stride=2, dilation=(1, 2), padding=(1, 2))
+        self.up = nn.ConvTranspose2d(5, 3, 2, stride=2, dtype=torch.float64)
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        batch = z.shape[0]
+        z = torch.cat([t.expand(batch, 1, 4, 6), z, torch.full((batch, 1, 4, 6), 0.5, dtype=z.dtype)], 1)
+        z = self.down(z).tanh()
+        return self.up(torch.cat([z, t.expand(batch, 1, 2, 3)], 1))
+
+
 FIELDS: dict[str, Callable[[], Case]] = {
     "timed": lambda: Case(Timed(), (3,)),
     "conditioned": lambda: Case(Conditioned(), (3,), args=[(2,)]),
@@ -93,6 +125,9 @@ FIELDS: dict[str, Callable[[], Case]] = {
     "rows": lambda: Case(Rows(), (3,)),
     "shared": lambda: Case(Shared(), (3,), args=[(3,)]),
     "padded": lambda: Case(Padded(), (3,)),
+    "images": lambda: Case(Images(padding=1), (3, 4, 5)),
+    "images, dilated": lambda: Case(Images(padding=2, dilation=2), (3, 4, 5)),
+    "strided": lambda: Case(Strided(), (3, 4, 6)),
 }
 
 
@@ -109,7 +144,7 @@ def put_together(graph: FieldGraph) -> set[str]:
     return {n.op for n in moved if any(not isinstance(d, int) for d in n.shape)}
 
 
-@pytest.mark.parametrize("name", ["timed", "conditioned", "halves"])
+@pytest.mark.parametrize("name", ["timed", "conditioned", "halves", "images"])
 def test_nothing_as_large_as_the_batch_is_put_together(name: str) -> None:
     case = FIELDS[name]()
     _, (z,), args = case.draw(3)
@@ -124,6 +159,15 @@ def test_a_bias_that_depends_on_the_time_is_one_row() -> None:
     (value,) = graph.value
     product, bias = (graph.nodes[i] for i in graph.nodes[value].inputs)  # type: ignore[index]
     assert (product.op, bias.shape) == ("mm", (3,))
+
+
+def test_the_convolution_of_the_time_does_not_depend_on_it() -> None:
+    """So that it is computed once for a whole solve."""
+    graph = trace(Images(padding=1), torch.randn(3, 3, 4, 5, dtype=torch.float64))
+    shapes = [n.shape for n in graph.nodes if n.op == "conv"]
+    assert [s for s in shapes if s[0] == 1] == [(1, 3, 4, 5)] * 3
+    ones = [n.inputs[0] for n in graph.nodes if n.op == "conv" and n.shape[0] == 1]
+    assert [graph.nodes[i].op for i in ones[:2]] == ["full", "full"]  # type: ignore[index]
 
 
 def test_many_parts_stay_together() -> None:
