@@ -1,4 +1,4 @@
-"""Gradients of networks at one and at two threads, beside torchdiffeq.
+"""Gradients of networks, and of single large images, at one and at two threads, beside torchdiffeq.
 
     python benchmarks/threads.py [--repeats 7] [--only NAME]
 
@@ -9,6 +9,7 @@ the weights. The contenders take turns; given are medians in milliseconds.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import statistics
 import time
@@ -16,6 +17,7 @@ from collections.abc import Callable
 
 import torch
 import torchdiffeq
+from cases import Conv
 from torch import Tensor, nn
 
 import pynode
@@ -45,6 +47,34 @@ class Autonomous(nn.Module):
 
     def forward(self, t: Tensor, z: Tensor) -> Tensor:
         return self.net(z)
+
+
+class Waves(nn.Module):
+    """Reaction and diffusion of Gray and Scott on a torus: a state (batch, 2, height, width)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rates = nn.Parameter(torch.tensor([0.16, 0.08, 0.035, 0.065]))
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        a, b, feed, kill = self.rates
+        laplacian = z.roll(1, 2) + z.roll(-1, 2) + z.roll(1, 3) + z.roll(-1, 3) - 4 * z
+        u, v = z.unbind(1)
+        reaction = u * v * v
+        du = a * laplacian[:, 0] - reaction + feed * (1 - u)
+        dv = b * laplacian[:, 1] + reaction - (feed + kill) * v
+        return torch.stack([du, dv], 1)
+
+
+def problems() -> dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]]:
+    """The fields by name, with the shapes of their states."""
+    found: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {}
+    for widths, batch in WIDTHS:
+        found[f"{'-'.join(map(str, widths))} × {batch}"] = functools.partial(Autonomous, *widths), (batch, widths[0])
+    for size in (128, 256):
+        found[f"convolutions {size}×{size}×16 × 1"] = functools.partial(Conv, 16), (1, 16, size, size)
+    found["reaction and diffusion 512×512×2 × 1"] = Waves, (1, 2, 512, 512)
+    return found
 
 
 def loss(field: nn.Module, z0: Tensor, package: str) -> Tensor:
@@ -85,14 +115,13 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(2)  # Julia starts with as many
     pynode.solve(nn.Linear(1, 1), torch.ones(1, 1), [0.0, 1.0], engine="julia")
-    print("| network | | torchdiffeq, 1 and 2 threads | julia, 1 and 2 | ratio at 1 and 2 | 2 threads of julia's |")
+    print("| field | | torchdiffeq, 1 and 2 threads | julia, 1 and 2 | ratio at 1 and 2 | 2 threads of julia's |")
     print("| --- | --- | ---: | ---: | ---: | ---: |")
-    for widths, batch in WIDTHS:
-        name = f"{'-'.join(map(str, widths))} × {batch}"
+    for name, (make, shape) in problems().items():
         if arguments.only not in name:
             continue
         torch.manual_seed(0)
-        field, z0 = Autonomous(*widths), torch.randn(batch, widths[0])
+        field, z0 = make(), torch.randn(shape)
         for what in (forward, gradient):
             found = []
             for threads in (1, 2):

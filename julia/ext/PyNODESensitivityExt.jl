@@ -1,9 +1,8 @@
 module PyNODESensitivityExt
 
 using LinearAlgebra: norm
-using PrecompileTools: @compile_workload
-using PyNODE: PyNODE, Adjoint, Dense, SolveFailure, after, algorithm, forget_samples, max_steps, non_finite, off_trajectory,
-    outcome_of, ready!, sample_run, success
+using PyNODE: DRIFT, PyNODE, Adjoint, Dense, SolveFailure, after, algorithm, max_steps, non_finite, off_trajectory, outcome_of,
+    ready!, success
 using SciMLBase: SciMLBase, AbstractODEAlgorithm, AbstractODEProblem, CallbackSet, DiscreteCallback, init, remake, solve, solve!
 using SciMLSensitivity: AdjointSensitivityIntegrand, BacksolveAdjoint, GaussAdjoint, InterpolatingAdjoint,
     ODEAdjointProblem, QuadratureAdjoint, ZygoteVJP, adjoint_sensitivities, quadgk, setproperties
@@ -30,9 +29,6 @@ function add!(u, j::Jumps, t)
     end
     return u
 end
-
-"How far from the trajectory, relative to its largest number, backsolve's state may be at a time that was asked for."
-const DRIFT = 0.1
 
 """
 The states that backsolve's, which it starts from anew at each of the times, should come to: `next` is the one ahead.
@@ -156,12 +152,7 @@ function quadrature(fw::Dense, backward, method, keywords)
     return last(adjoint.u), dp
 end
 
-# Without backsolve: Julia 1.10 compiles it too, and then crashes where it loads the image.
-@compile_workload begin
-    for dtype in ("float32", "float64"), sensitivity in (:gauss, :interpolating)
-        sample_run(dtype, "Tsit5", sensitivity)
-    end
-    forget_samples()
-end
+# No workload: ReverseDiff's types, which compiled adjoints have in them, may crash Julia where it loads the image
+# (JuliaLang/julia, issue 62047).
 
 end

@@ -36,6 +36,7 @@ include("graph/graph.jl")
 
 include("lower/elementary.jl")
 include("lower/pointwise.jl")
+include("lower/threads.jl")
 include("lower/lower.jl")
 include("lower/assign.jl")
 include("lower/operations.jl")

@@ -8,6 +8,7 @@ using Test
     include("sample.jl")
     include("lower.jl")
     include("blocks.jl")
+    include("threads.jl")
     include("matrices.jl")
     include("fourier.jl")
     include("discrete.jl")

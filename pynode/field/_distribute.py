@@ -171,14 +171,15 @@ class _Products(Builder):
     def sum(self, node: Node, once: bool) -> int:
         """A sum, of a product by its factors' sums; `once`: what is summed is not needed otherwise."""
         (source,) = (i for i in node.inputs if isinstance(i, int))
-        if once and node.shape == ():
-            while self.nodes[source].op == "reshape":
-                (source,) = (i for i in self.nodes[source].inputs if isinstance(i, int))
         dims, inner = node.attr("dims"), self.nodes[source]
         if once and inner.op == "mm" and 0 in dims and inner.shape[0] != 1:
             return self._sum_of_product(node, inner)
-        if once and inner.op == "conv_input" and node.shape == () and inner.attr("groups") == 1:
-            return self._sum_of_image(inner)
+        if once and node.shape == ():
+            image = inner
+            while image.op == "reshape":
+                image = self.nodes[image.inputs[0]]  # type: ignore[index]
+            if image.op == "conv_input" and image.attr("groups") == 1:
+                return self._sum_of_image(image)
         over_batch = self._found("sum", [source], (1, *inner.shape[1:]), dims=(0,), keepdim=True)
         if over_batch is not None and len(dims) > 1 and 0 in dims:
             return self.reshape(self.reduce("sum", over_batch, dims, False, self._without(inner, dims)), node.shape)

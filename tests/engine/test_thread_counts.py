@@ -120,6 +120,47 @@ def test_samples_are_shared_out(sensitivities: tuple[str, ...]) -> None:
     assert lines_of(PARTED, *sensitivities) == ["0", "2", "2"]  # for joint products, and for those that are split
 
 
+SHARED = """
+import torch, pynode
+from pynode.engine.julia import runtime
+torch.manual_seed(0)
+class Image(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inward = torch.nn.Conv2d(4, 16, 3, padding=1, padding_mode="circular")
+        self.outward = torch.nn.Conv2d(16, 4, 3, padding=1)
+    def forward(self, t, z):
+        laplacian = z.roll(1, 2) + z.roll(-1, 2) + z.roll(1, 3) + z.roll(-1, 3) - 4 * z
+        return self.outward((self.inward(z) * t.cos()).tanh()) + 0.1 * laplacian - 0.1 * z**3
+net = Image().double()
+z0 = torch.randn(1, 4, 200, 150).double().requires_grad_()
+def gradients(**options):
+    z = pynode.solve(net, z0, [0.0, 0.2], solver="midpoint", dt=0.1, engine="julia", **options).z
+    return [z.detach(), *torch.autograd.grad(z.sin().sum(), [z0, *net.parameters()])]
+kinds = [{"sensitivity": "discrete"}, {"sensitivity": "backsolve"}]
+alone = [gradients(**kind) for kind in kinds]
+julia = runtime.start()
+shared = lambda: julia.seval(
+    "count(values(PyNODE.FIELDS)) do f;"
+    "any(b -> b isa PyNODE.Rows && !isempty(b.others), Iterators.flatten(values(f.tape.workspace.scratch))); end"
+)
+print(shared())
+torch.set_num_threads(2)
+for kind, expected in zip(kinds, alone, strict=True):
+    again = [gradients(**kind) for _ in range(3)]
+    assert all(torch.equal(x, y) for found in again[1:] for x, y in zip(found, again[0], strict=True)), kind
+    assert torch.equal(again[0][0], expected[0]), kind
+    torch.testing.assert_close(again[0], expected, rtol=1e-11, atol=1e-11, msg=str(kind))
+print(shared())
+"""
+
+
+@pytest.mark.julia
+def test_threads_share_the_operations_of_a_large_sample() -> None:
+    """An image's gradient is that by one thread, and the same each time."""
+    assert lines_of(SHARED) == ["0", "2"]
+
+
 @pytest.mark.julia
 def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     def solve() -> int:

@@ -38,9 +38,6 @@ end
 "The state of the forward solve at a time that was asked for."
 state_at(s::StochasticSolve, column) = view(s.path.u, ((column - 1) * size_of(s.equation) + 1):(column * size_of(s.equation)))
 
-"How far from the path, relative to its largest number, the state may be at a time that was asked for."
-const DRIFT = 0.1
-
 "Throw where the state that was solved for backwards is not the forward solve's: the gradient would be wrong."
 function check_course(q::Pull, s::StochasticSolve, column)
     n = s.equation.n

@@ -8,6 +8,9 @@ Base.@kwdef struct Adjoint
     checkpointing::Int = -1  # -1: the method's default
 end
 
+"How far from the path, relative to its largest number, backsolve's state may be at a time that was asked for."
+const DRIFT = 0.1
+
 """
     adjoint_solve(forward, g, adjoint) -> (du0, dθ)
 

@@ -66,10 +66,7 @@ function remake!(tape::Tape, p::NystromPull{T}, steps::Steps, a::Int, b::Int, u,
     for n in a:b
         nystrom_step!(new, u, k, Y, p.field, p.tab, steps.t[n], steps.t[n + 1])
         copyto!(u, new)
-        if stages === nothing
-            foreach(s -> recycle!(tape, s), tape.taken)
-            empty!(tape.taken)
-        end
+        stages === nothing && recycle_taken!(tape)
     end
     stages === nothing || append!(stages, tape.taken)
     push!(steps.spare, Y)

@@ -80,8 +80,7 @@ function follow!(values, field::TracedField{T,V}, fw::Stepped{T}, u0, moves, kee
         follow_steps!(values, field, fw, u0, moves, steps, tab)
     finally
         tape.on = false
-        foreach(s -> recycle!(tape, s), tape.taken)
-        empty!(tape.taken)
+        recycle_taken!(tape)
     end
     return keep ? Stepped(field, copy(field.θ), field.counts[3], ts, steps, o, fw.summary, Ref{Any}(nothing), moves) : nothing
 end

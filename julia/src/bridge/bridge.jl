@@ -68,8 +68,10 @@ function field_for(kernel::Int, batch::Int, products::Symbol, device::Int; role:
 end
 
 function make_field(k::Kernel{T}, batch, products, device::Device = Processor(), threads = 1) where {T}
-    how = device isa Processor ? part_batch(k, batch, threads) : (;)
-    return TracedField(Workspace(k, batch, empty_vector(device, T); how...); products)
+    device isa Processor || return TracedField(Workspace(k, batch, empty_vector(device, T)); products)
+    within = threads_within(k, batch, threads)
+    within > 1 && return TracedField(Workspace(Kernel{T}(k.graph; batch, threads = within), batch); products)
+    return TracedField(Workspace(k, batch; part_batch(k, batch, threads)...); products)
 end
 
 "A cursor over the integers of a call."

@@ -77,13 +77,18 @@ end
 "What is computed for each sample."
 of_samples(g::Graph) = [g.nodes[i] for i in live(g, g.value, Dict{Int,Int}()) if any(d -> d isa Tuple, g.nodes[i].shape)]
 
-"About how many operations on numbers an evaluation takes for each sample."
-function work(g::Graph)
-    return sum(of_samples(g); init = 0) do n
-        size = elements(n.shape, 1)
-        n.op in (:mm, :bmm) && return 2size * dimsize(g.nodes[n.inputs[1]].shape[1], 1)
-        n.op in (:conv, :conv_input) && return 2size * (elements(g.nodes[n.inputs[2]].shape, 1) ÷ max(1, dimsize(n.shape[end - 1], 1)))
-        n.op in (:input, :const, :full, :reshape, :permute, :slice, :expand) && return 0
+"About how many operations on numbers an evaluation takes."
+function work(g::Graph, batch::Int)
+    fixed = Dict(i => 0 for i in frontier(g))
+    return sum(live(g, g.value, fixed); init = 0) do i
+        n = g.nodes[i]
+        (haskey(fixed, i) || n.op in (:input, :const, :full, :reshape, :permute, :slice, :expand)) && return 0
+        size = elements(n.shape, batch)
+        n.op in (:mm, :bmm) && return 2size * dimsize(g.nodes[n.inputs[1]].shape[1], batch)
+        n.op in (:conv, :conv_input) && return 2size * patch(g, n)
         return 8size
     end
 end
+
+"Products that a number of a convolution is the sum of."
+patch(g::Graph, n::Node) = elements(g.nodes[n.inputs[2]].shape, 1) ÷ max(1, dimsize(n.shape[end - 1], 1))

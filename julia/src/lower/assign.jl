@@ -26,7 +26,7 @@ function assign!(l::Lowering, b::Int, shape, i::Int)
     broadcast = :($(bufsym(to)) .= $e)
     isempty(groups) && return emit!(l, broadcast)
     onhost = mapreduce(s -> :($s isa Host), (x, y) -> :($x && $y), sort!(collect(keys(indices))))
-    return emit!(l, Expr(:if, onhost, loops(bufsym(to), e, indices, grouped(shape, groups)), broadcast))
+    return emit!(l, Expr(:if, onhost, loops!(l, bufsym(to), e, indices, grouped(shape, groups)), broadcast))
 end
 
 "The dimensions of a broadcast in groups, for buffers and their shapes, of which the first has all dimensions."
@@ -85,26 +85,48 @@ function regroup!(l::Lowering, b::Int, shape, groups)
     return reshaped!(l, b, sizes), places[1:length(sizes)]
 end
 
-"""
-Loops over the dimensions of an expression's result, whose sizes these are. Those of size 1, as of a column that is cut
-out, are none: the inner loop is over the first of the others.
-"""
-function loops(to::Symbol, e, indices, sizes)
+"The loops of an expression; over a large result they are a function of their own, which the threads share."
+function loops!(l::Lowering, to::Symbol, e, indices, sizes)
     over = findall(!=(1), sizes)
-    inner = isempty(over) ? 1 : popfirst!(over)
-    counter(d) = d == inner || d in over ? Symbol(:i, d) : 1
+    worth = l.threads > 1 && !isempty(over) && 8elements(sizes, l.batch) * operations(e) >= WORTH_A_THREAD
+    worth || return loops(to, e, indices, over, length(sizes))
+    # The outermost dimension that all threads have enough of, whose parts lie together in memory.
+    lengths = [dimsize(sizes[d], l.batch) for d in over]
+    d = over[something(findlast(>=(4l.threads), lengths), argmax(lengths))]
+    arrays = sort!(collect(keys(indices)))
+    body = loops(to, e, indices, over, length(sizes), d)
+    loop = @RuntimeGeneratedFunction(:(function ($(arrays...), t, batch, part)
+        $body
+        return nothing
+    end))
+    holder = newbuffer!(l, (_...) -> loop; contiguous = false, alias = false)
+    return :(shared($(bufsym(holder)), $(l.threads), size($to, $d), ($(arrays...),), t, batch))
+end
+
+"How many operations a broadcast expression has."
+operations(_) = 0
+operations(e::Expr) = 1 + sum(operations, e.args; init = 0)
+
+"""
+Loops over dimensions `over` of an expression's result, which has `n`; of `parted` only over a `part`. Those of size 1, as
+of a column that is cut out, are none: the inner loop is over the first of the others.
+"""
+function loops(to::Symbol, e, indices, over, n, parted = nothing)
+    inner, outer = isempty(over) ? (1, over) : (first(over), over[2:end])
+    counter(d) = d == inner || d in outer ? Symbol(:i, d) : 1
+    range(d) = d == parted ? :part : :(axes($to, $d))
     at(s) = Expr(:ref, s, (spans ? counter(d) : 1 for (d, spans) in enumerate(indices[s]))...)
     # What does not change in the inner loop is read before it.
     fixed = [s for s in keys(indices) if s !== to && !get(indices[s], inner, false)]
     held = Dict(s => Symbol(:x, s) for s in fixed)
     reads = Dict(s => get(() -> at(s), held, s) for s in keys(indices))
-    whole = Expr(:ref, to, map(counter, eachindex(sizes))...)
-    body = :(@simd ivdep for $(counter(inner)) in axes($to, $inner)
+    whole = Expr(:ref, to, map(counter, 1:n)...)
+    body = :(@simd ivdep for $(counter(inner)) in $(range(inner))
         $whole = $(scalar(e, reads))
     end)
     body = Expr(:block, (:($(held[s]) = $(at(s))) for s in fixed)..., body)
-    for d in over
-        body = :(for $(counter(d)) in axes($to, $d)
+    for d in outer
+        body = :(for $(counter(d)) in $(range(d))
             $body
         end)
     end

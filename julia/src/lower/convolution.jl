@@ -173,7 +173,8 @@ shape_of(l::Lowering, i) = l.graph.nodes[i].shape
 function rows!(l::Lowering, window::Window, image, weight, out, groups)
     function make(like, batch, _)
         like isa Array || return nothing
-        return Rows{l.T}(sizes(image, batch), sizes(weight, batch), sizes(out, batch), groups, window)
+        shape = sizes.((image, weight, out), batch)
+        return Rows{l.T}(shape..., groups, window; l.threads)
     end
     return newbuffer!(l, make; contiguous = false, alias = false)
 end

@@ -82,11 +82,11 @@ function residuals(g::Graph, given)
 end
 
 """
-    Kernel{T}(graph)
+    Kernel{T}(graph; batch = 0, threads = 1)
 
-Lower a graph for an element type.
+Lower a graph for an element type; for several threads, which share operations on large arrays, and then for a batch size.
 """
-function Kernel{T}(g::Graph) where {T}
+function Kernel{T}(g::Graph; batch::Int = 0, threads::Int = 1) where {T}
     z, vs, θ = inputs_of(g, :z), inputs_of(g, :cotangent), theta_inputs(g)
     differ = differentiable(g)
     # Given buffers: z, θ, cotangents, frontier, residuals, then the results: value, dz, dθ (all differentiable), dt.
@@ -107,15 +107,16 @@ function Kernel{T}(g::Graph) where {T}
     end
     wanted(kinds...) = reduce(vcat, (get(products, kind, Pair{Int,Int}[]) for kind in kinds))
     every = wanted(:z, :arg, :parameter, :t)
+    program(given, count, outputs) = lower(g, T, given, count, outputs; batch, threads)
     return Kernel{T}(
         g,
         first.(kept),
-        lower(g, T, inputs, count, front),
-        lower(g, T, given, count, value),
-        lower(g, T, given, count, [kept; value]),
-        lower(g, T, given, count, every),
-        lower(g, T, merge(given, Dict(kept)), count, every),
-        lower(g, T, given, count, wanted(:z, :t)),
-        lower(g, T, given, count, wanted(:arg, :parameter)),
+        program( inputs, count, front),
+        program( given, count, value),
+        program( given, count, [kept; value]),
+        program( given, count, every),
+        program( merge(given, Dict(kept)), count, every),
+        program( given, count, wanted(:z, :t)),
+        program( given, count, wanted(:arg, :parameter)),
     )
 end

@@ -49,6 +49,8 @@ mutable struct Lowering
     bias::Dict{Int,Int}              # product => the bias that it starts from
     sums::Dict{Int,Int}              # sum of product and bias => the product
     rows::Dict{Int,Int}              # product with a convolution's weights' derivative => buffer with its sums, see `Rows`
+    batch::Int                       # for several threads: the batch size
+    threads::Int                     # that share operations on large arrays
 end
 
 ispointwise(n::Node) = haskey(POINTWISE, n.op) || n.op in (:cast, :expand, :full)
@@ -195,7 +197,7 @@ function sources(l::Lowering, i, found = Int[])
 end
 
 """
-    lower(graph, T, given, n_given, outputs) -> Program
+    lower(graph, T, given, n_given, outputs; batch, threads) -> Program
 
 Lower what `outputs` need to a program.
 
@@ -204,11 +206,12 @@ Lower what `outputs` need to a program.
 - `given`: node => buffer (of `1:n_given`) that the caller fills before a run.
 - `outputs`: pairs `node => buffer`; the buffer (of `1:n_given`) is written, or with `nothing` the program
   keeps the result in a buffer of its own, listed in `Program.outputs`.
+- `batch`, `threads`: of several threads, which share operations on large arrays; the batch size is then settled.
 """
-function lower(graph::Graph, T::DataType, given::Dict{Int,Int}, n_given::Int, outputs)
+function lower(graph::Graph, T::DataType, given::Dict{Int,Int}, n_given::Int, outputs; batch::Int = 0, threads::Int = 1)
     wanted = [first(o) for o in outputs]
     order = live(graph, wanted, given)
-    l = Lowering(graph, T, given, BufferSpec[], n_given, copy(given), trues(n_given), Dict(), Dict(), Set(), Expr[], Dict(), Set(wanted), Dict(), Dict(), Dict())
+    l = Lowering(graph, T, given, BufferSpec[], n_given, copy(given), trues(n_given), Dict(), Dict(), Set(), Expr[], Dict(), Set(wanted), Dict(), Dict(), Dict(), batch, threads)
     plan!(l, order)
     place = Dict{Int,Int}()
     for (i, b) in outputs

@@ -21,6 +21,7 @@ struct Rows{T,N}
     weights::Array{T,4}
     sums::Array{T,4}     # of products with the derivative in the weights: like these, the first two dimensions swapped
     turned::Matrix{T}    # `(channels out / groups, pixels)`
+    others::Vector{Rows{T,N}}  # the same weights, and memory of their own, for further threads
 end
 
 "Numbers that the columns of a block have at most, where that is a few rows: what stays in a processor's cache."
@@ -30,25 +31,30 @@ const ROWS_AT_ONCE = 2^15
 const SMALL_PRODUCT = 10^6
 
 """
-    Rows{T}(image, weight, out, groups, window)
+    Rows{T}(image, weight, out, groups, window; threads = 1)
 
-For an image, weights and a result of these sizes, on a processor. `nothing` where `im2col` does as well: strides, few
+For an image, weights and a result of these sizes, on a processor, whose threads share a large one. `nothing` where `im2col` does as well: strides, few
 channels, or so few pixels that arranging the weights costs more than is saved.
 """
-function Rows{T}(image::Dims, weight::Dims, out::Dims, groups::Int, window::Window{N}) where {T,N}
+function Rows{T}(image::Dims, weight::Dims, out::Dims, groups::Int, window::Window{N}; threads::Int = 1) where {T,N}
     kernel, patch, outputs = weight[1:N], prod(weight[1:(N - 1)]) * weight[N + 1], weight[N + 2] ÷ groups
     row, batch = prod(out[1:(N - 1)]), out[N + 2]
     all(==(1), window.stride) && patch >= 16 && row * out[N] * batch >= 16outputs || return nothing
     beyond = (kernel[N] - 1) * window.dilation[N]
     block = clamp(ROWS_AT_ONCE ÷ (row * patch) - beyond, min(out[N], max(4beyond, 1)), out[N])
     chunk = clamp(SMALL_PRODUCT ÷ (row * patch * outputs), 1, block)
-    return Rows{T,N}(
+    weights = zeros(T, patch, outputs, kernel[N], groups)
+    part(others) = Rows{T,N}(
         image[1:N], out[1:N], kernel, window, block, chunk,
         zeros(T, row * (block + beyond), patch),
-        zeros(T, patch, outputs, kernel[N], groups),
+        weights,
         zeros(T, outputs, patch, kernel[N], groups),
         zeros(T, outputs, row * block),
+        others,
     )
+    worth = 2prod(out) * patch * kernel[N] ÷ WORTH_A_THREAD
+    several = clamp(worth, 1, min(threads, cld(out[N], block) * groups * batch))
+    return part([part(Rows{T,N}[]) for _ in 2:several])
 end
 
 "The window of a convolution's transpose."
@@ -60,12 +66,24 @@ rowlength(r::Rows) = prod(Base.front(r.out))
 places(r::Rows) = prod(Base.front(r.kernel))
 taps(r::Rows) = last(r.kernel)
 
-"Calls `f(rows, sample, group)` with each block of rows, whose windows are laid out."
+"Calls `f(r, rows, sample, group)` with each block of rows, whose windows are laid out in `r` or another thread's."
 function by_rows(f::F, r::Rows, image, batch) where {F}
-    for b in 1:batch, g in axes(r.weights, 4), first in 1:(r.block):last(r.out)
-        rows = first:min(first + r.block - 1, last(r.out))
+    blocks = CartesianIndices((cld(last(r.out), r.block), axes(r.weights, 4), batch))
+    isempty(r.others) && return run_rows(f, r, image, blocks, eachindex(blocks))
+    parts = parted(1:length(blocks), 1 + length(r.others))
+    on_threads(run_rows, length(parts), f, r, image, blocks, parts)
+    return
+end
+
+run_rows(thread, f::F, r::Rows, image, blocks, parts) where {F} =
+    run_rows(f, thread == 1 ? r : r.others[thread - 1], image, blocks, parts[thread])
+
+function run_rows(f::F, r::Rows, image, blocks, part) where {F}
+    for i in part
+        block, g, b = Tuple(blocks[i])
+        rows = (r.block * (block - 1) + 1):min(r.block * block, last(r.out))
         lay_out!(r, image, rows, b, g)
-        f(rows, b, g)
+        f(r, rows, b, g)
     end
     return
 end
@@ -126,7 +144,7 @@ function conv_rows!(y, image, w, r::Rows)
     @inbounds for g in axes(w, 3), k in 1:taps(r), o in axes(w, 2), c in 1:(size(r.weights, 1) ÷ places(r)), q in 1:places(r)
         r.weights[q + places(r) * (c - 1), o, k, g] = w[q + places(r) * (k - 1 + taps(r) * (c - 1)), o, g]
     end
-    by_rows((rows, b, g) -> convolve!(y, r, rows, b, g), r, image, size(y, 4))
+    by_rows((part, rows, b, g) -> convolve!(y, part, rows, b, g), r, image, size(y, 4))
     return y
 end
 
@@ -142,26 +160,37 @@ end
 "The product of `dy` with the derivative of `conv_rows!` in the image; all but `dy` as matrices."
 function conv_input_rows!(image, dy, w, r::Rows)
     turn!(r, w)
-    by_rows((rows, b, g) -> convolve!(image, r, rows, b, g), r, dy, size(image, 4))
+    by_rows((part, rows, b, g) -> convolve!(image, part, rows, b, g), r, dy, size(image, 4))
     return image
 end
 
 "The same, and the products with the derivative in the weights, which are left in `r.sums`."
 function conv_pullback_rows!(dx, image, dy, w, r::Rows)
     turn!(r, w)
-    fill!(r.sums, zero(eltype(r.sums)))
-    by_rows(r, dy, size(image, 4)) do rows, b, g
-        convolve!(dx, r, rows, b, g)
-        add_weights!(r, image, rows, b, g)
+    summed(r) do
+        by_rows(r, dy, size(image, 4)) do part, rows, b, g
+            convolve!(dx, part, rows, b, g)
+            add_weights!(part, image, rows, b, g)
+        end
     end
     return dx
 end
 
 "The products with the derivative in the weights alone."
 function conv_weight_rows!(image, dy, r::Rows)
-    fill!(r.sums, zero(eltype(r.sums)))
-    by_rows((rows, b, g) -> add_weights!(r, image, rows, b, g), r, dy, size(image, 4))
+    summed(r) do
+        by_rows((part, rows, b, g) -> add_weights!(part, image, rows, b, g), r, dy, size(image, 4))
+    end
     return r
+end
+
+"Calls `f`, which adds to the sums of each thread; then they are in `r.sums`."
+function summed(f::F, r::Rows) where {F}
+    fill!(r.sums, zero(eltype(r.sums)))
+    foreach(part -> fill!(part.sums, zero(eltype(part.sums))), r.others)
+    f()
+    foreach(part -> r.sums .+= part.sums, r.others)
+    return
 end
 
 "Those that are left in `r.sums`, in the order of the weights."

@@ -85,9 +85,6 @@ function shared_places(g::Graph, batch::Int)
     return found
 end
 
-"A range in `n` parts of about equal length."
-parted(range, n::Int) = [range[((i - 1) * length(range) ÷ n + 1):(i * length(range) ÷ n)] for i in 1:n]
-
 "Part of a vector as an array of a shape, over the same memory."
 part_of(x::Array, offset, shape) = unsafe_wrap(Array, pointer(x, offset + 1), shape)
 part_of(x::AbstractVector, offset, shape) = reshape(view(x, (offset + 1):(offset + prod(shape))), shape)
@@ -199,21 +196,13 @@ function bind_blocks(w::Workspace{T,V}, p::Program, u, du, residuals) where {T,V
 end
 
 function (p::InBlocks)(t)
-    threads = BLAS.get_num_threads()
-    threads == 1 || BLAS.set_num_threads(1)  # each block's products are one thread's
-    tasks = [Threads.@spawn(run_blocks!(p, i, t)) for i in 2:length(p.programs)]
-    try
-        run_blocks!(p, 1, t)
-    finally
-        wait_all(tasks)  # they write to the caller's memory
-        threads == 1 || BLAS.set_num_threads(threads)
-    end
+    on_threads(run_blocks!, length(p.programs), p, t)
     isempty(p.sums) || put_sums!(p)
     return nothing
 end
 
 "Run the blocks of a thread."
-function run_blocks!(p::InBlocks{T}, thread::Int, t) where {T}
+function run_blocks!(thread::Int, p::InBlocks{T}, t) where {T}
     programs, blocks = p.programs[thread], p.workspace.blocks[thread]
     isempty(p.sums) || fill!(p.sums[thread], zero(T))
     for (program, block) in zip(programs, blocks)
@@ -237,9 +226,6 @@ function put_sums!(p::InBlocks)
     return
 end
 
-"Operations on numbers that a thread gets at least: about 100 µs of them, beside which having it at work costs little."
-const WORTH_A_THREAD = 8_000_000
-
 "Numbers that the widest array of a block has at most, so that a block's arrays stay in a processor's cache."
 const CACHED = 2^17
 
@@ -254,6 +240,16 @@ function part_batch(k::Kernel, batch::Int, threads::Int)
     widest = maximum(n -> elements(n.shape, 1), of_samples(g); init = 1)
     rows = max(256, CACHED ÷ max(widest, 1))
     batch > 1 && (threads > 1 || rows < batch) && samples_apart(g) || return whole
-    threads = clamp(batch * work(g) ÷ WORTH_A_THREAD, 1, min(threads, batch))
+    threads = clamp(work(g, batch) ÷ WORTH_A_THREAD, 1, min(threads, batch))
     return (; threads, rows)
+end
+
+"""
+    threads_within(kernel, batch, threads)
+
+Between how many of so many threads each operation is best shared: one where the batch is parted instead.
+"""
+function threads_within(k::Kernel, batch::Int, threads::Int)
+    threads > 1 && work(k.graph, batch) >= 2WORTH_A_THREAD || return 1
+    return batch >= threads && samples_apart(k.graph) ? 1 : threads
 end

@@ -82,6 +82,13 @@ function recycle!(tape::Tape, stage::Stage)
     return
 end
 
+"Give all stages back that were taken."
+function recycle_taken!(tape::Tape)
+    foreach(s -> recycle!(tape, s), tape.taken)
+    empty!(tape.taken)
+    return
+end
+
 "Bytes of the stages, of all fields, that wait to be used again, and how many may."
 const SPARE = Threads.Atomic{Int}(0)
 const MAX_SPARE = 2^29

@@ -1,0 +1,68 @@
+# Operations on large arrays that the threads share, beside the same by one.
+
+using PyNODE: Kernel, Workspace, threads_within
+
+# dz/dt of an image of two channels, `(height, width)`: a stencil of slices, a factor for each channel, and a convolution.
+const STENCIL = graph(
+    ["t", "z", "parameter", "parameter", "cotangent"],
+    let image = [[1, 0], 2, 600, 500], conv = (stride = [1, 1], padding = [1, 1], dilation = [1, 1], groups = 1)
+        part(i, start, stop) = node("slice", [i], [[1, 0], 2, stop - start, 500]; dim = 2, start, stop, step = 1)
+        [
+            input(0, []), input(1, image), input(2, [2, 1, 1]), input(3, [8, 2, 3, 3]), input(4, image),
+            part(1, 1, 600), part(1, 0, 1),
+            node("cat", [5, 6], image; dim = 2),                           # 7: each row's next
+            node("sub", [7, 1], image),
+            node("mul", [8, 2], image),
+            node("tanh", [9], image),                                      # 10
+            node("conv", [1, 3], [[1, 0], 8, 600, 500]; conv...),          # 11
+            node("sin", [11], [[1, 0], 8, 600, 500]),
+            node("conv_input", [12, 3], image; conv...),                   # 13
+            node("mul", [13, 0], image),
+            node("add", [10, 14], image),                                  # 15: value
+            node("mul", [4, 10], image),
+            node("sum", [16], [2]; dims = [0, 2, 3], keepdim = false),
+            node("reshape", [17], [2, 1, 1]; shape = [2, 1, 1]),           # 18: of the factors, as it were
+            node("conv_weight", [4, 12], [8, 2, 3, 3]; conv...),           # 19: of the weights, likewise
+            node("mul", [4, 13], image),
+            node("sum", [20], []; dims = [0, 1, 2, 3], keepdim = false),   # 21: of the time
+        ]
+    end,
+    [15],
+    [21, 16, 18, 19],
+)
+
+# The value and the products of a kernel on a batch, and how many of its operations the threads share.
+function of_kernel(k::Kernel{T}, batch, u, θ, v) where {T}
+    w = Workspace(k, batch)
+    copyto!(w.u, u), copyto!(w.θ, θ), copyto!(w.v, v)
+    foreach(p -> PyNODE.bind(w, p)(T(0.3)), (k.prologue, k.value, k.vjp))
+    buffers = reduce(vcat, values(w.scratch))
+    loops = count(b -> b isa PyNODE.RuntimeGeneratedFunctions.RuntimeGeneratedFunction, buffers)
+    convolutions = count(b -> b isa PyNODE.Rows && !isempty(b.others), buffers)
+    return map(copy, (w.du, w.dz, w.dθ, w.dt)), loops, convolutions
+end
+
+@testset "large operations on several threads, $T, batch $batch" for T in (Float64, Float32), batch in (1, 2)
+    n = 2 * 600 * 500 * batch
+    u, θ, v = (T.(draw(m)) for m in (n, 2 + 8 * 2 * 9, n + 1))
+    v = v[1:n]
+    expected, loops, convolutions = of_kernel(Kernel{T}(STENCIL), batch, u, θ, v)
+    @test loops == convolutions == 0
+    for threads in (2, 3)
+        found, loops, convolutions = of_kernel(Kernel{T}(STENCIL; batch, threads), batch, u, θ, v)
+        @test loops > 3
+        @test convolutions > 1
+        @test found[1] == expected[1]  # no sum is taken in another order
+        @test all(isapprox.(found, expected; rtol = 100eps(T)))
+    end
+end
+
+@testset "what the threads share" begin
+    k = Kernel{Float32}(STENCIL)
+    @test threads_within(k, 1, 1) == 1
+    @test threads_within(k, 1, 2) == 2
+    @test threads_within(k, 2, 4) == 4
+    @test threads_within(k, 4, 2) == 1  # a thread has samples of its own
+    small = Kernel{Float32}(PERCEPTRON)
+    @test threads_within(small, 1, 4) == 1
+end
