@@ -254,7 +254,7 @@ class _Products(Builder):
             return None
         sources = [i for i in cat.inputs if isinstance(i, int)]
         others = [i for i in sources if not self.moving(i)]
-        if len(sources) > _MOST or len(others) != len(sources) - 1 or any(self._repeated(i, 0) is None for i in others):
+        if len(sources) > _MOST or len(others) != len(sources) - 1 or any(self._shared(i) is None for i in others):
             return None
         found, start = [], 0
         for i in sources:
@@ -264,13 +264,18 @@ class _Products(Builder):
             start += size
         return found
 
+    def _shared(self, i: int) -> int | None:
+        """The image of one sample that all samples have."""
+        return i if self.shape(i)[0] == 1 else self._repeated(i, 0)
+
     def _image(self, i: int) -> tuple[int, int | None]:
         """The image of one sample that all samples have, or of ones and the number that it has everywhere."""
-        (source,) = (j for j in self.nodes[i].inputs if isinstance(j, int))
-        shape = (1, *self.shape(i)[1:])
-        if all(n == 1 for n in self.shape(source)):
-            return self.full(1.0, shape), self.reshape(source, ())
-        row = self._repeated(i, 0)
+        node, shape = self.nodes[i], (1, *self.shape(i)[1:])
+        if node.op == "expand":
+            (source,) = (j for j in node.inputs if isinstance(j, int))
+            if all(n == 1 for n in self.shape(source)):
+                return self.full(1.0, shape), self.reshape(source, ())
+        row = self._shared(i)
         assert row is not None
         return row, None
 

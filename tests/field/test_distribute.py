@@ -12,6 +12,7 @@ from reference import check
 from torch import Tensor, nn
 
 from pynode.field import FieldGraph, trace
+from pynode.nn import TimeConcat, TimeSequential
 
 
 class Timed(nn.Module):
@@ -168,6 +169,13 @@ def test_the_convolution_of_the_time_does_not_depend_on_it() -> None:
     assert [s for s in shapes if s[0] == 1] == [(1, 3, 4, 5)] * 3
     ones = [n.inputs[0] for n in graph.nodes if n.op == "conv" and n.shape[0] == 1]
     assert [graph.nodes[i].op for i in ones[:2]] == ["full", "full"]  # type: ignore[index]
+
+
+def test_the_same_of_a_single_image() -> None:
+    graph = trace(TimeSequential(TimeConcat(conv(4, 3, 3, padding=1))), torch.randn(1, 3, 4, 5, dtype=torch.float64))
+    assert not put_together(graph)
+    assert [n.op for n in graph.nodes if n.shape[:2] == (1, 4)] == []
+    check(Case(Images(padding=1), (3, 4, 5)), 1)
 
 
 def test_many_parts_stay_together() -> None:

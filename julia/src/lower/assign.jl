@@ -88,7 +88,7 @@ end
 "The loops of an expression; over a large result they are a function of their own, which the threads share."
 function loops!(l::Lowering, to::Symbol, e, indices, sizes)
     over = findall(!=(1), sizes)
-    worth = l.threads > 1 && !isempty(over) && 8elements(sizes, l.batch) * operations(e) >= WORTH_A_THREAD
+    worth = l.threads > 1 && !isempty(over) && elements(sizes, l.batch) * (1 + operations(e)) >= WORTH_SHARING
     worth || return loops(to, e, indices, over, length(sizes))
     # The outermost dimension that all threads have enough of, whose parts lie together in memory.
     lengths = [dimsize(sizes[d], l.batch) for d in over]

@@ -3,6 +3,9 @@
 "Operations on numbers that a thread gets at least: about 100 µs of them, beside which having it at work costs little."
 const WORTH_A_THREAD = 8_000_000
 
+"Numbers that a loop over arrays moves or computes at least where threads share it: about 50 µs of them."
+const WORTH_SHARING = 2^18
+
 "A range in `n` parts of about equal length."
 parted(range, n::Int) = [range[((i - 1) * length(range) ÷ n + 1):(i * length(range) ÷ n)] for i in 1:n]
 
