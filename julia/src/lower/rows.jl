@@ -27,7 +27,7 @@ end
 "Numbers that the columns of a block have at most, where that is a few rows: what stays in a processor's cache."
 const ROWS_AT_ONCE = 2^15
 
-"Products of two numbers in a matrix product for which OpenBLAS copies neither factor; it is then at its fastest."
+"Products of two numbers in a matrix product for which OpenBLAS copies neither factor, and has one thread: its fastest."
 const SMALL_PRODUCT = 10^6
 
 """

@@ -9,16 +9,13 @@ const WORTH_SHARING = 2^18
 "A range in `n` parts of about equal length."
 parted(range, n::Int) = [range[((i - 1) * length(range) ÷ n + 1):(i * length(range) ÷ n)] for i in 1:n]
 
-"Calls `f(1, arguments...)`, …, `f(n, arguments...)`, each on a thread, whose products of matrices are that thread's own."
+"Calls `f(1, arguments...)`, …, `f(n, arguments...)`, each on a thread."
 function on_threads(f::F, n::Int, arguments...) where {F}
-    threads = BLAS.get_num_threads()
-    threads == 1 || BLAS.set_num_threads(1)
     tasks = [Threads.@spawn(f(i, arguments...)) for i in 2:n]
     try
         f(1, arguments...)
     finally
         wait_all(tasks)  # they write to the caller's memory
-        threads == 1 || BLAS.set_num_threads(threads)
     end
     return
 end

@@ -196,7 +196,13 @@ function bind_blocks(w::Workspace{T,V}, p::Program, u, du, residuals) where {T,V
 end
 
 function (p::InBlocks)(t)
-    on_threads(run_blocks!, length(p.programs), p, t)
+    threads = BLAS.get_num_threads()
+    threads == 1 || BLAS.set_num_threads(1)  # each block's products are one thread's
+    try
+        on_threads(run_blocks!, length(p.programs), p, t)
+    finally
+        threads == 1 || BLAS.set_num_threads(threads)
+    end
     isempty(p.sums) || put_sums!(p)
     return nothing
 end
