@@ -53,8 +53,7 @@ def measured(solver: str, sensitivity: str) -> Seconds:
 
     def solution(width: int, z0: torch.Tensor) -> torch.Tensor:
         net = nn.Sequential(nn.Linear(2, width), nn.Tanh(), nn.Linear(width, 2))
-        field = pynode.nn.Autonomous(net)
-        return pynode.solve(field, z0, t, solver=solver, sensitivity=sensitivity, engine="julia").z
+        return pynode.solve(lambda t, z: net(z), z0, t, solver=solver, sensitivity=sensitivity, engine="julia").z
 
     with timed(seconds, "forward"):
         solution(50, z0)
@@ -63,7 +62,7 @@ def measured(solver: str, sensitivity: str) -> Seconds:
     with timed(seconds, "another network"):
         solution(40, z0).square().sum().backward()
     with timed(seconds, "FFJORD"):
-        flow = pynode.FFJORD(2, hidden=(16,), solver=solver, sensitivity=sensitivity, engine="julia")
+        flow = pynode.models.FFJORD(2, hidden=(16,), solver=solver, sensitivity=sensitivity, engine="julia")
         flow.log_prob(z0).sum().backward()
     return seconds
 
