@@ -182,16 +182,13 @@ class _Products(Builder):
                 return self._sum_of_image(image)
         over_batch = self._found("sum", [source], (1, *inner.shape[1:]), dims=(0,), keepdim=True)
         if over_batch is not None and len(dims) > 1 and 0 in dims:
-            return self.reshape(self.reduce("sum", over_batch, dims, False, self._without(inner, dims)), node.shape)
+            kept = tuple(n for d, n in enumerate(inner.shape) if d not in dims)
+            return self.reshape(self.reduce("sum", over_batch, dims, False, kept), node.shape)
         return self.copy(node)
 
     def _found(self, op: str, inputs: Sequence[int], shape: Sequence[Dim], **attrs: object) -> int | None:
         """The node that is there already, if it is."""
         return self._index.get(Node(op, tuple(inputs), tuple(shape), "float", tuple(sorted(attrs.items()))))
-
-    @staticmethod
-    def _without(node: Node, dims: Sequence[int]) -> tuple[Dim, ...]:
-        return tuple(n for d, n in enumerate(node.shape) if d not in dims)
 
     def _sum_of_product(self, node: Node, inner: Node) -> int:
         """A sum over the rows of a product: the product with the sum of the first factor's rows."""
@@ -211,7 +208,7 @@ class _Products(Builder):
             return self.copy(node)
         moving, rest = None, None
         for i, start, stop in parts:
-            part = self._of_channels(w, start, stop)
+            part = self.part(w, _Part(1, start, stop, 1, stop - start))
             if self.moving(i):
                 moving = self._conv_like(node, [i, part], node.shape)
                 continue
@@ -278,10 +275,6 @@ class _Products(Builder):
         row = self._shared(i)
         assert row is not None
         return row, None
-
-    def _of_channels(self, w: int, start: int, stop: int) -> int:
-        """The part of a kernel that some channels of an image meet."""
-        return self.part(w, _Part(1, start, stop, 1, stop - start))
 
     def _sum_of_image(self, node: Node) -> int:
         """The sum of all numbers of a convolution's transpose: the product with the convolution of an image of ones."""

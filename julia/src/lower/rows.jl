@@ -33,8 +33,8 @@ const SMALL_PRODUCT = 10^6
 """
     Rows{T}(image, weight, out, groups, window; threads = 1)
 
-For an image, weights and a result of these sizes, on a processor, whose threads share a large one. `nothing` where `im2col` does as well: strides, few
-channels, or so few pixels that arranging the weights costs more than is saved.
+For an image, weights and a result of these sizes, on a processor, whose threads share a large one. `nothing` where
+`im2col` does as well: strides, few channels, or so few pixels that arranging the weights costs more than is saved.
 """
 function Rows{T}(image::Dims, weight::Dims, out::Dims, groups::Int, window::Window{N}; threads::Int = 1) where {T,N}
     kernel, patch, outputs = weight[1:N], prod(weight[1:(N - 1)]) * weight[N + 1], weight[N + 2] ÷ groups
