@@ -1,9 +1,11 @@
 """Gradients of networks, and of single large images, at one and at two threads, beside torchdiffeq.
 
-    python benchmarks/threads.py [--repeats 7] [--only NAME]
+    OMP_WAIT_POLICY=passive python benchmarks/threads.py [--repeats 7] [--only NAME]
+    python benchmarks/threads.py --bound
 
 Each row is the loss of a solve by Dormand and Prince's pair at rtol 1e-4 in float32, alone and with its gradient in
-the weights. The contenders take turns; given are medians in milliseconds.
+the weights. The contenders take turns; given are medians in milliseconds. `--bound` is what two processors bring at
+most: how much two programs of one thread, side by side, compute in the time of one.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ import argparse
 import functools
 import itertools
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -108,11 +112,51 @@ def measure(field: nn.Module, z0: Tensor, what: Callable[[nn.Module, Tensor, str
     return [1e3 * statistics.median(seconds[package]) for package in packages]
 
 
+# In a process of its own: the seconds of products of matrices and of tanh, each in a processor's cache.
+ALONE = """
+import statistics, sys, time, torch
+torch.set_num_threads(1)
+a, b, x = torch.randn(256, 256), torch.randn(1024, 256), torch.randn(2**17)
+def seconds(work, times):
+    found = []
+    for _ in range(7):
+        start = time.perf_counter()
+        for _ in range(times):
+            work()
+        found.append(time.perf_counter() - start)
+    return statistics.median(found)
+print(flush=True)
+sys.stdin.readline()
+print(seconds(lambda: b @ a, 400), seconds(lambda: torch.tanh(x), 2000))
+"""
+
+
+def side_by_side(n: int) -> list[float]:
+    """The mean seconds that the same work takes `n` programs that run at the same time."""
+    command = [sys.executable, "-c", ALONE]
+    programs = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(n)]
+    for program in programs:
+        assert program.stdout is not None
+        program.stdout.readline()  # it is ready
+    for program in programs:
+        assert program.stdin is not None
+        program.stdin.write("\n")
+        program.stdin.flush()
+    found = [program.communicate()[0].split() for program in programs]
+    return [statistics.fmean(map(float, column)) for column in zip(*found, strict=True)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--only", default="", help="rows whose name contains this")
+    parser.add_argument("--bound", action="store_true", help="what two processors bring at most, and nothing else")
     arguments = parser.parse_args()
+    if arguments.bound:
+        alone, two = side_by_side(1), side_by_side(2)
+        for name, a, b in zip(("products of matrices", "tanh"), alone, two, strict=True):
+            print(f"{name}: two programs compute {2 * a / b:.2f} times as much as one")
+        return
     torch.set_num_threads(2)  # Julia starts with as many
     pynode.solve(nn.Linear(1, 1), torch.ones(1, 1), [0.0, 1.0], engine="julia")
     print("| field | | torchdiffeq, 1 and 2 threads | julia, 1 and 2 | ratio at 1 and 2 | 2 threads of julia's |")

@@ -6,7 +6,10 @@ and differentiate. Python's `pynode` is the front end.
 """
 module PyNODE
 
+using Base.Broadcast: Broadcasted
 using ChainRulesCore: ChainRulesCore, NoTangent, unthunk
+using DiffEqBase: DiffEqBase
+using FastBroadcast: FastBroadcast, @.., Serial
 using FunctionWrappers: FunctionWrapper
 using JSON: JSON
 using LinearAlgebra: BLAS, Symmetric, dot, eigen!, mul!, nullspace, svd!, transpose
@@ -58,6 +61,7 @@ include("solve/tape.jl")
 include("solve/field.jl")
 include("solve/function.jl")
 include("solve/solvers.jl")
+include("solve/shared.jl")
 include("solve/tableau.jl")
 include("solve/control.jl")
 include("solve/mass.jl")

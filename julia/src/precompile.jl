@@ -79,6 +79,17 @@ function sample_run(dtype::String, solver::String, sensitivity::Union{Symbol,Not
     return dz, dp, dts
 end
 
+"A solve of a large batch and its gradient, whose sums threads share."
+function sample_team(dtype::String, solver::String)
+    T, batch, ts = element_type(dtype), WORTH_SHARING, Time[0, 0.3, 1]
+    field = TracedField(Workspace(KERNELS[register("sample", dtype, SAMPLE)], batch); threads = 2)
+    u, θ = fill(T(0.1), 2batch), fill(T(0.1), 4)
+    values = zeros(T, 2batch, 3)
+    forward!(values, field, u, ts, θ, Options(; solver))
+    _, kept = forward!(values, field, u, ts, θ, Options(; solver, keep = :stages))
+    return discrete_pullback(kept, values)
+end
+
 "The search for an event of the sample field."
 function sample_event(dtype::String, solver::String)
     T = element_type(dtype)
@@ -216,6 +227,9 @@ end
     end
     for dtype in ("float32", "float64"), name in TYPICAL
         sample_run(dtype, "Tsit5", :discrete, name, read(joinpath(WORKLOAD, "$name.json"), String))
+    end
+    for dtype in ("float32", "float64"), solver in ("Tsit5", "DP5")
+        sample_team(dtype, solver)
     end
     for dtype in ("float32", "float64")
         sample_event(dtype, "Tsit5")

@@ -394,7 +394,7 @@ by_rows(buffers) = count(b -> b isa PyNODE.Rows, buffers)
         @test all(zip(nodes, got)) do (i, a)
             isapprox(a, (y, dx, dw)[i - 3]; rtol = 1e-13)
         end
-        @test allocated(PyNODE.Bound(program.run, Tuple(buffers), 5)) == 0
+        @test allocated(PyNODE.Bound(program.run, Tuple(buffers), 5, false)) == 0
     end
 end
 

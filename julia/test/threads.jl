@@ -66,3 +66,42 @@ end
     small = Kernel{Float32}(PERCEPTRON)
     @test threads_within(small, 1, 4) == 1
 end
+
+@testset "sums of a large state on several threads, $solver, $T" for
+    (solver, T) in (("Tsit5", Float32), ("DP5", Float64), ("Vern7", Float32), ("DP8", Float64), ("RK4", Float32), ("Euler", Float64))
+
+    batch, ts = 45_000, [0.0, 0.3, 0.5]
+    fields = [TracedField(Workspace(sample_kernel(T), batch); threads) for threads in (1, 3)]
+    @test [f.threads for f in fields] == [1, 3]
+    @test sample_field(T, 10).threads == 1
+    u, θ, g = T.(draw(2batch)), T[0.5, -0.3, 0.2, 0.4], reshape(T.(draw(6batch)), :, 3)
+    adaptive = !(solver in ("Euler", "Midpoint", "Heun", "RK4"))
+    unset = ntuple(_ -> NaN, 5)
+    control = PyNODE.StepControl(nothing, unset..., nothing, nothing, fill(1e-5, 2batch))
+    for keep in (:ends, :stages, :dense), control in (adaptive && keep === :ends ? (nothing, control) : (nothing,))
+        o = Options(; solver, rtol = 1e-4, atol = 1e-5, adaptive, dt = adaptive ? 0.0 : 0.1, keep, control)
+        (one, several) = map(fields) do field
+            values = zeros(T, 2batch, 3)
+            _, kept = forward!(values, field, copy(u), ts, θ, o)
+            keep === :stages || return (values,)
+            found = discrete_pullback(kept, g)
+            return values, copy(found.u0), copy(found.θ)
+        end
+        @test one == several  # no sum is taken in another order
+    end
+    alg = PyNODE.algorithm(solver; threads = 3)
+    @test solver == "Euler" || alg.thread === PyNODE.Team(3)
+end
+
+@testset "a team takes vectors of one length, and leaves other broadcasts to one thread" begin
+    team, n = PyNODE.Team(2), 100_000
+    x, y, to = draw(n), draw(n), zeros(n)
+    backwards = view(y, n:-1:1)
+    PyNODE.@.. broadcast = false thread = team to = muladd(2, x, muladd(Ref(0.5), y, abs(x - y)))
+    @test to == muladd.(2, x, muladd.(0.5, y, abs.(x .- y)))
+    PyNODE.@.. broadcast = false thread = team to = x + backwards
+    @test to == x .+ reverse(y)
+    PyNODE.@.. broadcast = false thread = team to = 0.5
+    @test all(==(0.5), to)
+    @test_throws DimensionMismatch PyNODE.@.. broadcast = false thread = team to = x + y[1:10]
+end

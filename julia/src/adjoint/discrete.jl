@@ -117,7 +117,7 @@ function remake(p::Pull, steps::Steps, a::Int, b::Int, u, stages)
 end
 
 function remake!(tape::Tape, p::Pull{T}, steps::Steps, a::Int, b::Int, u, Y, stages) where {T}
-    field, tab = p.field, p.tab
+    field, tab, threads = p.field, p.tab, p.field.threads
     stage_at(t, Y) = (value!(p.sum, field, Y, t); tape.taken[end])
     tab.fsal && (p.k[tab.s] = stage_at(steps.t[a], u).k)
     for n in a:b
@@ -126,10 +126,10 @@ function remake!(tape::Tape, p::Pull{T}, steps::Steps, a::Int, b::Int, u, Y, sta
         tab.fsal && (p.k[1] = p.k[tab.s])
         for j in (tab.fsal ? 2 : 1):(tab.s)
             row = view(tab.A, j, :)
-            move!(combine!(Y, u, h, row, p.k, j - 1), p.moves, n, tab.c[j], row, p.k, j - 1)
+            move!(combine!(Y, u, h, row, p.k, j - 1, threads), p.moves, n, tab.c[j], row, p.k, j - 1)
             p.k[j] = stage_at(t + tab.c[j] * step, Y).k
         end
-        move!(combine!(Y, u, h, tab.b, p.k, tab.s), p.moves, n, one(h), tab.b, p.k, tab.s)
+        move!(combine!(Y, u, h, tab.b, p.k, tab.s, threads), p.moves, n, one(h), tab.b, p.k, tab.s)
         u, Y = Y, u
         if stages === nothing  # the last stage is still to be read
             foreach(i -> recycle!(tape, tape.taken[i]), 1:(length(tape.taken) - 1))
@@ -144,7 +144,7 @@ end
 "Pull back step `n`, whose stages follow `stages[offset]`."
 function pull_step!(p::Pull{T}, steps::Steps, n::Int, stages::Vector{<:Stage}, offset::Int) where {T}
     tab, ts, g, λ, ubar, field, out = p.tab, p.ts, p.g, p.λ, p.ubar, p.field, p.out
-    s = tab.s
+    s, threads = tab.s, field.threads
     t, ends = steps.t[n], steps.t[n + 1]
     h = T(ends - t)
     dt, dh = zero(Time), zero(Time)
@@ -163,55 +163,55 @@ function pull_step!(p::Pull{T}, steps::Steps, n::Int, stages::Vector{<:Stage}, o
         p.save -= 1
         gi = view(g, :, i)
         if ends_at(p.lands, ts, i, ends)
-            λ .+= gi
+            add_shared!(λ, gi, threads)
             continue
         end
         θ = T((ts[i] - t) / (ends - t))
         weights!(p.w, p.dw, tab, θ)
-        ubar .+= gi
-        spread!(p.kbar, p.active, h, p.w, gi, s)
+        add_shared!(ubar, gi, threads)
+        spread!(p.kbar, p.active, h, p.w, gi, s, threads)
         p.moves === nothing || spread_moved_time!(p, n, i, θ, gi)
         if p.wants_t
-            slope = dot(gi, combine!(p.sum, nothing, one(T), p.dw, p.k, s))
+            slope = dot(gi, combine!(p.sum, nothing, one(T), p.dw, p.k, s, threads))
             p.moves === nothing || (slope += bend(p, n, i, θ, gi) / h)
             out.ts[i] += slope
             dt -= slope
-            dh += dot(gi, combine!(p.sum, nothing, one(T), p.w, p.k, s)) - θ * slope
+            dh += dot(gi, combine!(p.sum, nothing, one(T), p.w, p.k, s, threads)) - θ * slope
         end
     end
     last_stage = s
     if tab.fsal
         if p.active[s]
             product!(p, s, stages[offset + s])
-            λ .+= field.dz
+            add_shared!(λ, field.dz, threads)
             p.wants_t && (change = slope(field); dt += change; dh += change)
         end
         last_stage -= 1
     end
-    ubar .+= λ
-    spread!(p.kbar, p.active, h, tab.b, λ, last_stage)
+    add_shared!(ubar, λ, threads)
+    spread!(p.kbar, p.active, h, tab.b, λ, last_stage, threads)
     spread_shift!(p.kbar, p.active, p.moves, n, tab.b, λ, last_stage)
-    p.wants_t && (dh += dot(λ, combine!(p.sum, nothing, one(T), tab.b, p.k, last_stage)))
+    p.wants_t && (dh += dot(λ, combine!(p.sum, nothing, one(T), tab.b, p.k, last_stage, threads)))
     for j in last_stage:-1:2
         p.active[j] || continue
         product!(p, j, stages[offset + j])
-        ubar .+= field.dz
+        add_shared!(ubar, field.dz, threads)
         row = view(tab.A, j, :)
-        spread!(p.kbar, p.active, h, row, field.dz, j - 1)
+        spread!(p.kbar, p.active, h, row, field.dz, j - 1, threads)
         spread_shift!(p.kbar, p.active, p.moves, n, row, field.dz, j - 1)
         if p.wants_t
             change = slope(field)
             dt += change
-            dh += tab.c[j] * change + dot(field.dz, combine!(p.sum, nothing, one(T), row, p.k, j - 1))
+            dh += tab.c[j] * change + dot(field.dz, combine!(p.sum, nothing, one(T), row, p.k, j - 1, threads))
         end
     end
     p.pending = tab.fsal && n > 1 && p.active[1]
     if p.active[1] && !p.pending
         product!(p, 1, stages[offset + 1])
-        ubar .+= field.dz
+        add_shared!(ubar, field.dz, threads)
         tab.fsal ? (p.out.ts[1] += slope(field)) : (dt += slope(field))
     end
-    λ .= ubar
+    copy_shared!(λ, ubar, threads)
     p.wants_t && move_times!(p, n, t, ends, dt, dh)
     return
 end
@@ -226,7 +226,7 @@ end
 "How the move of the time `ts[i]` changes with the time, in the direction of a cotangent of its state."
 function bend(p::Pull{T}, n::Int, i::Int, θ, gi) where {T}
     curvature!(p.ddw, p.tab, θ)
-    combine!(p.sum, nothing, one(T), p.ddw, p.k, p.tab.s)
+    combine!(p.sum, nothing, one(T), p.ddw, p.k, p.tab.s, p.field.threads)
     return T(drift(p.moves, n, i, θ)) * dot(view(gi, tangents(p.moves)), view(p.sum, states(p.moves)))
 end
 
@@ -248,32 +248,34 @@ end
 "The product of stage `j`'s cotangent with the field's Jacobians; that of `θ` is added up."
 function product!(p::Pull, j::Int, stage::Stage)
     vjp!(p.field, p.kbar[j], stage)
-    p.out.θ .+= p.field.dθ
+    add_shared!(p.out.θ, p.field.dθ, p.field.threads)
     return
 end
 
-# The sums over stages go through the state in pieces that stay in the processor's cache.
+# The sums over stages go through the state, or a thread's part of it, in pieces that stay in the processor's cache.
 const PIECE = 1024
-pieces(n) = (i:min(i + PIECE - 1, n) for i in 1:PIECE:n)
+pieces(part) = (i:min(i + PIECE - 1, last(part)) for i in first(part):PIECE:last(part))
 
-"`y = u + h Σ_j a_j k_j` over the first `m` stages."
-function combine!(y::Vector, u, h, a, k, m)
-    for piece in pieces(length(y))
-        @simd for i in piece
-            @inbounds y[i] = u === nothing ? zero(h) : u[i]
-        end
-        for j in 1:m
-            α, kj = h * a[j], k[j]
-            iszero(α) && continue
+"`y = u + h Σ_j a_j k_j` over the first `m` stages, on threads."
+function combine!(y::Vector, u, h, a, k, m, threads)
+    share(threads, length(y), 1 + m) do part
+        for piece in pieces(part)
             @simd for i in piece
-                @inbounds y[i] = muladd(α, kj[i], y[i])
+                @inbounds y[i] = u === nothing ? zero(h) : u[i]
+            end
+            for j in 1:m
+                α, kj = h * a[j], k[j]
+                iszero(α) && continue
+                @simd for i in piece
+                    @inbounds y[i] = muladd(α, kj[i], y[i])
+                end
             end
         end
     end
     return y
 end
 
-function combine!(y, u, h, a, k, m)
+function combine!(y, u, h, a, k, m, threads)
     u === nothing ? fill!(y, 0) : copyto!(y, u)
     for j in 1:m
         iszero(a[j]) || (α = h * a[j]; y .+= α .* k[j])
@@ -281,25 +283,27 @@ function combine!(y, u, h, a, k, m)
     return y
 end
 
-"`k̄_j += h a_j x` for the first `m` stages."
-function spread!(kbar::Vector{<:Vector}, active, h, a, x, m)
-    for piece in pieces(length(x)), j in 1:m
-        α, kj = h * a[j], kbar[j]
-        iszero(α) && continue
-        if active[j]
-            @simd for i in piece
-                @inbounds kj[i] = muladd(α, x[i], kj[i])
-            end
-        else
-            @simd for i in piece
-                @inbounds kj[i] = α * x[i]
+"`k̄_j += h a_j x` for the first `m` stages, on threads."
+function spread!(kbar::Vector{<:Vector}, active, h, a, x, m, threads)
+    share(threads, length(x), 1 + 2m) do part
+        for piece in pieces(part), j in 1:m
+            α, kj = h * a[j], kbar[j]
+            iszero(α) && continue
+            if active[j]
+                @simd for i in piece
+                    @inbounds kj[i] = muladd(α, x[i], kj[i])
+                end
+            else
+                @simd for i in piece
+                    @inbounds kj[i] = α * x[i]
+                end
             end
         end
     end
     return activate!(active, h, a, m)
 end
 
-function spread!(kbar, active, h, a, x, m)
+function spread!(kbar, active, h, a, x, m, threads)
     for j in 1:m
         α = h * a[j]
         iszero(α) || (active[j] ? (kbar[j] .+= α .* x) : (kbar[j] .= α .* x))

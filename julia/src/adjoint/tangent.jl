@@ -99,10 +99,10 @@ function follow_steps!(values, field::TracedField{T}, fw::Stepped{T}, u, moves, 
         tab.fsal && copyto!(k[1], k[s])
         for j in (tab.fsal ? 2 : 1):s
             row = view(tab.A, j, :)
-            move!(combine!(Y, u, h, row, k, j - 1), moves, n, tab.c[j], row, k, j - 1)
+            move!(combine!(Y, u, h, row, k, j - 1, field.threads), moves, n, tab.c[j], row, k, j - 1)
             value!(k[j], field, Y, t[n] + tab.c[j] * step)
         end
-        move!(combine!(Y, u, h, tab.b, k, s), moves, n, one(T), tab.b, k, s)
+        move!(combine!(Y, u, h, tab.b, k, s, field.threads), moves, n, one(T), tab.b, k, s)
         while column <= length(ts) && !after(ts[column], t[n + 1], last(ts) - first(ts))
             to = view(values, :, column)
             if ends_at(lands, ts, column, t[n + 1])
@@ -111,7 +111,7 @@ function follow_steps!(values, field::TracedField{T}, fw::Stepped{T}, u, moves, 
                 θ = T((ts[column] - t[n]) / step)
                 w, dw = zeros(T, s), zeros(T, s)
                 weights!(w, dw, tab, θ)
-                combine!(sum, u, h, w, k, s)
+                combine!(sum, u, h, w, k, s, field.threads)
                 if moves !== nothing
                     shift!(sum, moves, stretch(moves, n), w, k, s)
                     shift!(sum, moves, drift(moves, n, column, θ), dw, k, s)

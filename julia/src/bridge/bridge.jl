@@ -70,8 +70,8 @@ end
 function make_field(k::Kernel{T}, batch, products, device::Device = Processor(), threads = 1) where {T}
     device isa Processor || return TracedField(Workspace(k, batch, empty_vector(device, T)); products)
     within = threads_within(k, batch, threads)
-    within > 1 && return TracedField(Workspace(Kernel{T}(k.graph; batch, threads = within), batch); products)
-    return TracedField(Workspace(k, batch; part_batch(k, batch, threads)...); products)
+    within > 1 && return TracedField(Workspace(Kernel{T}(k.graph; batch, threads = within), batch); products, threads)
+    return TracedField(Workspace(k, batch; part_batch(k, batch, threads)...); products, threads)
 end
 
 "A cursor over the integers of a call."

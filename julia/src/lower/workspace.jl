@@ -5,9 +5,10 @@ mutable struct Bound{F,B<:Tuple}
     const run::F
     const buffers::B
     const batch::Int
+    const small::Bool  # whether threads for its matrix products cost more than they bring
 end
 
-(p::Bound)(t) = p.run(p.buffers, t, p.batch)
+(p::Bound)(t) = p.small ? products_alone(p.run, p.buffers, t, p.batch) : p.run(p.buffers, t, p.batch)
 
 """
 The buffers of a kernel for some samples of a batch. `u`, `θ`, `v` are read, `du`, `dz`, `dθ`, `dt` written by the programs
@@ -32,6 +33,7 @@ struct Workspace{T,V<:AbstractVector{T}}
     dt::V
     frontier::Vector{Any}
     scratch::Dict{Program,Vector{Any}}  # the buffers of a program's own, which every binding of it shares
+    small::Bool  # see `Bound`
     blocks::Vector{Vector{Workspace{T,V}}}  # by thread
 end
 
@@ -44,19 +46,22 @@ differentiated(g::Graph) = [inputs_of(g, :arg); inputs_of(g, :parameter)]
 room(like, n::Node, T, batch) = (E = eltype_of(n, T); fill!(similar(like, E, sizes(n.shape, batch)), zero(E)))
 
 """
-    Workspace(kernel, batch, like = T[]; threads = 1, rows = batch)
+    Workspace(kernel, batch, like = T[]; threads = 1, rows = batch, small = false)
 
 Allocate the buffers of a kernel for a batch size, with arrays like `like`; the batch is parted between so many threads, and
-the samples of each into blocks of about equal size, of `rows` samples at most.
+the samples of each into blocks of about equal size, of `rows` samples at most. Matrix products of a `small` one have one
+thread.
 """
-function Workspace(k::Kernel{T}, batch::Int, like::V = T[]; threads::Int = 1, rows::Int = batch) where {T,V}
+function Workspace(
+    k::Kernel{T}, batch::Int, like::V = T[]; threads::Int = 1, rows::Int = batch, small::Bool = false
+) where {T,V}
     g = k.graph
     zeros_of(n) = fill!(similar(like, T, n), zero(T))
     make(ids) = zeros_of(sum(x -> elements(x, batch), shapes(g, ids); init = 0))
     z = inputs_of(g, :z)
     u, θ, v, du, dz, dθ = make(z), make(theta_inputs(g)), make(inputs_of(g, :cotangent)), make(z), make(z), make(differentiated(g))
     workspace(samples, shared, frontier, scratch, blocks) =
-        Workspace{T,V}(k, batch, samples, like, u, θ, v, du, dz, dθ, shared, zeros_of(1), frontier, scratch, blocks)
+        Workspace{T,V}(k, batch, samples, like, u, θ, v, du, dz, dθ, shared, zeros_of(1), frontier, scratch, small, blocks)
     front(n) = Any[room(like, g.nodes[i], T, n) for i in frontier(g)]
     whole = threads == 1 && rows >= batch
     whole && return workspace(1:batch, dθ, front(batch), Dict{Program,Vector{Any}}(), Vector{Workspace{T,V}}[])
@@ -148,7 +153,7 @@ function bind(w::Workspace, p::Program; u = w.u, du = w.du, residuals = no_resid
         fresh && push!(scratch, s.alias ? nothing : s.make(w.like, batch, buffers))
         push!(buffers, s.alias ? s.make(w.like, batch, buffers) : scratch[i])
     end
-    return Bound(p.run, Tuple(buffers), batch)
+    return Bound(p.run, Tuple(buffers), batch, w.small)
 end
 
 "Buffers for residuals; of a workspace in blocks, a list of them for each."
@@ -196,13 +201,7 @@ function bind_blocks(w::Workspace{T,V}, p::Program, u, du, residuals) where {T,V
 end
 
 function (p::InBlocks)(t)
-    threads = BLAS.get_num_threads()
-    threads == 1 || BLAS.set_num_threads(1)  # each block's products are one thread's
-    try
-        on_threads(run_blocks!, length(p.programs), p, t)
-    finally
-        threads == 1 || BLAS.set_num_threads(threads)
-    end
+    products_alone(on_threads, run_blocks!, length(p.programs), p, t)  # each block's are one thread's
     isempty(p.sums) || put_sums!(p)
     return nothing
 end
@@ -238,16 +237,18 @@ const CACHED = 2^17
 """
     part_batch(kernel, batch, threads)
 
-Between how many of so many threads a batch is best parted, and how many samples a block has then at most.
+Between how many of so many threads a batch is best parted, how many samples a block has then at most, and whether it is
+too small for threads.
 """
 function part_batch(k::Kernel, batch::Int, threads::Int)
-    whole = (; threads = 1, rows = batch)
     g = k.graph
+    small = threads > 1 && THREADED_PRODUCT < work(g, batch) < 2WORTH_A_THREAD
+    whole = (; threads = 1, rows = batch, small)
     widest = maximum(n -> elements(n.shape, 1), of_samples(g); init = 1)
     rows = max(256, CACHED ÷ max(widest, 1))
     batch > 1 && (threads > 1 || rows < batch) && samples_apart(g) || return whole
     threads = clamp(work(g, batch) ÷ WORTH_A_THREAD, 1, min(threads, batch))
-    return (; threads, rows)
+    return (; threads, rows, small)
 end
 
 """

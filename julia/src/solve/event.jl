@@ -51,7 +51,7 @@ Solve with the `θ` that are bound from `ts[1]` towards `ts[end]` until a value 
 that counts. Nothing is kept of the steps; the signs of `search` become those at the end.
 """
 function find_event(field::TracedField{T}, event::EventValues{T}, u0, ts::Vector{Time}, search::Search{T}, o::Options) where {T}
-    alg = algorithm(o.solver)
+    alg = algorithm(o.solver; field.threads)
     f = ode_function(field, o.solver)
     return Base.invokelatest(find_event_with, field, event, f, u0, ts, search, o, alg)::Crossing
 end

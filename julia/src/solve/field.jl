@@ -42,25 +42,26 @@ struct TracedField{T,V<:AbstractVector{T}}
     samples::Vector{Vector{Int}}  # entries of the state that belong to each sample
     counts::Vector{Int}  # evaluations of the value, of the products; how often `θ` was bound
     watch::Watch
+    threads::Int                  # that share sums and copies of states
     functions::Dict{Symbol,Any}  # `ode_function` by its kind
     integrators::Dict{Any,Any}  # by what they are asked to do
 end
 
 """
-    TracedField(workspace; products = :joint)
+    TracedField(workspace; products = :joint, threads = 1)
 
 `products` is `:joint` where the vector-Jacobian products are always wanted together (discrete adjoint), `:split` where
-those of the state and of `θ` are wanted at different points (continuous adjoints).
+those of the state and of `θ` are wanted at different points (continuous adjoints). Threads share the sums of a large state.
 """
-function TracedField(w::Workspace{T,V}; products::Symbol = :joint) where {T,V}
+function TracedField(w::Workspace{T,V}; products::Symbol = :joint, threads::Int = 1) where {T,V}
     k = w.kernel
     late(program) = Late{T}(() -> bind(w, program))
     joint = products === :joint
     product = late(joint ? k.vjp : k.vjp_state)
     return TracedField{T,V}(
         late(k.prologue), late(k.value), product, joint ? product : late(k.vjp_theta),
-        w.u, w.θ, w.v, w.du, w.dz, w.dθ, w.dt, [zero(Time)], Tape(w), samples(w), [0, 0, 0], Watch(), Dict{Symbol,Any}(),
-        Dict{Any,Any}(),
+        w.u, w.θ, w.v, w.du, w.dz, w.dθ, w.dt, [zero(Time)], Tape(w), samples(w), [0, 0, 0], Watch(),
+        3length(w.u) < WORTH_SHARING ? 1 : threads, Dict{Symbol,Any}(), Dict{Any,Any}(),
     )
 end
 
@@ -75,7 +76,7 @@ function TracedField(c::Callback{T}; products::Symbol = :joint) where {T}
     product = late(joint ? product_function : state_product_function)
     return TracedField{T,Vector{T}}(
         Late{T}(() -> identity_of), late(value_function), product, joint ? product : late(theta_product_function),
-        c.u, zeros(T, length(c.dθ)), c.v, c.du, c.dz, c.dθ, c.dt, c.time, Tape(c), samples(c), [0, 0, 0], Watch(),
+        c.u, zeros(T, length(c.dθ)), c.v, c.du, c.dz, c.dθ, c.dt, c.time, Tape(c), samples(c), [0, 0, 0], Watch(), 1,
         Dict{Symbol,Any}(), Dict{Any,Any}(),
     )
 end
@@ -101,24 +102,24 @@ function value!(du, f::TracedField{T}, u, t) where {T}
     count!(f.watch)
     f.time[1] = t
     f.tape.on && return record!(du, f, u, t)
-    copyto!(f.u, u)
+    copy_shared!(f.u, u, f.threads)
     f.value(T(t))
-    copyto!(du, f.du)
+    copy_shared!(du, f.du, f.threads)
     return nothing
 end
 
 function record!(du, f::TracedField{T}, u, t) where {T}
     stage = take!(f.tape)
     stage.t = t
-    copyto!(stage.u, u)
+    copy_shared!(stage.u, u, f.threads)
     if stage.heavy
         stage.record(T(t))
     else
-        copyto!(f.u, u)
+        copy_shared!(f.u, u, f.threads)
         f.value(T(t))
-        copyto!(stage.k, f.du)
+        copy_shared!(stage.k, f.du, f.threads)
     end
-    copyto!(du, stage.k)
+    copy_shared!(du, stage.k, f.threads)
     return nothing
 end
 
@@ -131,7 +132,7 @@ function vjp!(f::TracedField{T}, v, stage::Stage) where {T}
     stage.heavy || return vjp!(f, v, stage.u, stage.t)
     f.counts[2] += 1
     count!(f.watch)
-    copyto!(f.v, v)
+    copy_shared!(f.v, v, f.threads)
     stage.product(T(stage.t))
     return nothing
 end
@@ -156,8 +157,8 @@ function product!(f::TracedField{T}, program, v, u, t) where {T}
     f.counts[2] += 1
     count!(f.watch)
     f.time[1] = t
-    copyto!(f.u, u)
-    copyto!(f.v, v)
+    copy_shared!(f.u, u, f.threads)
+    copy_shared!(f.v, v, f.threads)
     program(T(t))
     return nothing
 end

@@ -70,7 +70,7 @@ end
 function integrate!(values, field::TracedField, u0, ts::Vector{Time}, θ, o::Options)
     if o.keep === :dense || o.keep === :saved || isopaque(o.solver)
         f = solved_function(field, o)
-        alg = algorithm(o.solver; dense = o.keep === :dense, split = o.split !== nothing)
+        alg = algorithm(o.solver; dense = o.keep === :dense, split = o.split !== nothing, field.threads)
         return Base.invokelatest(forward_whole!, values, field, f, u0, ts, θ, o, alg)
     end
     (o.solver in EXPLICIT || isown(o.solver)) && return forward_steps!(values, field, u0, ts, θ, o)

@@ -70,16 +70,17 @@ const SENSITIVITY_PACKAGES =
 const LAZY = ("Vern6", "Vern7", "Vern8", "Vern9")
 
 """
-    algorithm(name; dense = false, split = false)
+    algorithm(name; dense = false, split = false, threads = 1)
 
 The algorithm of a name; with `dense`, its steps come with all that interpolation needs; with `split`, for a split field.
+The sums of explicit Runge–Kutta methods are shared by so many threads.
 The packages of solvers that an extension adds are loaded when the first of them is asked for.
 """
-function algorithm(name::AbstractString; dense::Bool = false, split::Bool = false)
+function algorithm(name::AbstractString; dense::Bool = false, split::Bool = false, threads::Int = 1)
     load(packages_of(name))
     split && return Base.invokelatest(SPLIT_SOLVERS[name])
     haskey(SOLVERS, name) ||
         throw(ArgumentError("unknown solver \"$name\": expected one of $(join(sort!(collect(keys(SOLVERS))), ", "))"))
-    dense && name in LAZY && return SOLVERS[name](; lazy = false)
-    return Base.invokelatest(SOLVERS[name])  # an extension may just have brought it
+    name in EXPLICIT || return Base.invokelatest(SOLVERS[name])  # an extension may just have brought it
+    return SOLVERS[name](; (name == "Euler" ? (;) : team(threads))..., (dense && name in LAZY ? (; lazy = false) : (;))...)
 end

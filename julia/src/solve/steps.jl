@@ -99,7 +99,7 @@ function new_integrator(field::TracedField{T}, u0, ts, o::Options) where {T}
     problem = ODEProblem{true}(ode_function(field, o.solver), u0, (first(ts), last(ts)), field.θ)
     # What interpolation needs is computed where there is interpolation.
     nothing_saved = (; save_everystep = false, save_start = false, save_end = false, dense = false, calck = !lands_on_times(o))
-    return integrator_of(problem, algorithm(o.solver), T, ts, o; nothing_saved...)
+    return integrator_of(problem, algorithm(o.solver; threads = field.threads), T, ts, o; nothing_saved...)
 end
 
 function step_through!(

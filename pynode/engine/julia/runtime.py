@@ -299,18 +299,25 @@ def _set_defaults() -> None:
     STATE["offline"] = os.environ["PYTHON_JULIAPKG_OFFLINE"] == "yes"
 
 
+# Nanoseconds after which a thread of Julia's that has nothing to do goes to sleep. Waking it takes tens of microseconds, as
+# long as many an operation that threads share; after Julia's own 100 µs it sleeps at each of them.
+_AWAKE = "1000000"
+
+
 @contextlib.contextmanager
 def _threads_of_torch() -> Iterator[None]:
     """Julia is started with as many threads as torch has, where the user has not said how many, and may."""
+    chosen = {"JULIA_THREAD_SLEEP_THRESHOLD": _AWAKE}
     given = {"PYTHON_JULIACALL_THREADS", "JULIA_NUM_THREADS"} & os.environ.keys()
-    if given or os.environ["PYTHON_JULIACALL_HANDLE_SIGNALS"] == "no":
-        yield
-        return
-    os.environ["PYTHON_JULIACALL_THREADS"] = str(torch.get_num_threads())
+    if not given and os.environ["PYTHON_JULIACALL_HANDLE_SIGNALS"] != "no":
+        chosen["PYTHON_JULIACALL_THREADS"] = str(torch.get_num_threads())
+    chosen = {name: value for name, value in chosen.items() if name not in os.environ}
+    os.environ.update(chosen)
     try:
         yield
     finally:
-        del os.environ["PYTHON_JULIACALL_THREADS"]
+        for name in chosen:
+            del os.environ[name]
 
 
 def _import_juliacall() -> Any:
