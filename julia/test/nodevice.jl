@@ -25,7 +25,12 @@ const HAS_LIBRARY = try
 catch
     false
 end
-HAS_LIBRARY || @eval GPUCompiler.link_libraries!(@nospecialize(job::CUDA.AnyCUDAJob), mod::LLVM.Module) = nothing
+if !HAS_LIBRARY
+    @eval GPUCompiler.link_libraries!(@nospecialize(job::CUDA.AnyCUDAJob), mod::LLVM.Module) = nothing
+    @eval GPUCompiler.isintrinsic(@nospecialize(job::CUDA.AnyCUDAJob), name::String) =
+        startswith(name, r"__nv_|__nvvm_reflect|cuda") ||
+        invoke(GPUCompiler.isintrinsic, Tuple{CompilerJob{PTXCompilerTarget},String}, job, name)
+end
 
 """
     ptx(f, types)

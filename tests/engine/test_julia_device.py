@@ -18,6 +18,8 @@ from pynode.engine.julia import runtime as julia_runtime
 from pynode.engine.julia.callback import PythonField
 from pynode.engine.julia.device import Device, device_of
 from pynode.engine.solvers import resolve_solver
+from pynode.field import Field
+from pynode.field._trace import trace_field
 from pynode.models import CNF
 from pynode.nn import TimeConcat
 
@@ -204,6 +206,19 @@ def test_what_is_refused() -> None:
         device_of(problem_on("cuda:0", solver="fbdf"))
     with pytest.raises(pynode.EngineUnavailable, match=r"solves independent samples on the CPU only.*batching"):
         device_of(problem_on("cuda:0", times=2))
+
+
+def test_functions_of_bessel_are_for_the_processor() -> None:
+    def field(t: Tensor, z: Tensor) -> Tensor:
+        return torch.special.i0e(z) + torch.erf(z) * torch.special.i1(z)
+
+    z0, t = torch.ones(2, 3), torch.tensor([0.0, 1.0])
+    graph = trace_field(Field(field, (z0,), t, (), False), (z0,), t, ()).graph
+    Device(-1).check_operations(graph)
+    with pytest.raises(
+        pynode.EngineUnavailable, match=r"computes .*torch\.special\.i0e.* on the CPU only, and the state is"
+    ):
+        Device(0, SimpleNamespace(device="cuda:0")).check_operations(graph)
 
 
 def test_fields_in_julia_and_callbacks_are_for_the_processor() -> None:

@@ -7,12 +7,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from reference import sample
-from test_julia import QUICK
 from zoo import CASES
+
+from pynode.engine.julia.device import Device
+from pynode.errors import EngineUnavailable
 
 NO_DEVICE = Path(__file__).resolve().parents[2] / "julia" / "test" / "nodevice.jl"
 
@@ -75,10 +78,15 @@ def test_a_kernel_that_no_gpu_can_run(compiles: Callable[[str, int], tuple[str, 
     assert "dynamic function invocation" in wrong
 
 
-@pytest.mark.parametrize("name", sorted(QUICK))
+@pytest.mark.parametrize("name", sorted(CASES))
 def test_kernels_compile_for_a_gpu(name: str, compiles: Callable[[str, int], tuple[str, int]]) -> None:
-    """Every program of a kind of field: its value, records and products."""
+    """Every program of a kind of field: its value, records and products; or it is refused before any solve."""
     case = CASES[name]()
     graph = sample(case, case.batches[0]).found.graph
     wrong, _ = compiles(json.dumps(graph.to_dict()), case.batches[0] if graph.batch is not None else 40)
-    assert not wrong
+    try:
+        Device(0, SimpleNamespace(device="cuda:0")).check_operations(graph)
+    except EngineUnavailable:
+        assert "InvalidIRError" in wrong
+    else:
+        assert not wrong

@@ -12,9 +12,14 @@ from torch import Tensor
 from pynode.engine.julia import runtime as julia_runtime
 from pynode.engine.protocol import Problem
 from pynode.errors import EngineUnavailable, FieldError
+from pynode.field._graph import FieldGraph
 from pynode.field._trace import as_numbers
 
 __all__ = ["Device", "device_of"]
+
+_MOVE = 'move the field and the state to the CPU, or use engine="torch"'
+# Operations that Julia has from libraries in C, with the names that the user knows: Bessel's functions, of AMOS.
+_IN_C = {"i0": "torch.i0", **{f"special_{name}": f"torch.special.{name}" for name in ("i0e", "i1", "i1e")}}
 
 
 class Device:
@@ -34,6 +39,18 @@ class Device:
         if self.stream is not None:  # numbers may be the processor's even if all else is the GPU's
             tensors = tuple(x.to(self.stream.device) for x in tensors)
         return [as_numbers(x, dtype).contiguous() for x in tensors]
+
+    def check_operations(self, graph: FieldGraph) -> None:
+        """Refuse a graph that a GPU cannot compute.
+
+        Raises:
+            EngineUnavailable: it has an operation that Julia has on the processor alone.
+        """
+        if self.stream is not None and (names := {_IN_C[n.op] for n in graph.nodes if n.op in _IN_C}):
+            raise EngineUnavailable(
+                f"the julia engine computes {', '.join(sorted(names))} on the CPU only, and the state is on "
+                f"{self.stream.device}: {_MOVE}"
+            )
 
     def __enter__(self) -> None:
         if self.stream is not None:  # what Julia is to read is written by then
@@ -61,21 +78,21 @@ def device_of(problem: Problem) -> Device:
     where = problem.z0[0].device
     if where.type == "cpu":
         return _PROCESSOR
-    move = 'move the field and the state to the CPU, or use engine="torch"'
     if where.type != "cuda":
-        raise EngineUnavailable(f"the julia engine works on CPU and CUDA tensors, the state is on {where}: {move}")
+        raise EngineUnavailable(f"the julia engine works on CPU and CUDA tensors, the state is on {where}: {_MOVE}")
     if threading.current_thread() is not threading.main_thread():
         raise EngineUnavailable(
-            f"the julia engine solves on a GPU on the main thread only, the state is on {where}: {move}, or solve there"
+            f"the julia engine solves on a GPU on the main thread only, the state is on {where}: {_MOVE}, or "
+            "solve there"
         )
     if problem.solver.stiff:
         raise EngineUnavailable(
             f"the julia engine has the solver {problem.solver.name!r} on the CPU only, the state is on {where}: "
-            f"{move}, or take an explicit solver"
+            f"{_MOVE}, or take an explicit solver"
         )
     if problem.t.dim() == 2:
         raise EngineUnavailable(
-            f"the julia engine solves independent samples on the CPU only, the state is on {where}: {move}, "
+            f"the julia engine solves independent samples on the CPU only, the state is on {where}: {_MOVE}, "
             'or pass batching="joint"'
         )
     for what, tensors in (("parameter", problem.parameters), ("conditioning tensor", problem.args)):

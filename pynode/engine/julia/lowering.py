@@ -37,6 +37,7 @@ class Traced:
         self.called: object = None
         trace = trace_field(problem.field, problem.z0, problem.t, problem.args)
         check_halves(trace.graph, problem.solver)
+        device.check_operations(trace.graph)
         self.kernel = session.kernel(trace, problem.z0[0].dtype)
         if problem.solver.matrix_free:
             session.start()  # refuses a process that was forked, to which the kernel may be known

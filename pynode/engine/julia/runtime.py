@@ -299,8 +299,8 @@ def _set_defaults() -> None:
     STATE["offline"] = os.environ["PYTHON_JULIAPKG_OFFLINE"] == "yes"
 
 
-# Nanoseconds after which a thread of Julia's that has nothing to do goes to sleep. Waking it takes tens of microseconds, as
-# long as many an operation that threads share; after Julia's own 100 µs it sleeps at each of them.
+# Nanoseconds after which a thread of Julia's that has nothing to do goes to sleep. Waking it takes tens of
+# microseconds, as long as many an operation that threads share; after Julia's own 100 µs it sleeps at each of them.
 _AWAKE = "1000000"
 
 
