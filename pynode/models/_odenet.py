@@ -31,6 +31,9 @@ class ODENet(NODE):
 
     Raises:
         InputError: an argument is not usable; at a call, the images have another shape than the stem takes.
+        SolveError: in a backward pass by `"backsolve"`, the state that is computed backwards left the trajectory by
+            a tenth, see `pynode.Backsolve`. With a few channels and the default tolerances untrained networks do so
+            now and then: pass a smaller `rtol`, another sensitivity, or use `RKNet`.
 
     Source:
         R. T. Q. Chen et al., "Neural Ordinary Differential Equations", NeurIPS 2018, section 3 (ODE-Net).
