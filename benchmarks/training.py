@@ -1,6 +1,6 @@
 """Training steps of small models: in one call, in a loop, with diffrax and optax jitted, and with torchdiffeq.
 
-    OMP_NUM_THREADS=1 python benchmarks/training.py
+    OMP_NUM_THREADS=1 python benchmarks/training.py      # needs `pip install optax` besides the extra `study`
 
 Adam's steps on two problems, float32: Lotka–Volterra with an unknown interaction (a network in place of it, one
 trajectory at 31 times), and the spiral's network 2–50–2 on 30 times. All solve by a 5(4) pair at rtol 1e-3 and atol
