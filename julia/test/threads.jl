@@ -104,4 +104,8 @@ end
     PyNODE.@.. broadcast = false thread = team to = 0.5
     @test all(==(0.5), to)
     @test_throws DimensionMismatch PyNODE.@.. broadcast = false thread = team to = x + y[1:10]
+    @test_throws DimensionMismatch PyNODE.add_shared!(to, x[1:10], 2)
+    norm = PyNODE.OrdinaryDiffEqCore.ODE_DEFAULT_NORM
+    errors(f) = Base.Broadcast.broadcasted(PyNODE.DiffEqBase.calculate_residuals, x, y, y, 1e-3, 1e-3, Ref(f), 0.0)
+    @test all(f -> PyNODE.fits(errors(f), n), (norm, PyNODE.max_norm))  # the errors of a step are shared
 end

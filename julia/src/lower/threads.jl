@@ -86,6 +86,7 @@ end
 add_shared!(y, x, threads) = (y .+= x)
 
 function add_shared!(y::Vector{T}, x::AbstractVector{T}, threads::Int) where {T}
+    length(x) == length(y) || throw(DimensionMismatch("vectors of $(length(y)) and $(length(x)) entries"))
     share(threads, length(y), 3) do part
         @simd ivdep for i in part
             @inbounds y[i] += x[i]

@@ -22,10 +22,10 @@ end
 
 Base.@propagate_inbounds FastBroadcast.fast_materialize!(::Team, to, bc) = FastBroadcast.fast_materialize!(Serial(), to, bc)
 
-"Whether all vectors in a broadcast have `n` entries, and there is nothing else but numbers."
+"Whether all vectors in a broadcast have `n` entries, and there is nothing else but numbers, and functions such as norms."
 fits(bc::Broadcasted, n) = all(x -> fits(x, n), bc.args)
 fits(x::Vector, n) = length(x) == n
-fits(x::Union{Number,Base.RefValue{<:Number}}, n) = true
+fits(x::Union{Number,Base.RefValue{<:Union{Number,Function}}}, n) = true
 fits(x, n) = false
 
 vectors(bc::Broadcasted) = sum(vectors, bc.args)
