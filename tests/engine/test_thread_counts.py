@@ -183,6 +183,24 @@ def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert solve() == before
 
 
+def test_what_julia_is_started_with_is_set_for_its_start_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("PYTHON_JULIACALL_THREADS", "JULIA_NUM_THREADS", "JULIA_THREAD_SLEEP_THRESHOLD")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PYTHON_JULIACALL_HANDLE_SIGNALS", "yes")
+
+    def at_the_start() -> list[str | None]:
+        with julia_runtime._threads_of_torch():
+            return [os.environ.get(name) for name in names]
+
+    assert at_the_start() == [str(torch.get_num_threads()), None, "1000000"]
+    assert not set(names) & os.environ.keys()
+    monkeypatch.setenv("JULIA_NUM_THREADS", "3")
+    monkeypatch.setenv("JULIA_THREAD_SLEEP_THRESHOLD", "5")
+    assert at_the_start() == [None, "3", "5"]
+    assert [os.environ.get(name) for name in names] == [None, "3", "5"]
+
+
 @pytest.mark.parametrize("name", ["PYTHON_JULIACALL_THREADS", "JULIA_NUM_THREADS"])
 def test_threads_without_signals_are_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.delenv("PYTHON_JULIACALL_THREADS", raising=False)

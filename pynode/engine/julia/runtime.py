@@ -306,7 +306,7 @@ _AWAKE = "1000000"
 
 @contextlib.contextmanager
 def _threads_of_torch() -> Iterator[None]:
-    """Julia is started with as many threads as torch has, where the user has not said how many, and may."""
+    """Julia is started with as many threads as torch has, awake for a while, where the user has not said otherwise."""
     chosen = {"JULIA_THREAD_SLEEP_THRESHOLD": _AWAKE}
     given = {"PYTHON_JULIACALL_THREADS", "JULIA_NUM_THREADS"} & os.environ.keys()
     if not given and os.environ["PYTHON_JULIACALL_HANDLE_SIGNALS"] != "no":
