@@ -45,8 +45,9 @@ class Watch:
         self.places = [o.__dict__[name] for o in owners for name in _HELD]  # held above
         self.lengths = list(map(len, self.places))
         self.filled = list(filter(None, self.places))
+        self.keys = list(chain.from_iterable(self.filled))
         self.contents = list(chain.from_iterable(map(dict.values, self.filled)))
-        self.tensors = [(x, x.shape, x.dtype, x.requires_grad) for x in reads.tensors.values()]
+        self.tensors = [(x, x.shape, x.dtype, x.device, x.requires_grad) for x in reads.tensors.values()]
         self.prefixes, self.named = list(reads.owners), reads.tensors
         self.sees_all = not (reads.opaque or reads.arrays)
         self.methods = [
@@ -93,9 +94,11 @@ class Watch:
                 return False
         if not all(map(is_, held, self.held)) or list(map(len, self.places)) != self.lengths:
             return False
+        if not all(map(is_, chain.from_iterable(self.filled), self.keys)):
+            return False
         if not all(map(is_, chain.from_iterable(map(dict.values, self.filled)), self.contents)):
             return False
-        for x, shape, dtype, requires_grad in self.tensors:
-            if x.requires_grad is not requires_grad or x.shape != shape or x.dtype is not dtype:
+        for x, shape, dtype, device, requires_grad in self.tensors:
+            if x.requires_grad is not requires_grad or x.shape != shape or x.dtype is not dtype or x.device != device:
                 return False
         return all(getattr(kind, name, None) is method for kind, name, method in self.methods)

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from pynode.engine.choose import choose
 from pynode.engine.julia.call import Floats
+from pynode.engine.julia.memory import in_order
 from pynode.engine.julia.training import Trained
 from pynode.engine.protocol import Problem, Retcode, Stats
 from pynode.errors import EngineUnavailable, InputError, SolveError
@@ -190,7 +191,7 @@ class Trainer:
                 )
         updates = updates_of(self.optimizer, read)
         for u in updates:
-            if u.x.dtype != self.z0.dtype or u.x.device.type != "cpu" or not u.x.is_contiguous():
+            if u.x.dtype != self.z0.dtype or u.x.device.type != "cpu" or in_order(u.x) is not u.x:
                 raise EngineUnavailable(
                     f"the julia engine trains contiguous tensors of the state's dtype, {self.z0.dtype}, on the CPU, "
                     f"got {u.x.dtype} on {u.x.device}: {_LOOP}"

@@ -174,3 +174,19 @@ def test_a_field_that_takes_its_state_for_complex_numbers(engine: str) -> None:
     of_w, of_z = torch.autograd.grad(z[-1, 0, 0, 0], (w, z0))
     assert of_w.item() == pytest.approx(-math.sin(0.7), abs=1e-7)
     assert of_z.flatten().tolist() == pytest.approx([math.cos(0.7), -math.sin(0.7), 0, 0], abs=1e-7)
+
+
+def test_views_that_hold_their_numbers_with_the_other_sign(engine: str) -> None:
+    """As `z.conj().imag`: the state, a conditioning tensor, what the field reads, the times, and a cotangent."""
+
+    def negated(*numbers: float) -> Tensor:
+        return torch._neg_view(-torch.tensor(numbers, dtype=DOUBLE))
+
+    z0, a, b, t = negated(2.0)[None], negated(-1.0), negated(0.5), negated(0.0, 1.0)
+    z0, a = z0.detach().requires_grad_(), a.detach().requires_grad_()
+    sol = pynode.solve(lambda t, z, a: a * z + b, z0, t, args=(a,), engine=engine, rtol=1e-9, atol=1e-9)
+    plain = [x.detach().resolve_neg().clone().requires_grad_() for x in (z0, a)]
+    exact = plain[0] * plain[1].exp() + 0.5 * (plain[1].exp() - 1) / plain[1]
+    torch.testing.assert_close(sol.z[-1], exact, rtol=1e-7, atol=0)
+    found = torch.autograd.grad(torch._neg_view(sol.z[-1]).sum(), (z0, a))
+    torch.testing.assert_close(found, torch.autograd.grad(-exact.sum(), plain), rtol=1e-6, atol=0)

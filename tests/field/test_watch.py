@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 
 import pytest
@@ -61,3 +62,19 @@ def test_a_module_with_more_than_its_own_attributes_is_walked_through() -> None:
     module = InClass()
     watch = Watch.of(module, Reads(module), set())
     assert watch is None or watch.reads() is None
+
+
+@pytest.mark.parametrize("kind", ["modules", "parameters"])
+def test_the_same_things_by_other_names(kind: str) -> None:
+    module = nn.Sequential(OrderedDict(a=nn.Linear(2, 2), b=nn.Tanh(), c=nn.Linear(2, 2)))
+    module.register_parameter("x", nn.Parameter(torch.ones(2)))
+    module.register_parameter("y", nn.Parameter(torch.zeros(2)))
+    watch = Watch.of(module, Reads(module), set())
+    assert watch is not None
+    one, other = ("a", "c") if kind == "modules" else ("x", "y")
+    a, b = getattr(module, one), getattr(module, other)
+    delattr(module, one)
+    delattr(module, other)
+    setattr(module, other, a)
+    setattr(module, one, b)
+    assert not watch.unchanged()

@@ -11,6 +11,7 @@ from pynode.engine.continuous import Unchanged, direction_problem
 from pynode.engine.julia import runtime as julia_runtime
 from pynode.engine.julia.call import addresses, integers
 from pynode.engine.julia.lowering import lower
+from pynode.engine.julia.memory import in_order
 from pynode.engine.julia.pullback import Pullback, address_of
 from pynode.engine.julia.session import Kept
 from pynode.engine.protocol import Gradients, Problem, Stats
@@ -40,10 +41,10 @@ class DiscreteDerivatives:
         lowered = lower(session, moved, device)
         julia = session.start()
         n, state = len(problem.z0), problem.z0[0]
-        z0 = [z.contiguous() for z in moved.z0]
+        z0 = [in_order(z) for z in moved.z0]
         out = [torch.empty((len(problem.t), *z.shape)).to(z) for z in problem.z0]
         results: list[Tensor | None] = [None] * n + list(out) + [None] * (len(z0) - 2 * n)
-        t = None if directions.t is None else directions.t.to("cpu", torch.float64).contiguous()
+        t = None if directions.t is None else in_order(directions.t.to("cpu", torch.float64))
         values = [device.number, lowered.kernel, state.shape[0], int(keep), address_of(t), len(z0)]
         for z, o in zip(z0, results, strict=True):
             values += (z.numel(), z.data_ptr(), address_of(o))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pynode.engine.julia import runtime as julia_runtime
+from pynode.engine.julia.memory import in_order
 from pynode.engine.protocol import Problem
 from pynode.errors import EngineUnavailable, FieldError
 from pynode.field._graph import FieldGraph
@@ -38,7 +39,7 @@ class Device:
         """Tensors as Julia reads them: their numbers in order, of the state's type, on the device."""
         if self.stream is not None:  # numbers may be the processor's even if all else is the GPU's
             tensors = tuple(x.to(self.stream.device) for x in tensors)
-        return [as_numbers(x, dtype).contiguous() for x in tensors]
+        return [in_order(as_numbers(x, dtype)) for x in tensors]
 
     def check_operations(self, graph: FieldGraph) -> None:
         """Refuse a graph that a GPU cannot compute.

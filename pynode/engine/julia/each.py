@@ -15,6 +15,7 @@ from pynode.engine.each import EachDerivatives, sample_of, solve_each, summary
 from pynode.engine.julia.call import RETCODES, Floats, integers
 from pynode.engine.julia.device import Device
 from pynode.engine.julia.lowering import traced
+from pynode.engine.julia.memory import in_order
 from pynode.engine.julia.reached import take_reached
 from pynode.engine.julia.rows import own_and_shared
 from pynode.engine.julia.runtime import alone
@@ -50,8 +51,8 @@ def solve_samples(
         return solve_each(solve, problem)
     batch, times = problem.t.shape
     julia = session.start()
-    z0 = [z.contiguous() for z in problem.z0]
-    t = problem.t.contiguous()
+    z0 = [in_order(z) for z in problem.z0]
+    t = in_order(problem.t)
     counts = (~t.isnan()).sum(1)
     results = torch.zeros(batch, 5, dtype=torch.float64)
     out = [z.new_empty((times, *z.shape)) for z in z0]
@@ -134,7 +135,7 @@ def _pull_back(
 
     z0, (t,), args = room("z0", problem.z0), room("t", (problem.t,)), room("args", problem.args)
     parameters = room("parameters", problem.parameters)
-    given = [None if g is None else g.contiguous() for g in cotangents]
+    given = [None if g is None else in_order(g) for g in cotangents]
     nfe = torch.zeros(batch, dtype=torch.float64)
     values = [address(t), times, nfe.data_ptr(), len(z0)]
     for x, g, dx in zip(problem.z0, given, z0, strict=True):

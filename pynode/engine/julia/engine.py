@@ -16,6 +16,7 @@ from pynode.engine.julia.derivatives import DiscreteDerivatives
 from pynode.engine.julia.each import solve_samples
 from pynode.engine.julia.event import find_event, find_event_each
 from pynode.engine.julia.lowering import lower
+from pynode.engine.julia.memory import in_order
 from pynode.engine.julia.pullback import Pullback
 from pynode.engine.julia.reached import take_reached
 from pynode.engine.julia.session import Kept, Session
@@ -94,8 +95,8 @@ class JuliaEngine:
             keep = "stages"
         if sensitivity is not None and not (problem.dense and sensitivity.name == "backsolve"):
             keep = _NEEDS.get(sensitivity.name, "dense")
-        z0 = [z.contiguous() for z in problem.z0]
-        t = problem.t.cpu().contiguous()
+        z0 = [in_order(z) for z in problem.z0]
+        t = in_order(problem.t.cpu())
         n = t.shape[0]
         out = [z.new_empty((n, *z.shape)) for z in z0]
         batch = state.shape[0] if state.dim() else 1
@@ -185,7 +186,7 @@ class _Interpolant:
     @julia_runtime.alone
     def __call__(self, times: Tensor) -> tuple[Tensor, ...]:
         julia = self.kept.session.start()
-        times = times.cpu().contiguous()
+        times = in_order(times.cpu())
         out = [z.new_empty((len(times), *z.shape)) for z in self.problem.z0]
         values = [self.kept.lowered.device.number, len(times), times.data_ptr(), len(out)]
         for z, o in zip(self.problem.z0, out, strict=True):

@@ -14,6 +14,7 @@ from pynode.engine.each import find_each, sample_of
 from pynode.engine.julia.call import Floats, addresses, integers
 from pynode.engine.julia.device import Device
 from pynode.engine.julia.lowering import lower, traced
+from pynode.engine.julia.memory import in_order
 from pynode.engine.julia.rows import own_and_shared
 from pynode.engine.julia.session import Session
 from pynode.engine.protocol import Crossing, EventSearch, Problem
@@ -32,8 +33,8 @@ def find_event(session: Session, problem: Problem, search: EventSearch, device: 
         InputError: a value of the event function is NaN.
     """
     state, n = problem.z0[0], len(search.signs)
-    z0 = [z.contiguous() for z in problem.z0]
-    t, batch = problem.t.cpu().contiguous(), state.shape[0]
+    z0 = [in_order(z) for z in problem.z0]
+    t, batch = in_order(problem.t.cpu()), state.shape[0]
     plain = replace(problem, sensitivity=None)
     with _told_of_event():
         of_event = lower(session, _watched(plain, search), device)
@@ -78,8 +79,8 @@ def find_event_each(
     if lowered is None or of_event is None:
         return find_each(lambda one, look: find_event(session, one, look, device), plain, search, signs)
     julia = session.start()
-    z0 = [z.contiguous() for z in problem.z0]
-    t = problem.t.contiguous()
+    z0 = [in_order(z) for z in problem.z0]
+    t = in_order(problem.t)
     counts = (~t.isnan()).sum(1)
     known, directions = (torch.tensor(x, dtype=torch.float64) for x in (signs, search.directions))
     results = torch.zeros(batch, 3, dtype=torch.float64)

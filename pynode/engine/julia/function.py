@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pynode.engine.julia import runtime as julia_runtime
 from pynode.engine.julia import signals
+from pynode.engine.julia.memory import in_order
 from pynode.errors import EngineUnavailable, FieldError, PyNODEError
 
 __all__ = ["UnknownNetwork", "call", "is_recording", "reporting"]
@@ -63,8 +64,8 @@ def reporting() -> Iterator[Any]:
 def _evaluate(operands: Sequence[Tensor], number: int, kernels: str, v: Tensor | None) -> list[Tensor]:
     """The value, or with `v` the products with each operand's Jacobian, by Julia."""
     module = julia_runtime.start()
-    xs = [x.detach().contiguous() for x in operands]
-    v = None if v is None else v.detach().contiguous()
+    xs = [in_order(x.detach()) for x in operands]
+    v = None if v is None else in_order(v.detach())
     out = [torch.empty_like(x) for x in (xs[1:2] if v is None else xs)]
     numbers = [int(k) for k in kernels.split(",") if k]
     data = array("q", [number, int(xs[1].dtype == torch.float64), len(numbers), *numbers, len(xs)])

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pynode.engine.julia import runtime as julia_runtime
 from pynode.engine.julia.call import Floats, integers
+from pynode.engine.julia.memory import in_order
 from pynode.engine.julia.session import Kept
 from pynode.engine.protocol import Gradients, Problem, Stats
 
@@ -32,7 +33,7 @@ class Pullback:
         """The gradients for cotangents of the states."""
         problem, session = self.problem, self.kept.session
         julia = session.start()
-        given = [None if g is None else g.contiguous() for g in cotangents]
+        given = [None if g is None else in_order(g) for g in cotangents]
         dtype = problem.z0[0].dtype
         z0 = [_room(x, wanted, dtype) for x, wanted in zip(problem.z0, problem.wants["z0"], strict=True)]
         args = [_room(x, wanted, dtype) for x, wanted in zip(problem.args, problem.wants["args"], strict=True)]

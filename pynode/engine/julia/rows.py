@@ -8,6 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from pynode.engine.each import is_per_sample
+from pynode.engine.julia.memory import in_order
 from pynode.engine.protocol import Problem
 from pynode.field._trace import as_numbers
 
@@ -33,8 +34,8 @@ def own_and_shared(problem: Problem, read: Sequence[Tensor]) -> Rows:
     """The conditioning tensors of a problem of independent samples, and the other tensors that a function reads."""
     batch, dtype = problem.z0[0].shape[0], problem.z0[0].dtype
     has_rows = [is_per_sample(a, batch) for a in problem.args]
-    tensors = [as_numbers(a, dtype).contiguous() for a in problem.args]
-    tensors += [x.detach().contiguous() for x in read]
+    tensors = [in_order(as_numbers(a, dtype)) for a in problem.args]
+    tensors += [in_order(x.detach()) for x in read]
     layout = [len(tensors)]
     for x, rows in zip(tensors, (*has_rows, *[False] * len(read)), strict=True):
         layout += (x.numel() // batch if rows else x.numel(), x.data_ptr(), int(rows))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pynode.engine.julia import runtime as julia_runtime
 from pynode.engine.julia.call import RETCODES, Floats, addresses, integers
+from pynode.engine.julia.memory import in_order
 from pynode.engine.julia.pullback import address_of
 from pynode.engine.julia.reached import take_reached
 from pynode.engine.julia.session import Kept, Session
@@ -64,7 +65,7 @@ class JuliaStochastic:
         session = self.session
         drift = _lowered(session, "drift", problem.drift, problem.z0, problem)
         diffusion = _lowered(session, "diffusion", problem.diffusion, problem.diffusion_state, problem)
-        z0, t = [z.contiguous() for z in problem.z0], problem.t.cpu().contiguous()
+        z0, t = [in_order(z) for z in problem.z0], in_order(problem.t.cpu())
         out = [z.new_empty((len(t), *z.shape)) for z in z0]
         assert problem.solver.julia is not None
         values = [drift.kernel, diffusion.kernel, len(state), session.number("stochastic_solver", problem.solver.julia)]
@@ -115,7 +116,7 @@ def _lowered(
     except TraceError as error:
         raise TraceError(f'{part}: {error}. Or pass engine="torch"') from error
     dtype = state[0].dtype
-    read = [as_numbers(x, dtype).contiguous() for x in (*problem.args, *trace.bound(field))]
+    read = [in_order(as_numbers(x, dtype)) for x in (*problem.args, *trace.bound(field))]
     return _Lowered(session.kernel(trace, dtype), read)
 
 
@@ -130,7 +131,7 @@ class _Pullback:
         """The gradients for cotangents of the states."""
         problem = self.problem
         julia = self.kept.session.start()
-        given = [None if g is None else g.contiguous() for g in cotangents]
+        given = [None if g is None else in_order(g) for g in cotangents]
         n, dtype = len(problem.z0), problem.z0[0].dtype
         wants, inputs = problem.wants, problem.inputs
         rooms = [torch.empty(x.shape, dtype=dtype) if w else None for x, w in zip(inputs, wants, strict=True)]

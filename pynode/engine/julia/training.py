@@ -10,6 +10,7 @@ from torch import Tensor
 from pynode.engine.julia.call import RETCODES, Floats, addresses, integers
 from pynode.engine.julia.device import device_of
 from pynode.engine.julia.lowering import Traced
+from pynode.engine.julia.memory import in_order
 from pynode.engine.julia.pullback import address_of
 from pynode.engine.julia.session import Session
 from pynode.engine.protocol import Problem, Retcode
@@ -108,7 +109,7 @@ def train(
     julia = session.start()
     solver = problem.solver
     assert solver.julia is not None
-    t, z0 = problem.t.contiguous(), problem.z0[0].contiguous()
+    t, z0 = in_order(problem.t), in_order(problem.z0[0])
     values = [lowered.kernel, session.number("solver", solver.julia), z0.shape[0], len(t), int(solver.adaptive)]
     values += [problem.max_steps, memory, t.data_ptr(), of_loss.kernel]
     values += [len(trained.losses), trained.losses.data_ptr(), z0.numel(), z0.data_ptr()]
