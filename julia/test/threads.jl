@@ -109,3 +109,36 @@ end
     errors(f) = Base.Broadcast.broadcasted(PyNODE.DiffEqBase.calculate_residuals, x, y, y, 1e-3, 1e-3, Ref(f), 0.0)
     @test all(f -> PyNODE.fits(errors(f), n), (norm, PyNODE.max_norm))  # the errors of a step are shared
 end
+
+@testset "each part is done once, and a failure ends the rest" begin
+    for n in (1, 2, 5), _ in 1:200
+        done = zeros(Int, n)
+        PyNODE.on_threads((i, done) -> done[i] += 1, n, done)
+        @test all(==(1), done)
+    end
+    for bad in 1:4, _ in 1:200
+        done = zeros(Int, 4)
+        fails(i, done) = (done[i] += 1; i == bad && throw(ArgumentError("part $i")); nothing)
+        @test_throws ArgumentError("part $bad") PyNODE.on_threads(fails, 4, done)
+        @test done[bad] == 1 && maximum(done) == 1
+    end
+end
+
+@testset "work is not shared for a while where that was a loss" begin
+    crowd = PyNODE.Crowd(0, 0, PyNODE.FIRST_PAUSE, 0)
+    for _ in 1:3
+        PyNODE.judge!(crowd, 2 * PyNODE.ROUND, PyNODE.ROUND)
+    end
+    @test crowd.until == 0  # it was a gain
+    PyNODE.judge!(crowd, PyNODE.ROUND ÷ 4, PyNODE.ROUND ÷ 2)
+    @test crowd.until == 0  # too little to tell
+    pauses = map(1:6) do _
+        PyNODE.judge!(crowd, PyNODE.ROUND ÷ 2, PyNODE.ROUND)
+        Int(crowd.until - time_ns())
+    end
+    @test all(<=(PyNODE.LONGEST_PAUSE), pauses)
+    @test issorted(pauses[1:4])
+    @test pauses[1] > PyNODE.FIRST_PAUSE ÷ 2
+    PyNODE.judge!(crowd, 2 * PyNODE.ROUND, PyNODE.ROUND)
+    @test crowd.pause == PyNODE.FIRST_PAUSE
+end

@@ -20,9 +20,11 @@ mutable struct Pull{T,V<:AbstractVector{T},F<:TracedField{T,V},G<:AbstractMatrix
     const g::G                  # cotangents of the values, `(state, time)`
     const λ::V                  # cotangent of the state at the end of the step
     const k::Vector{V}          # the step's stages
-    const kbar::Vector{V}       # their cotangents
+    const kbar::Vector{V}       # their cotangents, and after their products those of the states at which they are evaluated
     const active::Vector{Bool}  # whether these are not zero
-    const ubar::V
+    const sources::Vector{V}    # what stages' cotangents are sums of: λ, and `kbar`
+    const weights::Vector{T}    # of these
+    const ubar::V               # cotangent of the state at the start of the step, by values within it
     const sum::V
     const w::Vector{T}
     const dw::Vector{T}
@@ -44,10 +46,11 @@ function Pull(fw::Stepped{T,V}, g, wants_t::Bool) where {T,V}
     make() = fill!(similar(field.u), zero(T))
     λ = make()
     out = Cotangents{T,V}(λ, fill!(similar(field.dθ), zero(T)), zeros(length(ts)))
+    kbar = [make() for _ in 1:at_once(tab)]
     return Pull(
-        field, tab, ts, lands_on_times(fw.options), wants_t, g, λ, [λ for _ in 1:(tab.s)], [make() for _ in 1:at_once(tab)],
-        fill(false, tab.s), make(), make(), zeros(T, tab.s), zeros(T, tab.s), zeros(T, tab.s), fw.moves, out, false,
-        length(ts), length(ts), zero(Time),
+        field, tab, ts, lands_on_times(fw.options), wants_t, g, λ, [λ for _ in 1:(tab.s)], kbar, fill(false, tab.s), [λ, kbar...],
+        zeros(T, tab.s + 1), make(), make(), zeros(T, tab.s), zeros(T, tab.s), zeros(T, tab.s), fw.moves, out, false, length(ts),
+        length(ts), zero(Time),
     )
 end
 
@@ -155,9 +158,10 @@ function pull_step!(p::Pull{T}, steps::Steps, n::Int, stages::Vector{<:Stage}, o
     # The first stage of the later step is the last one of this step.
     if p.pending
         p.kbar[1], p.kbar[s] = p.kbar[s], p.kbar[1]
+        p.sources[2], p.sources[s + 1] = p.kbar[1], p.kbar[s]
         p.active[s] = true
     end
-    fill!(ubar, 0)
+    saved = false
     while p.save > 1 && after(ts[p.save], t, h)
         i = p.save
         p.save -= 1
@@ -168,7 +172,8 @@ function pull_step!(p::Pull{T}, steps::Steps, n::Int, stages::Vector{<:Stage}, o
         end
         θ = T((ts[i] - t) / (ends - t))
         weights!(p.w, p.dw, tab, θ)
-        add_shared!(ubar, gi, threads)
+        saved ? add_shared!(ubar, gi, threads) : copyto!(ubar, gi)
+        saved = true
         spread!(p.kbar, p.active, h, p.w, gi, s, threads)
         p.moves === nothing || spread_moved_time!(p, n, i, θ, gi)
         if p.wants_t
@@ -182,38 +187,61 @@ function pull_step!(p::Pull{T}, steps::Steps, n::Int, stages::Vector{<:Stage}, o
     last_stage = s
     if tab.fsal
         if p.active[s]
-            product!(p, s, stages[offset + s])
+            product!(p, p.kbar[s], stages[offset + s])
             add_shared!(λ, field.dz, threads)
             p.wants_t && (change = slope(field); dt += change; dh += change)
         end
         last_stage -= 1
     end
-    add_shared!(ubar, λ, threads)
-    spread!(p.kbar, p.active, h, tab.b, λ, last_stage, threads)
     spread_shift!(p.kbar, p.active, p.moves, n, tab.b, λ, last_stage)
     p.wants_t && (dh += dot(λ, combine!(p.sum, nothing, one(T), tab.b, p.k, last_stage, threads)))
-    for j in last_stage:-1:2
-        p.active[j] || continue
-        product!(p, j, stages[offset + j])
-        add_shared!(ubar, field.dz, threads)
+    p.pending = false
+    for j in last_stage:-1:1
+        weigh_sources!(p, j, last_stage) || p.active[j] || continue
+        if j == 1 && tab.fsal && n > 1
+            gather!(p.kbar[1], p, 1, h)
+            p.pending = true
+            break
+        end
+        product!(p, gather!(field.v, p, j, h), stages[offset + j])
+        copy_shared!(p.kbar[j], field.dz, threads)
+        p.active[j] = true
         row = view(tab.A, j, :)
-        spread!(p.kbar, p.active, h, row, field.dz, j - 1, threads)
         spread_shift!(p.kbar, p.active, p.moves, n, row, field.dz, j - 1)
-        if p.wants_t
-            change = slope(field)
+        p.wants_t || continue
+        change = slope(field)
+        if j > 1
             dt += change
             dh += tab.c[j] * change + dot(field.dz, combine!(p.sum, nothing, one(T), row, p.k, j - 1, threads))
+        else
+            tab.fsal ? (out.ts[1] += change) : (dt += change)
         end
     end
-    p.pending = tab.fsal && n > 1 && p.active[1]
-    if p.active[1] && !p.pending
-        product!(p, 1, stages[offset + 1])
-        add_shared!(ubar, field.dz, threads)
-        tab.fsal ? (p.out.ts[1] += slope(field)) : (dt += slope(field))
+    for j in 1:s
+        p.weights[j] = p.active[j] && j <= last_stage && !(j == 1 && p.pending)
     end
-    copy_shared!(λ, ubar, threads)
+    combine!(λ, λ, one(T), p.weights, p.kbar, s, threads)
+    saved && add_shared!(λ, ubar, threads)
     p.wants_t && move_times!(p, n, t, ends, dt, dh)
     return
+end
+
+"""
+The weights of the cotangent of the step's end, and of those of its later states, in the cotangent of stage `j`; whether any
+is not zero.
+"""
+function weigh_sources!(p::Pull{T}, j::Int, last_stage::Int) where {T}
+    p.weights[1] = p.tab.b[j]
+    for i in 1:(p.tab.s)
+        p.weights[i + 1] = j < i <= last_stage && p.active[i] ? p.tab.A[i, j] : zero(T)
+    end
+    return any(!iszero, p.weights)
+end
+
+"The cotangent of stage `j`: what it has by now, and the sum that has been weighed."
+function gather!(to, p::Pull, j::Int, h)
+    from = p.active[j] ? p.kbar[j] : nothing
+    return combine!(to, from, h, p.weights, p.sources, p.tab.s + 1, p.field.threads)
 end
 
 "The cotangents of the stages of step `n` that come by the move of the time `ts[i]` within it, whose state's they are."
@@ -245,9 +273,9 @@ function move_times!(p::Pull, n, t, ends, dt, dh)
     return
 end
 
-"The product of stage `j`'s cotangent with the field's Jacobians; that of `θ` is added up."
-function product!(p::Pull, j::Int, stage::Stage)
-    vjp!(p.field, p.kbar[j], stage)
+"The product of a stage's cotangent with the field's Jacobians; that of `θ` is added up."
+function product!(p::Pull, cotangent, stage::Stage)
+    vjp!(p.field, cotangent, stage)
     add_shared!(p.out.θ, p.field.dθ, p.field.threads)
     return
 end
@@ -276,7 +304,7 @@ function combine!(y::Vector, u, h, a, k, m, threads)
 end
 
 function combine!(y, u, h, a, k, m, threads)
-    u === nothing ? fill!(y, 0) : copyto!(y, u)
+    u === nothing ? fill!(y, 0) : u === y || copyto!(y, u)
     for j in 1:m
         iszero(a[j]) || (α = h * a[j]; y .+= α .* k[j])
     end

@@ -24,7 +24,7 @@ function pull_step!(p::NystromPull{T}, steps::Steps, n::Int, stages::Vector{<:St
     spread_stages!(kbar, tab.p, tab.b, λ, h)
     p.wants_t && (dh += change_of(tab.p, tab.b, one(T), λ, v, f, h))
     for j in (tab.s):-1:1
-        product!(p, j, stages[offset + j])
+        product!(p, kbar[j], stages[offset + j])
         ubar .+= field.dz
         half(ubar, true) .+= (tab.c[j] * h) .* half(field.dz, false)
         P, A = view(tab.P, j, 1:(j - 1)), view(tab.A, j, 1:(j - 1))

@@ -26,7 +26,7 @@ function pull_step!(p::SymplecticPull{T}, steps::Steps, n::Int, stages::Vector{<
             p.pending = true
             break
         end
-        product!(p, 1, stage)
+        product!(p, kbar, stage)
         λ .+= field.dz
         if p.wants_t
             change = slope(field)

@@ -100,7 +100,7 @@ function loops!(l::Lowering, to::Symbol, e, indices, sizes)
         return nothing
     end))
     holder = newbuffer!(l, (_...) -> loop; contiguous = false, alias = false)
-    return :(shared($(bufsym(holder)), $(l.threads), size($to, $d), ($(arrays...),), t, batch))
+    return :(in_parts($(bufsym(holder)), $(l.threads), size($to, $d), $(arrays...), t, batch))
 end
 
 "How many operations a broadcast expression has."

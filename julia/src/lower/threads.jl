@@ -9,31 +9,99 @@ const THREADED_PRODUCT = 2^19
 "Numbers that a loop over arrays moves or computes at least where threads share it: about 50 µs of them."
 const WORTH_SHARING = 2^18
 
-"Nanoseconds for which a thread that waits for others stays awake: getting up again takes tens of microseconds."
-const AWAKE = 200_000
-
 "A range in `n` parts of about equal length."
 parted(range, n::Int) = [range[((i - 1) * length(range) ÷ n + 1):(i * length(range) ÷ n)] for i in 1:n]
 
-"Calls `f(1, arguments...)`, …, `f(n, arguments...)`, each on a thread."
-function on_threads(f::F, n::Int, arguments...) where {F}
-    tasks = [Threads.@spawn(f(i, arguments...)) for i in 2:n]
-    try
-        f(1, arguments...)
-    finally
-        wait_awake(tasks)
-        wait_all(tasks)  # they write to the caller's memory
+"Parts `1:n` of some work. Threads take them as they come."
+mutable struct Parts
+    const n::Int
+    @atomic next::Int     # the last one that was taken
+    @atomic left::Int     # that are not done
+    @atomic least::Int    # nanoseconds of the fastest
+    @atomic failure::Any  # what the first to fail threw
+    const done::Threads.Event
+end
+
+Parts(n::Int) = Parts(n, 0, n, typemax(Int), nothing, Threads.Event())
+
+"Take parts, and do them, while there are any."
+function do_parts(p::Parts, f::F, arguments) where {F}
+    while (i = @atomic p.next += 1) <= p.n
+        over, start = 1, time_ns()
+        try
+            f(i, arguments...)
+        catch error
+            @atomicreplace p.failure nothing => error
+            over += max(p.n - (@atomicswap p.next = p.n), 0)  # parts that none has taken are not begun
+        end
+        @atomic min(p.least, Int(time_ns() - start))
+        (@atomic p.left -= over) == 0 && notify(p.done)
     end
     return
 end
 
-"Wait for tasks, but not for long."
-function wait_awake(tasks)
+"""
+Calls `f(1, arguments...)`, …, `f(n, arguments...)` on several threads. One that other programs keep from its processor is
+not waited for unless it has begun with a part: this thread does what the others do not come to.
+"""
+function on_threads(f::F, n::Int, arguments...) where {F}
     start = time_ns()
-    while !all(istaskdone, tasks) && time_ns() - start < AWAKE
+    if start < (@atomic :monotonic CROWD.until)
+        foreach(i -> f(i, arguments...), 1:n)
+        return
+    end
+    p = Parts(n)
+    foreach(_ -> Threads.@spawn(do_parts(p, f, arguments)), 2:n)
+    do_parts(p, f, arguments)
+    wait_awake(p)
+    wait(p.done)  # the others write to the caller's memory
+    p.failure === nothing || throw(p.failure)
+    judge!(CROWD, n * p.least, Int(time_ns() - start))
+    return
+end
+
+"Nanoseconds for which a thread that waits for others stays awake: getting up again takes tens of microseconds."
+const AWAKE = 200_000
+
+"Wait for parts that others do, but not for long."
+function wait_awake(p::Parts)
+    start = time_ns()
+    while (@atomic p.left) > 0 && time_ns() - start < AWAKE
         ccall(:jl_cpu_pause, Cvoid, ())
         GC.safepoint()
     end
+    return
+end
+
+"""
+Whether sharing work is worth it. Where other programs keep the processors busy, a thread loses its own now and then, with a
+part of the work in hand, and the others wait for milliseconds.
+"""
+mutable struct Crowd
+    @atomic alone::Int     # nanoseconds that one thread would have taken for what was shared since it was last judged
+    @atomic together::Int  # that it took
+    @atomic pause::Int     # for which work is not shared when it turns out a loss once more
+    @atomic until::UInt64  # when it is shared again
+end
+
+"Nanoseconds of shared work by which it is judged, and those of the first and the longest pause."
+const ROUND, FIRST_PAUSE, LONGEST_PAUSE = 10_000_000, 20_000_000, 160_000_000
+
+const CROWD = Crowd(0, 0, FIRST_PAUSE, 0)
+
+"Note that one thread would have taken `alone` nanoseconds for what has taken several `together`."
+function judge!(c::Crowd, alone::Int, together::Int)
+    @atomic :monotonic c.alone += alone
+    (@atomic :monotonic c.together += together) < ROUND && return
+    if c.together > c.alone
+        pause = @atomic :monotonic c.pause
+        @atomic :monotonic c.until = time_ns() + pause
+        @atomic :monotonic c.pause = min(2pause, LONGEST_PAUSE)
+    else
+        @atomic :monotonic c.pause = FIRST_PAUSE
+    end
+    @atomic :monotonic c.alone = 0
+    @atomic :monotonic c.together = 0
     return
 end
 
@@ -49,30 +117,21 @@ function products_alone(f::F, arguments...) where {F}
     end
 end
 
-"Calls `loop(arrays..., t, batch, part)` with the parts of `1:n`, each on a thread."
-function shared(loop::F, threads::Int, n::Int, arrays, t, batch) where {F}
-    on_threads(run_loop, threads, loop, parted(1:n, threads), arrays, t, batch)
+"Calls `loop(arguments..., part)` with the parts of `1:n`, on several threads."
+function in_parts(loop::F, threads::Int, n::Int, arguments...) where {F}
+    on_threads(do_part, threads, loop, parted(1:n, threads), arguments)
     return
 end
 
-run_loop(thread, loop::F, parts, arrays, t, batch) where {F} = loop(arrays..., t, batch, parts[thread])
+do_part(i, loop::F, parts, arguments) where {F} = loop(arguments..., parts[i])
 
 """
     share(loop, threads, n, arrays)
 
-Calls `loop(part)` with `1:n`, or with parts of it, each on a thread, where there are several and so many arrays of that
-length are worth it.
+Calls `loop(part)` with `1:n`, or with parts of it on several threads where so many arrays of that length are worth it.
 """
-function share(loop::F, threads::Int, n::Int, arrays::Int) where {F}
-    if threads == 1 || n * arrays < WORTH_SHARING
-        loop(1:n)
-    else
-        on_threads(run_part, threads, loop, parted(1:n, threads))
-    end
-    return
-end
-
-run_part(thread, loop::F, parts) where {F} = loop(parts[thread])
+share(loop::F, threads::Int, n::Int, arrays::Int) where {F} =
+    threads == 1 || n * arrays < WORTH_SHARING ? (loop(1:n); nothing) : in_parts(loop, threads, n)
 
 "`to .= from`, on threads."
 copy_shared!(to, from, threads) = copyto!(to, from)

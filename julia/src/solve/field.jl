@@ -132,7 +132,7 @@ function vjp!(f::TracedField{T}, v, stage::Stage) where {T}
     stage.heavy || return vjp!(f, v, stage.u, stage.t)
     f.counts[2] += 1
     count!(f.watch)
-    copy_shared!(f.v, v, f.threads)
+    v === f.v || copy_shared!(f.v, v, f.threads)
     stage.product(T(stage.t))
     return nothing
 end
@@ -158,7 +158,7 @@ function product!(f::TracedField{T}, program, v, u, t) where {T}
     count!(f.watch)
     f.time[1] = t
     copy_shared!(f.u, u, f.threads)
-    copy_shared!(f.v, v, f.threads)
+    v === f.v || copy_shared!(f.v, v, f.threads)
     program(T(t))
     return nothing
 end
