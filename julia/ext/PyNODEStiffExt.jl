@@ -1,13 +1,15 @@
 module PyNODEStiffExt
 
 using ADTypes: AutoFiniteDiff
-using LinearSolve: KrylovJL_GMRES
+using LinearAlgebra: UniformScaling
+using LinearSolve: LinearSolve, KrylovJL_GMRES, LinearCache, OperatorAssumptions, SciMLLinearSolveAlgorithm
 using OrdinaryDiffEqBDF: FBDF, QNDF
 using OrdinaryDiffEqRosenbrock: Rodas5P, Rosenbrock23
 using OrdinaryDiffEqSDIRK: KenCarp3, KenCarp4, KenCarp5, NLNewton, TRBDF2
 using OrdinaryDiffEqTsit5: AutoTsit5
 using PrecompileTools: @compile_workload
-using PyNODE: SOLVERS, SPLIT_SOLVERS, forget_samples, sample_run
+using PyNODE: Blocks, Elimination, SOLVERS, SPLIT_SOLVERS, factorise!, forget_samples, sample_run, solve_blocks!, subtract_identity!
+using SciMLBase: SciMLBase, ReturnCode, build_linear_solution
 
 # The field brings its Jacobian and time gradient, and its kernels take plain numbers only: no dual numbers.
 function __init__()
@@ -35,6 +37,33 @@ function __init__()
     end
     SOLVERS["AutoStiff"] = () -> AutoTsit5(Rodas5P(; autodiff = AutoFiniteDiff()))
     return
+end
+
+# ---- Jacobians on a device ------------------------------------------------------------------------------------
+
+"LU factorisation of each block of the matrix."
+struct BlockLU <: SciMLLinearSolveAlgorithm end
+
+LinearSolve.needs_concrete_A(::BlockLU) = true
+LinearSolve.defaultalg(::Blocks, b, ::OperatorAssumptions{Bool}) = BlockLU()
+LinearSolve.init_cacheval(::BlockLU, A::Blocks, _...) = Elimination(A)
+
+function SciMLBase.solve!(cache::LinearCache, alg::BlockLU; _...)
+    if cache.isfresh
+        factorise!(cache.A, cache.cacheval)
+        cache.isfresh = false
+    end
+    solve_blocks!(cache.u, cache.A, cache.cacheval, cache.b)
+    return build_linear_solution(alg, cache.u, nothing, cache; retcode = ReturnCode.Success)
+end
+
+# What the packages of stiff solvers have in common.
+const Differentiation = Base.root_module(
+    Base.PkgId(Base.UUID("4302a76b-040a-498a-8c04-15b101fed76b"), "OrdinaryDiffEqDifferentiation")
+)
+
+function Differentiation.jacobian2W!(W::Blocks, mass::UniformScaling, dtgamma::Number, J::Blocks)::Nothing
+    return subtract_identity!(W, J, eltype(J)(mass.λ * inv(dtgamma)))
 end
 
 @compile_workload begin

@@ -12,7 +12,7 @@ using DiffEqBase: DiffEqBase
 using FastBroadcast: FastBroadcast, @.., Serial
 using FunctionWrappers: FunctionWrapper
 using JSON: JSON
-using LinearAlgebra: BLAS, Symmetric, dot, eigen!, mul!, nullspace, svd!, transpose
+using LinearAlgebra: LinearAlgebra, BLAS, Symmetric, dot, eigen!, mul!, nullspace, svd!, transpose
 using LuxCore: LuxCore
 using NNlib: batched_mul!, batched_transpose, tanh_fast
 using OrdinaryDiffEqCore: OrdinaryDiffEqCore, IController, ODEIntegrator, PIController, PIDController, alg_adaptive_order, alg_order,
@@ -60,6 +60,7 @@ include("solve/callback.jl")
 include("solve/tape.jl")
 include("solve/field.jl")
 include("solve/function.jl")
+include("solve/device_jacobian.jl")
 include("solve/solvers.jl")
 include("solve/shared.jl")
 include("solve/tableau.jl")

@@ -38,3 +38,21 @@ end
     names = join(("$n $kind" for (kind, n) in NoDevice.kinds()), ", ")
     @info "Compiled to PTX, $(NoDevice.HAS_LIBRARY ? "with" : "without") CUDA's library of functions: $names."
 end
+
+@testset "kernels of a GPU: Jacobians by blocks, $T" for T in (Float64, Float32)
+    field = PyNODE.TracedField(PyNODE.Workspace(sample_kernel(T), 40, on_gpu(T, 0)))
+    jac = PyNODE.BlockJacobian(field)
+    large = PyNODE.Places(fill!(on_gpu(Int, 3, 20), 1), fill!(on_gpu(Int, 60), 1), fill!(on_gpu(Int, 60), 1))
+    NoDevice.launch() do
+        J = similar(PyNODE.prototype(jac))
+        jac(J, field.u, field.θ, 0.5)
+        for J in (J, PyNODE.Blocks(on_gpu(T, 3, 20, 20), large))
+            W, x = similar(J), on_gpu(T, size(J, 1))
+            PyNODE.subtract_identity!(W, J, T(2))
+            elimination = PyNODE.Elimination(W)
+            PyNODE.factorise!(W, elimination)
+            @test PyNODE.solve_blocks!(similar(x), W, elimination, x) isa CuArray
+            @test opnorm(W, Inf) isa T
+        end
+    end
+end

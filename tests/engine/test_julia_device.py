@@ -22,6 +22,7 @@ from pynode.field import Field
 from pynode.field._trace import trace_field
 from pynode.models import CNF
 from pynode.nn import TimeConcat
+from pynode.sensitivity import find_sensitivity
 
 LIKE = Path(__file__).resolve().parents[2] / "julia" / "test" / "like.jl"
 
@@ -190,22 +191,182 @@ def test_a_flow_with_regularisers(elsewhere) -> None:
     both(elsewhere, run)
 
 
+# -- stiff solvers --------------------------------------------------------------------------------------------------
+
+
+class Stiff(nn.Module):
+    """A network beside a fast relaxation, of any number of features."""
+
+    def __init__(self, features: int = 2, dtype: torch.dtype = torch.float64) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(features, features, dtype=dtype))
+        self.rates = nn.Parameter(torch.linspace(1.0, 60.0, features, dtype=dtype))
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        return torch.tanh(z @ self.weight) - self.rates * (z - torch.sin(t))
+
+
+class Mixed(Stiff):
+    """The same, drawn to the mean of the samples: their Jacobian has no blocks."""
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        return super().forward(t, z) + 5 * (z.mean(0, keepdim=True) - z)
+
+
+def stiff(solver: str, sensitivity: str = "gauss", field: type[Stiff] = Stiff, shape: tuple[int, int] = (3, 2)) -> Any:
+    def run(device: str) -> list[Tensor]:
+        z0 = torch.linspace(-1, 1, shape[0] * shape[1], dtype=torch.float64).reshape(shape).to(device).requires_grad_()
+        f, t = field(shape[1]).to(device), tensor([0.0, 0.3, 1.0], "cpu", differentiated=sensitivity != "forward")
+        # Decisions of methods of many steps depend on roundings: by small steps their results do not.
+        tight = {"rtol": 1e-9, "atol": 1e-11} if "fbdf" in solver else {"rtol": 1e-6, "atol": 1e-8}
+        sol = pynode.solve(f, z0, t, engine="julia", solver=solver, sensitivity=sensitivity, **tight)
+        inputs = [z0, *f.parameters(), *([t] if t.requires_grad else [])]
+        return [sol.z, *torch.autograd.grad(sol.z.sin().sum(), inputs)]
+
+    return run
+
+
+@pytest.mark.julia
+@pytest.mark.parametrize("sensitivity", ["gauss", "quadrature", "forward"])
+def test_a_stiff_solver(elsewhere, sensitivity: str) -> None:
+    both(elsewhere, stiff("rodas5p", sensitivity))
+
+
+@pytest.mark.julia
+@pytest.mark.parametrize(
+    "solver",
+    [
+        "kencarp4",
+        "fbdf",
+        *(pytest.param(s, marks=pytest.mark.exhaustive) for s in ("rosenbrock23", "trbdf2", "qndf", "auto_stiff")),
+    ],
+)
+def test_every_kind_of_stiff_solver(elsewhere, solver: str) -> None:
+    both(elsewhere, stiff(solver))
+
+
+@pytest.mark.julia
+@pytest.mark.parametrize("solver", ["kencarp4_krylov", pytest.param("fbdf_krylov", marks=pytest.mark.exhaustive)])
+def test_without_a_jacobian(elsewhere, solver: str) -> None:
+    both(elsewhere, stiff(solver))
+
+
+@pytest.mark.julia
+@pytest.mark.parametrize(
+    ("field", "shape"), [(Mixed, (3, 2)), (Mixed, (3, 7)), (Stiff, (1, 3)), (Stiff, (4, 17)), (Stiff, (1, 20))]
+)
+def test_jacobians_of_every_shape(elsewhere, field: type[Stiff], shape: tuple[int, int]) -> None:
+    """Blocks of samples or none, which one thread of a device takes alone or all take together."""
+    both(elsewhere, stiff("rodas5p", field=field, shape=shape))
+
+
+@pytest.mark.julia
+@pytest.mark.parametrize("dense", [False, True])
+def test_tuples_and_running_cost_of_a_stiff_solver(elsewhere, dense: bool) -> None:
+    def field(t: Tensor, z: tuple[Tensor, Tensor], u: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = z
+        return -10 * a * u - b, torch.sin(t) * a.sum(-1, keepdim=True) - 20 * b
+
+    def cost(t: Tensor, z: tuple[Tensor, Tensor], u: Tensor) -> Tensor:
+        return z[0].square().sum(-1)
+
+    def run(device: str) -> list[Tensor]:
+        a, b = tensor([[1.0, 2.0], [0.5, -1.0]], device), tensor([[0.3], [-0.2]], device)
+        u = tensor([[0.3, 1.0], [0.9, 0.4]], device)
+        sol = pynode.solve(
+            field,
+            (a, b),
+            [0.0, 0.4, 1.0],
+            args=(u,),
+            running_cost=cost,
+            dense=dense,
+            engine="julia",
+            solver="rodas5p",
+            rtol=1e-7,
+            atol=1e-9,
+        )
+        assert sol.running_cost is not None
+        gradients = torch.autograd.grad(sol.z[0].sin().sum() + sol.z[1].sum() + sol.running_cost.sum(), [a, b, u])
+        return [*sol.z, sol.running_cost, *(sol([0.25, 0.5]) if dense else ()), *gradients]
+
+    both(elsewhere, run)
+
+
+@pytest.mark.julia
+def test_a_stiff_solver_in_single_precision(elsewhere) -> None:
+    def run(device: str) -> Tensor:
+        z0, f = torch.ones(3, 2, device=device), Stiff(2, torch.float32).to(device)
+        sol = pynode.solve(f, z0, [0.0, 1.0], engine="julia", solver="rodas5p", rtol=1e-4, atol=1e-5)
+        assert sol.z.dtype == torch.float32
+        gradients = torch.autograd.grad(sol.z[-1].sum(), list(f.parameters()))
+        return torch.cat([x.flatten().cpu() for x in (sol.z, *gradients)])
+
+    expected = run("cpu")
+    torch.testing.assert_close(run(elsewhere()), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.julia
+def test_an_event_of_a_stiff_solver(elsewhere) -> None:
+    def run(device: str) -> list[Tensor]:
+        z0, f = tensor([[2.0, 0.0]], device), Stiff().to(device)
+        how = {"solver": "rodas5p", "rtol": 1e-8, "atol": 1e-8}
+        sol = pynode.solve(f, z0, [0.0, 5.0], event=lambda t, z: z[0, 0] - 1.0, engine="julia", **how)
+        assert sol.event_t is not None
+        return [sol.z[:1], sol.event_t.detach(), *torch.autograd.grad(sol.event_t, [z0, *f.parameters()])]
+
+    both(elsewhere, run)
+
+
+def blows_up(t: Tensor, z: Tensor) -> Tensor:
+    return z**2
+
+
+def has_no_value(t: Tensor, z: Tensor) -> Tensor:
+    return torch.where(t > 0.5, torch.nan, 1.0) * z
+
+
+@pytest.mark.julia
+@pytest.mark.parametrize("solver", ["rodas5p", "kencarp4"])
+@pytest.mark.parametrize(("field", "max_steps"), [(blows_up, 10_000), (has_no_value, 10_000), (blows_up, 5)])
+def test_stiff_solves_that_fail(
+    elsewhere, solver: str, field: Callable[[Tensor, Tensor], Tensor], max_steps: int
+) -> None:
+    def run(device: str) -> tuple[pynode.Retcode, Tensor]:
+        z0 = tensor([[1.0, 0.5], [0.3, 2.0]], device, differentiated=False)
+        how = {"solver": solver, "engine": "julia", "max_steps": max_steps, "throw": False}
+        sol = pynode.solve(field, z0, [0.0, 0.2, 3.0], **how)
+        return sol.retcode, sol.z.cpu()
+
+    retcode, z = run("cpu")
+    found, values = run(elsewhere())
+    assert found == retcode != pynode.Retcode.SUCCESS
+    torch.testing.assert_close(values, z, rtol=1e-7, atol=1e-9, equal_nan=True)
+
+
 # -- refusals ------------------------------------------------------------------------------------------------------
 
 
-def problem_on(device: str, solver: str = "tsit5", times: int = 1) -> Any:
+def problem_on(device: str, solver: str = "tsit5", **more: Any) -> Any:
     where = SimpleNamespace(device=torch.device(device))
-    info = resolve_solver(solver, "julia")
-    return SimpleNamespace(z0=(where,), t=torch.zeros([2] * times), solver=info, parameters=(), args=())
+    problem = {"z0": (where,), "t": torch.zeros(2), "solver": resolve_solver(solver, "julia")}
+    others = {"parameters": (), "args": (), "mass": None, "split": None, "sensitivity": None}
+    return SimpleNamespace(**(problem | others | more))
 
 
 def test_what_is_refused() -> None:
     with pytest.raises(pynode.EngineUnavailable, match="works on CPU and CUDA tensors, the state is on meta: move the"):
         device_of(problem_on("meta"))
-    with pytest.raises(pynode.EngineUnavailable, match="has the solver 'fbdf' on the CPU only, the state is on cuda:0"):
-        device_of(problem_on("cuda:0", solver="fbdf"))
+    for name in ("interpolating", "backsolve"):
+        how = find_sensitivity(name)
+        with pytest.raises(pynode.EngineUnavailable, match=f"{name}.* of the stiff solver 'fbdf' on the CPU only"):
+            device_of(problem_on("cuda:0", solver="fbdf", sensitivity=how))
     with pytest.raises(pynode.EngineUnavailable, match=r"solves independent samples on the CPU only.*batching"):
-        device_of(problem_on("cuda:0", times=2))
+        device_of(problem_on("cuda:0", t=torch.zeros(2, 2)))
+    with pytest.raises(pynode.EngineUnavailable, match="takes mass matrices on the CPU only, the state is on cuda:0"):
+        device_of(problem_on("cuda:0", solver="rodas5p", mass=object()))
+    with pytest.raises(pynode.EngineUnavailable, match="takes the parts of a Split on the CPU only, the state is on"):
+        device_of(problem_on("cuda:0", solver="kencarp4", split=1))
 
 
 def test_functions_of_bessel_are_for_the_processor() -> None:

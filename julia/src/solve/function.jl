@@ -125,8 +125,11 @@ end
 make_ode_function(f::TracedField, ::Val; further...) =
     ODEFunction{true,FullSpecialize}(f; vjp = StateProduct(f), vjp_p = ThetaProduct(f), further...)
 
-make_ode_function(f::TracedField, ::Val{:stiff}) =
-    make_ode_function(f, Val(:explicit); jac = Jacobian(f), tgrad = TimeGradient(f, fill!(similar(f.dz), 0)))
+make_ode_function(f::TracedField, ::Val{:stiff}) = make_ode_function(f, Val(:explicit); derivatives(f)...)
+
+"The derivatives that a field brings to a solver of stiff fields; `device_jacobian.jl` has those of a field on a device."
+derivatives(f::TracedField{T,Vector{T}}) where {T} =
+    (; jac = Jacobian(f), tgrad = TimeGradient(f, fill!(similar(f.dz), 0)))
 
 # Of a field of kind `:plain` the solver takes differences: it has no tangent, or autograd does not see all of it.
 make_ode_function(f::TracedField, ::Val{:free}) =
@@ -161,8 +164,12 @@ struct TangentProduct{F<:TracedField}
 end
 
 tangent_product(w::Workspace, f::F) where {F<:TracedField} =
-    TangentProduct{F}(f, Base.invokelatest(make_field, tangent_of(w), w.batch, :joint, Processor(), max(1, length(w.blocks))), Ref(-1))
+    TangentProduct{F}(f, Base.invokelatest(tangent_field, tangent_of(w), w), Ref(-1))
 tangent_product(c::Callback, f::TracedField) = PythonTangent(f, c)
+
+tangent_field(k::Kernel{T}, w::Workspace{T,Vector{T}}) where {T} =
+    make_field(k, w.batch, :joint, Processor(), max(1, length(w.blocks)))
+tangent_field(k::Kernel, w::Workspace) = TracedField(Workspace(k, w.batch, similar(w.u, 0)))
 
 function (p::TangentProduct)(out, v, u, θ, t)
     f, g, n = rebind!(p.field, θ), p.tangent, length(p.field.u)

@@ -22,6 +22,10 @@ _MOVE = 'move the field and the state to the CPU, or use engine="torch"'
 # Operations that Julia has from libraries in C, with the names that the user knows: Bessel's functions, of AMOS.
 _IN_C = {"i0": "torch.i0", **{f"special_{name}": f"torch.special.{name}" for name in ("i0e", "i1", "i1e")}}
 
+# Sensitivities of stiff solvers on a GPU: the others solve for more than the cotangent of the state, with a Jacobian of
+# another form.
+_OF_STIFF = ("gauss", "quadrature", "forward")
+
 
 class Device:
     """Where the tensors of a call to Julia lie; the context in which to make the call.
@@ -86,10 +90,14 @@ def device_of(problem: Problem) -> Device:
             f"the julia engine solves on a GPU on the main thread only, the state is on {where}: {_MOVE}, or "
             "solve there"
         )
-    if problem.solver.stiff:
+    for what, has in (("mass matrices", problem.mass), ("the parts of a Split", problem.split)):
+        if has is not None:
+            raise EngineUnavailable(f"the julia engine takes {what} on the CPU only, the state is on {where}: {_MOVE}")
+    how = problem.sensitivity
+    if problem.solver.stiff and how is not None and how.name not in _OF_STIFF:
         raise EngineUnavailable(
-            f"the julia engine has the solver {problem.solver.name!r} on the CPU only, the state is on {where}: "
-            f"{_MOVE}, or take an explicit solver"
+            f"the julia engine has sensitivity={how.name!r} of the stiff solver {problem.solver.name!r} on the CPU "
+            f"only, the state is on {where}: {_MOVE}, or pass sensitivity='gauss'"
         )
     if problem.t.dim() == 2:
         raise EngineUnavailable(
