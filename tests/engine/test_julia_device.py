@@ -344,6 +344,67 @@ def test_stiff_solves_that_fail(
     torch.testing.assert_close(values, z, rtol=1e-7, atol=1e-9, equal_nan=True)
 
 
+# -- independent samples --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.julia
+@pytest.mark.parametrize(
+    ("solver", "sensitivity"), [("tsit5", "discrete"), ("tsit5", "gauss"), ("tsit5", "forward"), ("rodas5p", "gauss")]
+)
+def test_independent_samples(elsewhere, solver: str, sensitivity: str) -> None:
+    """Times of each sample's own, of which one has fewer, and rows of a conditioning tensor."""
+
+    def run(device: str) -> list[Tensor]:
+        field, z0 = mlp(device), tensor([*STATES, [0.2, -0.7]], device)
+        u = tensor([[0.3], [0.9], [-0.4]], device)
+        differentiated = sensitivity != "forward"
+        t = tensor([[0.0, 0.4, 1.0], [0.1, 0.7, torch.nan], [1.0, 0.5, 0.2]], "cpu", differentiated)
+        how = {"solver": solver, "sensitivity": sensitivity, "rtol": 1e-6, "atol": 1e-8}
+        sol = pynode.solve(lambda t, z, u: field(t, z) * u, z0, t, args=(u,), engine="julia", **how)
+        assert sol.stats.per_sample is not None
+        inputs = [z0, u, *field.parameters(), *([t] if differentiated else [])]
+        gradients = torch.autograd.grad(sol.z.nan_to_num().sin().sum(), inputs)
+        return [sol.z.nan_to_num(7.0), sol.stats.per_sample.n_accepted.to(device), *gradients]
+
+    both(elsewhere, run)
+
+
+@pytest.mark.julia
+def test_events_of_independent_samples(elsewhere) -> None:
+    def run(device: str) -> list[Tensor]:
+        z0 = tensor([[10.0, 0.0], [3.0, 1.0], [5.0, 60.0]], device)
+        fall = pynode.solve(
+            lambda t, z: torch.stack([z[..., 1], -9.81 * torch.ones_like(z[..., 1])], -1),
+            z0,
+            [0.0, 5.0],
+            event=lambda t, z: z[..., 0],
+            batching="independent",
+            engine="julia",
+            rtol=1e-8,
+            atol=1e-8,
+        )
+        assert fall.event_t is not None
+        times = fall.event_t.nan_to_num()
+        return [fall.z.detach(), times.detach(), *torch.autograd.grad(times.sum(), z0)]
+
+    both(elsewhere, run)
+
+
+@pytest.mark.julia
+def test_interpolants_and_failures_of_independent_samples(elsewhere) -> None:
+    def run(device: str) -> list[Tensor]:
+        z0 = tensor([[1.0], [0.2]], device, differentiated=False)
+        how = {"batching": "independent", "engine": "julia", "rtol": 1e-6, "atol": 1e-8}
+        sol = pynode.solve(lambda t, z: -z * t, z0, [0.0, 2.0], dense=True, **how)
+        failed = pynode.solve(blows_up, z0, [0.0, 0.5, 2.0], throw=False, **how)
+        assert failed.stats.per_sample is not None
+        codes = [float(code is pynode.Retcode.SUCCESS) for code in failed.stats.per_sample.retcode]
+        assert codes == [0.0, 1.0]
+        return [sol.z, sol([0.3, 1.7]), failed.z.nan_to_num(7.0)]
+
+    both(elsewhere, run)
+
+
 # -- refusals ------------------------------------------------------------------------------------------------------
 
 
@@ -361,8 +422,6 @@ def test_what_is_refused() -> None:
         how = find_sensitivity(name)
         with pytest.raises(pynode.EngineUnavailable, match=f"{name}.* of the stiff solver 'fbdf' on the CPU only"):
             device_of(problem_on("cuda:0", solver="fbdf", sensitivity=how))
-    with pytest.raises(pynode.EngineUnavailable, match=r"solves independent samples on the CPU only.*batching"):
-        device_of(problem_on("cuda:0", t=torch.zeros(2, 2)))
     with pytest.raises(pynode.EngineUnavailable, match="takes mass matrices on the CPU only, the state is on cuda:0"):
         device_of(problem_on("cuda:0", solver="rodas5p", mass=object()))
     with pytest.raises(pynode.EngineUnavailable, match="takes the parts of a Split on the CPU only, the state is on"):

@@ -39,6 +39,11 @@ class Device:
         self.number, self.stream = number, stream
         self._before: list[int] = []  # PyTorch's devices at the entries
 
+    @property
+    def is_gpu(self) -> bool:
+        """Whether Julia works elsewhere than on the processor."""
+        return self.number >= 0
+
     def contiguous(self, dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
         """Tensors as Julia reads them: their numbers in order, of the state's type, on the device."""
         if self.stream is not None:  # numbers may be the processor's even if all else is the GPU's
@@ -98,11 +103,6 @@ def device_of(problem: Problem) -> Device:
         raise EngineUnavailable(
             f"the julia engine has sensitivity={how.name!r} of the stiff solver {problem.solver.name!r} on the CPU "
             f"only, the state is on {where}: {_MOVE}, or pass sensitivity='gauss'"
-        )
-    if problem.t.dim() == 2:
-        raise EngineUnavailable(
-            f"the julia engine solves independent samples on the CPU only, the state is on {where}: {_MOVE}, "
-            'or pass batching="joint"'
         )
     for what, tensors in (("parameter", problem.parameters), ("conditioning tensor", problem.args)):
         for x in tensors:

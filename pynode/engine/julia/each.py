@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from pynode.engine.julia.rows import own_and_shared
 from pynode.engine.julia.runtime import alone
 from pynode.engine.julia.session import Kept, Session
 from pynode.engine.protocol import Gradients, Integration, PerSample, Problem, Retcode
+from pynode.sensitivity import Discrete
 
 __all__ = ["solve_samples"]
 
@@ -31,7 +33,7 @@ def solve_samples(
     """Solve every sample with steps of its own.
 
     The discrete adjoint and solves without a gradient are one call; continuous adjoints, interpolants, mass matrices,
-    split fields and fields that Python evaluates are solved one sample after the other.
+    split fields, fields that Python evaluates and states on a GPU are solved one sample after the other.
 
     Args:
         session: the Julia that runs.
@@ -41,6 +43,10 @@ def solve_samples(
         memory: what is kept of the steps of all samples may take this many bytes.
     """
     how = problem.sensitivity
+    if device.is_gpu:
+        if isinstance(how, Discrete):
+            problem = replace(problem, sensitivity=replace(how, memory=max(1, memory // len(problem.t))))
+        return solve_each(solve, problem)
     apart = problem.dense or problem.mass is not None or problem.split is not None
     if apart or (how is not None and how.name != "discrete"):
         return solve_each(solve, problem)

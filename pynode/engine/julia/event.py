@@ -63,7 +63,7 @@ def find_event(session: Session, problem: Problem, search: EventSearch, device: 
 def find_event_each(
     session: Session, problem: Problem, search: EventSearch, signs: Sequence[tuple[float, ...]], device: Device
 ) -> Sequence[Crossing]:
-    """The first event of each sample, all in one call; one sample after the other where Python evaluates the field.
+    """The first event of each sample, all in one call; on a GPU, and where Python evaluates the field, one by one.
 
     Raises:
         TraceError: the field or the event function cannot be turned into a graph.
@@ -71,7 +71,7 @@ def find_event_each(
     """
     plain = replace(problem, sensitivity=None)
     first, batch = sample_of(plain, 0), len(problem.t)
-    lowered = traced(session, first, device)
+    lowered = None if device.is_gpu else traced(session, first, device)
     of_event = None
     if lowered is not None:
         with _told_of_event():
