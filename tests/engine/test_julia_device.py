@@ -58,7 +58,7 @@ def elsewhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     return switch
 
 
-def both(elsewhere: Callable[[], str], run: Callable[[str], list[Tensor]]) -> None:
+def both(elsewhere: Callable[[], str], run: Callable[[str], list[Tensor]], close: float = 1e-7) -> None:
     """A run on the processor and one elsewhere give the same numbers; a run makes its tensors on a device."""
     expected = run("cpu")
     device = elsewhere()
@@ -66,7 +66,7 @@ def both(elsewhere: Callable[[], str], run: Callable[[str], list[Tensor]]) -> No
     assert found[0].device.type == device
     assert len(found) == len(expected)
     for x, y in zip(found, expected, strict=True):
-        torch.testing.assert_close(x.cpu(), y, rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(x.cpu(), y, rtol=close, atol=close / 100)
 
 
 def tensor(values: list[Any], device: str, differentiated: bool = True) -> Tensor:
@@ -214,12 +214,15 @@ class Mixed(Stiff):
         return super().forward(t, z) + 5 * (z.mean(0, keepdim=True) - z)
 
 
+# Rounding decides what the steps of a BDF method are, and GMRES solves to a tolerance: results agree within tolerances.
+ROUGH = ("fbdf", "qndf", "kencarp4_krylov", "fbdf_krylov")
+
+
 def stiff(solver: str, sensitivity: str = "gauss", field: type[Stiff] = Stiff, shape: tuple[int, int] = (3, 2)) -> Any:
     def run(device: str) -> list[Tensor]:
         z0 = torch.linspace(-1, 1, shape[0] * shape[1], dtype=torch.float64).reshape(shape).to(device).requires_grad_()
         f, t = field(shape[1]).to(device), tensor([0.0, 0.3, 1.0], "cpu", differentiated=sensitivity != "forward")
-        # Decisions of methods of many steps depend on roundings: by small steps their results do not.
-        tight = {"rtol": 1e-9, "atol": 1e-11} if "fbdf" in solver else {"rtol": 1e-6, "atol": 1e-8}
+        tight = {"rtol": 1e-9, "atol": 1e-11} if solver in ROUGH else {"rtol": 1e-6, "atol": 1e-8}
         sol = pynode.solve(f, z0, t, engine="julia", solver=solver, sensitivity=sensitivity, **tight)
         inputs = [z0, *f.parameters(), *([t] if t.requires_grad else [])]
         return [sol.z, *torch.autograd.grad(sol.z.sin().sum(), inputs)]
@@ -243,13 +246,13 @@ def test_a_stiff_solver(elsewhere, sensitivity: str) -> None:
     ],
 )
 def test_every_kind_of_stiff_solver(elsewhere, solver: str) -> None:
-    both(elsewhere, stiff(solver))
+    both(elsewhere, stiff(solver), close=1e-4 if solver in ROUGH else 1e-7)
 
 
 @pytest.mark.julia
 @pytest.mark.parametrize("solver", ["kencarp4_krylov", pytest.param("fbdf_krylov", marks=pytest.mark.exhaustive)])
 def test_without_a_jacobian(elsewhere, solver: str) -> None:
-    both(elsewhere, stiff(solver))
+    both(elsewhere, stiff(solver), close=1e-4)
 
 
 @pytest.mark.julia
@@ -385,7 +388,7 @@ def test_events_of_independent_samples(elsewhere) -> None:
         )
         assert fall.event_t is not None
         times = fall.event_t.nan_to_num()
-        return [fall.z.detach(), times.detach(), *torch.autograd.grad(times.sum(), z0)]
+        return [fall.z.detach().nan_to_num(7.0), times.detach(), *torch.autograd.grad(times.sum(), z0)]
 
     both(elsewhere, run)
 
