@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Callable
@@ -163,8 +164,38 @@ def span(length: int = 1) -> Problem:
     """A state of 1 MB over a span of that length, for memory."""
     torch.manual_seed(0)
     field = TimeSequential(nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 32)).double()
-    z0, t = torch.randn(4096, 32, dtype=torch.float64), torch.tensor([0.0, float(length)], dtype=torch.float64)
-    return Problem(field, z0, t, name=f"{length}×", settings=(Setting(dt=0.1),), loss=last_sum)
+    return for_memory(field, torch.randn(4096, 32, dtype=torch.float64), length, f"{length}×")
+
+
+def wide_span(length: int = 1) -> Problem:
+    """The same of a network with two hidden layers, four times as wide as its state, in single precision."""
+    torch.manual_seed(0)
+    name = f"MLP 64-256-256-64 × 1024, {length}×"
+    return for_memory(MLP(64, 256, 256, 64), torch.randn(1024, 64), length, name)
+
+
+def for_memory(field: nn.Module, z0: Tensor, length: int, name: str) -> Problem:
+    """A problem whose reference is cheap: what steps of rk4 make of it in double precision, and their gradient.
+
+    It tells a gradient that is wrong from one that is right, not how exact a solver is.
+    """
+    dt, double = 0.1, copy.deepcopy(field).double()
+    start = z0.double().requires_grad_()
+    z, zero = start, torch.zeros(())
+    for _ in range(10 * length):
+        k1 = double(zero, z)
+        k2 = double(zero, z + dt / 2 * k1)
+        k3 = double(zero, z + dt / 2 * k2)
+        k4 = double(zero, z + dt * k3)
+        z = z + dt / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+    states = torch.stack([start, z])
+    loss = last_sum(states)
+    inputs = {"z0": start, **dict(double.named_parameters())}
+    found = {name: g.numpy() for name, g in zip(inputs, torch.autograd.grad(loss, list(inputs.values())), strict=True)}
+    right = Reference(states.detach().numpy(), found, loss.item(), 0.0, 0.0, "the same steps of rk4, by autograd")
+    t = torch.tensor([0.0, float(length)], dtype=z0.dtype)
+    named = {"name": name, "settings": (Setting(dt=dt),), "jax": network_in_jax(False), "reference": right}
+    return Problem(field, z0, t, loss=last_sum, **named)
 
 
 def last_sum(z: Tensor) -> Tensor:
