@@ -1,5 +1,7 @@
-"""Each example runs as its user runs it, with fewer iterations, and shows what it claims."""
+"""Each example runs, with fewer iterations than its user's, and shows what it claims."""
 
+import contextlib
+import io
 import json
 import runpy
 import subprocess
@@ -21,10 +23,21 @@ def short_or_trained(short, trained=()):
     return pytest.mark.parametrize("options", runs)
 
 
-def run(name, out, *options, engine="torch", timeout=300):
-    command = [sys.executable, EXAMPLES / f"{name}.py", "--engine", engine, "--out", out, *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
-    assert done.returncode == 0, done.stderr
+def run(name, out, *options, engine="torch", apart=False, timeout=900):
+    """What an example writes and prints: `apart` as a program, else in this process, where the packages are loaded."""
+    arguments = [f"{EXAMPLES / name}.py", "--engine", engine, "--out", f"{out}", *options]
+    if apart:
+        done = subprocess.run(
+            [sys.executable, *arguments], capture_output=True, text=True, timeout=timeout, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        stdout = done.stdout
+    else:
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+            patch.syspath_prepend(EXAMPLES)  # as it is for a script
+            patch.setattr(sys, "argv", arguments)
+            runpy.run_path(arguments[0], run_name="__main__")
+        stdout = printed.getvalue()
     results = json.loads((out / "results.json").read_text())
     how = results.pop("run")
     assert how["engine"] == engine
@@ -32,7 +45,7 @@ def run(name, out, *options, engine="torch", timeout=300):
     assert how["threads"] >= 1
     assert how["seconds"] > 0
     assert how["packages"]["torch"] == torch.__version__
-    return results, done.stdout
+    return results, stdout
 
 
 def test_results_without_matplotlib(tmp_path, monkeypatch, capsys):
@@ -54,7 +67,7 @@ def assert_figures(out, *names):
 
 @short_or_trained(("--iterations", "40"), ("--iterations", "300"))
 def test_cubic_regression(options, tmp_path):
-    results, stdout = run("cubic_regression", tmp_path, *options)
+    results, stdout = run("cubic_regression", tmp_path, *options, apart=True)
     resnet, node = results["ResNet"], results["ODE-Net"]
     assert resnet["parameters"] == node["parameters"] == 2 * 25 + 25 + 25 + 1
     # The targets' variance is 17.0; the best straight line leaves 2.4.
@@ -77,7 +90,7 @@ def test_spiral_fit(options, tmp_path):
 
 @short_or_trained(("--systems", "Pendulum", "--iterations", "5", "--paths", "2", "--horizons", "5"))
 def test_hamiltonian(options, tmp_path):
-    summary = run("hamiltonian", tmp_path, "--seeds", "1", *options, timeout=900)[0]["summary"]
+    summary = run("hamiltonian", tmp_path, "--seeds", "1", *options)[0]["summary"]
     for found in summary.values():
         assert set(found) == {"NODE", "HNN", "HNN, separable"}
         assert options or found["HNN, separable"]["over_node"] < 0.3
@@ -86,7 +99,7 @@ def test_hamiltonian(options, tmp_path):
 
 @short_or_trained(("--iterations", "20", "--paths", "4", "--horizons", "5"))
 def test_lagrangian(options, tmp_path):
-    summary = run("lagrangian", tmp_path, "--seeds", "1", *options, timeout=900)[0]["summary"]
+    summary = run("lagrangian", tmp_path, "--seeds", "1", *options)[0]["summary"]
     assert set(summary) == {"NODE", "LNN"}
     assert options or summary["LNN"]["energy_error"] < 0.5 * summary["NODE"]["energy_error"]
     assert_figures(tmp_path, "energy.png", "angles.png")
@@ -123,7 +136,7 @@ def test_latent_spirals(options, tmp_path):
 
 @short_or_trained(("--iterations", "4", "4", "--paths", "8", "--series", "16", "--batch", "8"))
 def test_latent_sde(options, tmp_path):
-    results, _ = run("latent_sde", tmp_path, *options, timeout=900)
+    results, _ = run("latent_sde", tmp_path, *options)
     sine, lorenz = results["sine"], results["lorenz"]
     assert sine["bound before"] < sine["bound"] < sine["log evidence"]
     assert sine["prior standard deviation"] == pytest.approx(sine["exact prior standard deviation"], rel=0.1)
@@ -199,7 +212,7 @@ def test_odenet(options, tmp_path):
 @pytest.mark.parametrize("how", [pytest.param((1, 1), marks=pytest.mark.slow), pytest.param((2, 4), marks=TRAINED)])
 def test_image_strategies(how, tmp_path):
     seeds, epochs = how
-    results, stdout = run("image_strategies", tmp_path, "--seeds", f"{seeds}", "--epochs", f"{epochs}", timeout=900)
+    results, stdout = run("image_strategies", tmp_path, "--seeds", f"{seeds}", "--epochs", f"{epochs}")
     runs = results["runs"]
     parameters = [r["parameters"] for seeds in runs.values() for r in seeds]
     assert max(parameters) <= 1.1 * min(parameters)
@@ -287,7 +300,8 @@ def test_depth_variance(options, tmp_path):
 @short_or_trained(("--iterations", "20"), ("--iterations", "100"))
 @pytest.mark.parametrize("known", ["torch", pytest.param("julia", marks=pytest.mark.julia)])
 def test_universal_lotka_volterra(known, options, tmp_path):
-    results, _ = run("universal_lotka_volterra", tmp_path, "--known", known, *options, engine=known, timeout=600)
+    alone = known == "julia"
+    results, _ = run("universal_lotka_volterra", tmp_path, "--known", known, *options, engine=known, apart=alone)
     assert_figures(tmp_path, "trajectory.png")
     universal, neural = results["universal"]["trajectory"], results["neural"]["trajectory"]
     if options[-1] == "20":
@@ -347,12 +361,12 @@ def skip_without_lightning():
 @pytest.mark.slow
 def test_lightning_trainer(tmp_path):
     skip_without_lightning()
-    results, stdout = run("lightning_trainer", tmp_path / "one", "--epochs", "4")
+    results, stdout = run("lightning_trainer", tmp_path / "one", "--epochs", "4", apart=True)
     assert results["losses"][-1] < 0.9 * results["losses"][0]
     assert results["difference_of_the_checkpoint"] == 0
     assert "accuracy" in stdout
     assert_figures(tmp_path / "one", "training.png")
-    both, _ = run("lightning_trainer", tmp_path / "both", "--epochs", "4", "--processes", "2")
+    both, _ = run("lightning_trainer", tmp_path / "both", "--epochs", "4", "--processes", "2", apart=True)
     assert both["processes"] == 2
     assert both["losses"] == pytest.approx(results["losses"], rel=0.3)
 

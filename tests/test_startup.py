@@ -17,13 +17,14 @@ def python(code):
     return done.stdout
 
 
-@pytest.mark.parametrize(
-    "statement",
-    ["import pynode", "import pynode.cli, pynode.models, pynode.data, pynode.plot", "from pynode import study"],
-)
-def test_import_is_light(statement):
-    loaded = python(f"{statement}; import sys; print([m for m in {HEAVY!r} if m in sys.modules])")
-    assert loaded.strip() == "[]"
+STATEMENTS = ("import pynode", "import pynode.cli, pynode.models, pynode.data, pynode.plot", "from pynode import study")
+
+
+def test_imports_are_light():
+    """What each brings, one after the other in one process."""
+    look = f"print([m for m in {HEAVY!r} if m in sys.modules])"
+    printed = python("\n".join(["import sys", *[f"{statement}\n{look}" for statement in STATEMENTS]])).splitlines()
+    assert dict(zip(STATEMENTS, printed, strict=True)) == dict.fromkeys(STATEMENTS, "[]")
 
 
 @pytest.mark.slow

@@ -32,17 +32,17 @@ MARKERS = "osD^vPX"
 STYLE = {"svg.hashsalt": "pynode", "svg.fonttype": "path", "font.size": 10}
 
 
-def figures() -> dict[str, Figure]:
-    """Every figure by the name of its file."""
+def figures(points: int | None = None) -> dict[str, Figure]:
+    """Every figure by the name of its file; of what is computed so many points of each curve at most."""
     return {
-        "solvers.svg": work_precision(),
-        "sensitivities.svg": gradients(),
+        "solvers.svg": work_precision(points),
+        "sensitivities.svg": gradients(points),
         "memory.svg": memory(),
         "batching.svg": batching(),
     }
 
 
-def work_precision() -> Figure:
+def work_precision(points: int | None) -> Figure:
     """Error of the states against evaluations of the field, of the torch engine's solvers."""
     figure, axes = panels(2)
     for axis, name in zip(axes, ("lotka_volterra", "pleiades"), strict=True):
@@ -55,12 +55,12 @@ def work_precision() -> Figure:
             ]
             curves[solver] = [
                 solved(problem, solver=solver, rtol=r, atol=r * 1e-3)
-                for r in tolerances
+                for r in tolerances[:points]
             ]
         apart = float(problem.t[1] - problem.t[0])
         curves["rk4, fixed steps"] = [
             solved(problem, solver="rk4", dt=apart / n)
-            for n in (4, 8, 16, 32, 64)
+            for n in (4, 8, 16, 32, 64)[:points]
         ]
         draw(axis, curves)
         axis.set(
@@ -90,7 +90,7 @@ def solved(problem: study.Problem, **how: object) -> tuple[float, float]:
     )
 
 
-def gradients() -> Figure:
+def gradients(points: int | None) -> Figure:
     """Error of the gradient against the tolerance, by sensitivity."""
     figure, axes = panels(2)
     problem = study.problem("lotka_volterra")
@@ -98,7 +98,7 @@ def gradients() -> Figure:
     errors: dict[str, list[tuple[float, float]]] = {}
     costs: dict[str, list[tuple[float, float]]] = {}
     for sensitivity in ("discrete", "backsolve", "forward"):
-        for k in range(2, 9):
+        for k in range(2, 9)[:points]:
             rtol = 10.0**-k
             problem.field.zero_grad()
             how = {

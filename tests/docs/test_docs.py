@@ -143,7 +143,7 @@ def test_the_table_of_solvers_has_all():
 @pytest.mark.slow
 def test_every_figure_is_made_by_the_script_and_shows_something():
     pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install -e '.[plot]'")
-    made = runpy.run_path(str(DOCS / "figures" / "make.py"))["figures"]()
+    made = runpy.run_path(str(DOCS / "figures" / "make.py"))["figures"](points=3)
     by_hand = {"how.svg"}
     assert set(made) | by_hand == {path.name for path in (DOCS / "figures").glob("*.svg")}
     shown = "".join((DOCS / page).read_text() for page in PAGES)

@@ -44,7 +44,10 @@ def solvers_and_dtypes() -> list[Any]:
 @pytest.mark.parametrize(("engine", "info", "dtype"), solvers_and_dtypes())
 def test_blow_up_is_an_error(engine: str, info: SolverInfo, dtype: torch.dtype) -> None:
     z0 = torch.ones(2, 1, dtype=dtype)
-    keywords: dict[str, Any] = {"solver": info.name, "engine": engine, "dt": None if info.adaptive else 0.01}
+    how: dict[str, float] = {} if info.adaptive else {"dt": 0.01}
+    if info.adaptive and info.order <= 2:  # which else takes ten thousand steps until there
+        how = {"rtol": 1e-2, "atol": 1e-3}
+    keywords: dict[str, Any] = {"solver": info.name, "engine": engine, **how}
     with pytest.raises(pynode.SolveError, match="stopped at t=") as caught:
         pynode.solve(_Square(), z0, [0.0, 0.5, 0.9, 2.0], **keywords)
     assert isinstance(caught.value, ArithmeticError)

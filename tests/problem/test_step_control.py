@@ -226,15 +226,15 @@ def test_gradients(engine: str, sensitivity: str) -> None:
         field,
         z0,
         [0.0, 2.0],
-        rtol=1e-9,
-        atol=torch.tensor([1e-9, 1e-10], dtype=D),
+        rtol=1e-8,
+        atol=torch.tensor([1e-8, 1e-9], dtype=D),
         step_control=StepControl(norm="sample_max", dt_max=0.2),
         solver="dopri5",
         sensitivity=sensitivity,
         engine=engine,
     )
     other = Z0.clone().requires_grad_()
-    exact = pynode.solve(field, other, [0.0, 2.0], rtol=1e-12, atol=1e-12, engine=engine)
+    exact = pynode.solve(field, other, [0.0, 2.0], rtol=1e-10, atol=1e-10, engine=engine)
     ours, theirs = (torch.autograd.grad(y.z[-1, 0, 0], x)[0] for y, x in ((sol, z0), (exact, other)))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
@@ -279,13 +279,13 @@ def test_refusals(engine: str) -> None:
 
 def test_independent_samples_with_events_and_stops(engine: str) -> None:
     """Parts of a solve have fewer samples."""
-    atol = torch.full((3, 2), 1e-9, dtype=D)
+    atol = torch.full((3, 2), 1e-7, dtype=D)
     bounce = pynode.Event(lambda t, z: z[:, 0].amin(), terminal=False, affect=lambda t, z: 0.5 * z + 0.25)
     z0 = torch.tensor([[1.0, 0.0], [0.5, 0.0], [2.0, 1.0]], dtype=D)
     options: dict[str, Any] = {"event": bounce, "tstops": [0.7], "batching": "independent", "engine": engine}
-    options |= {"rtol": 1e-9, "step_control": StepControl(norm="sample_max")}
+    options |= {"rtol": 1e-7, "step_control": StepControl(norm="sample_max")}
     found = pynode.solve(field, z0, [0.0, 2.0], atol=atol, **options)
-    expected = pynode.solve(field, z0, [0.0, 2.0], atol=1e-9, **options)
+    expected = pynode.solve(field, z0, [0.0, 2.0], atol=1e-7, **options)
     torch.testing.assert_close(found.z, expected.z, rtol=1e-9, atol=1e-9)
     assert all(len(log.t) for log in found.events)
 

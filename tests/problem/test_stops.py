@@ -154,12 +154,12 @@ def test_a_dose_each_day(engine: str) -> None:
 
     def exact(t: float) -> float:
         total = 0.0
-        for day in range(10):
+        for day in range(5):
             a, b = 24.0 * day, min(24.0 * day + 1, t)
             total += rate / k * (math.exp(-k * (t - b)) - math.exp(-k * (t - a))) if a < t else 0.0
         return total
 
-    times = [0.0, 0.5, 24.0, 100.0, 121.0, 240.0]
+    times = [0.0, 0.5, 24.0, 96.5, 120.0]
     sol = pynode.solve(field, torch.zeros(1, 1, dtype=DOUBLE), times, engine=engine, **FINE)
     want = torch.tensor([exact(t) for t in times], dtype=DOUBLE)
     torch.testing.assert_close(sol.z[:, 0, 0], want, rtol=1e-8, atol=1e-9)
@@ -438,7 +438,15 @@ def test_a_failure_in_a_later_piece(engine: str) -> None:
         pynode.solve(field, z0, [0.0, 3.0], engine=engine)
     both = torch.tensor([[0.1], [1.0], [0.2]], dtype=DOUBLE)
     sol = pynode.solve(
-        field, both, [0.0, 1.0, 3.0], tstops=[2.5], batching="independent", throw=False, engine=engine, **FINE
+        field,
+        both,
+        [0.0, 1.0, 3.0],
+        tstops=[2.5],
+        batching="independent",
+        throw=False,
+        engine=engine,
+        max_steps=500,
+        **FINE,
     )
     codes = [code is Retcode.SUCCESS for code in sol.stats.per_sample.retcode]
     assert codes == [True, False, True]
@@ -449,7 +457,7 @@ def test_a_failure_in_a_later_piece(engine: str) -> None:
     assert float(sol.t_end[0]) == 3.0
     torch.testing.assert_close(sol.z_end[::2], sol.z[-1, ::2])
     with pytest.raises(SolveError, match="sample 1"):
-        pynode.solve(field, both, [0.0, 3.0], tstops=[2.5], batching="independent", engine=engine)
+        pynode.solve(field, both, [0.0, 3.0], tstops=[2.5], batching="independent", engine=engine, max_steps=500)
 
 
 def test_the_steps_of_all_pieces_count(engine: str) -> None:
