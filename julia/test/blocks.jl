@@ -60,6 +60,12 @@ end
     end
 end
 
+@testset "what blocks have in common has one place for all bindings of a program" begin
+    w = PyNODE.Workspace(PyNODE.Kernel{Float64}(CONDITIONED), 7; rows = 2)
+    (a, b) = (PyNODE.bind(w, w.kernel.replay; residuals = PyNODE.new_residuals(w)) for _ in 1:2)
+    @test !isempty(a.sums) && all(map(===, a.sums, b.sums))
+end
+
 @testset "which samples are apart" begin
     value(nodes, kinds = ["z"]) = graph(kinds, nodes, [length(nodes) - 1])
     apart(nodes...) = PyNODE.samples_apart(value(collect(nodes)))

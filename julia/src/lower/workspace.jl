@@ -196,7 +196,8 @@ function bind_blocks(w::Workspace{T,V}, p::Program, u, du, residuals) where {T,V
     end
     k = w.kernel
     products = any(q -> q === p, (k.vjp, k.replay, k.vjp_state, k.vjp_theta))
-    sums = products ? [zeros(T, length(blocks[1].shared) + 1) for blocks in w.blocks] : V[]
+    make() = Any[zeros(T, length(blocks[1].shared) + 1) for blocks in w.blocks]
+    sums = products ? V[x for x in get!(make, w.scratch, p)] : V[]
     return InBlocks(programs, w, shared_places(k.graph, w.batch), sums)
 end
 
