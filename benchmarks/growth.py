@@ -7,7 +7,8 @@ the midpoint rule, two evaluations each; on the last each sample has steps of it
 The packages take turns; a figure is the least of the rounds, in milliseconds of the process's processor time, on which
 other programs have little influence. A package leaves an axis where a call would take longer than `--limit` seconds.
 
-Prints a table for each axis, and with `--out` writes the rows (`growth.json`) and a figure (`growth.png`) to a folder.
+Give each axis a process of its own: large solves before small ones make these slower. Prints a table for each axis, and
+with `--out` writes the rows (`growth.json`) and a figure (`growth.png`) to a folder.
 """
 
 from __future__ import annotations
@@ -165,6 +166,8 @@ def run(axis: str, limit: float) -> list[dict[str, Any]]:
             except NotComparable as error:
                 print(f"{axis} {size}, {name}: {error}", flush=True)
         left = {name: left[name] for name in adapters}
+        if not left:
+            break
         check({name: array(getattr(z, "z", z)) for name, a in adapters.items() for z in [a.solve()]})
         for name, row in measure(adapters).items():
             rows.append({"axis": axis, "size": int(size), "contender": name, **row})
