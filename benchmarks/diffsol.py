@@ -1,7 +1,4 @@
-"""pydiffsol as a contender of the studies: solvers in Rust, on equations that it compiles itself.
-
-pip install --no-deps pydiffsol
-"""
+"""pydiffsol as a contender of the studies: solvers in Rust, on equations that it compiles itself."""
 
 from __future__ import annotations
 
@@ -37,7 +34,6 @@ u_i { x = x0, y = y0, w = w0 }
 F_i { k3 * y * w - k1 * x, k1 * x - k2 * y * y - k3 * y * w, k2 * y * y }
 """,
 }
-SOLVERS = ("tsit45", "bdf", "esdirk34", "tr_bdf2")
 
 
 class Diffsol:
