@@ -49,7 +49,6 @@ class Prepared:
         self._version, self._given = settings.given._version, settings.given.clone()
 
     @outside_of_compile
-    @leaves_thread_state
     def __call__(self, z0: Any, args: Sequence[Tensor] = ()) -> Solution:
         """Solve from another state.
 
@@ -65,6 +64,16 @@ class Prepared:
             InputError: the state is not like the one that was prepared for.
             PyNODEError: as `solve`.
         """
+        settings = self._settings
+        repeated = settings.repeated.get(torch.is_grad_enabled())
+        if repeated is not None and settings.given._version == self._version:
+            solution: Solution | None = repeated.solve(self.field, z0, args, settings.given, settings.times)
+            if solution is not None:
+                return solution
+        return self._solve(z0, args)
+
+    @leaves_thread_state
+    def _solve(self, z0: Any, args: Sequence[Tensor]) -> Solution:
         form = state_of(z0)
         if form != self._form:
             raise self._unlike(z0)

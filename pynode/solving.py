@@ -19,13 +19,14 @@ from pynode.field import Field
 from pynode.field._kept import check_no_cache
 from pynode.field._outside import is_recording
 from pynode.field._transforms import differentiated, example, is_active, is_wrapped, levels, moves, untransformed
+from pynode.outcome import outcome
 from pynode.problem.asked import Asked
 from pynode.problem.consistent import consistent_state
 from pynode.problem.course import solve_course
 from pynode.problem.crossing import event_reads_time
 from pynode.problem.failure import failure
 from pynode.problem.halves import check_halves_solve
-from pynode.problem.independent import at_last_times, check_unmixed
+from pynode.problem.independent import check_unmixed
 from pynode.problem.inputs import check_state
 from pynode.problem.mass import check_mass, check_no_stops
 from pynode.problem.precision import autocast_dtype, in_full_precision, without_autocast
@@ -37,7 +38,8 @@ from pynode.problem.state import State
 from pynode.problem.stops import check_continuous, check_stops, find_stops
 from pynode.problem.tolerances import check_unchosen, step_choice
 from pynode.problem.watch import NO_TRANSFORMS
-from pynode.solution import Solution, at_given_times, dtype_of_found_times, in_dtype_of
+from pynode.repeated import Repeated
+from pynode.solution import Solution, at_given_times, in_dtype_of
 
 __all__ = ["solve_tensors"]
 
@@ -101,6 +103,7 @@ def _solve(
     Or the solve of one piece of it, where the field is `on_field`, and nothing happens in between.
     """
     state = check_state(form, state)
+    kept = settings is not None and asked.is_plain  # and may be followed by others
     if settings is None:
         settings = check_settings(form, state, t, asked)
     given, times, independent = settings.given, settings.times, settings.independent
@@ -236,6 +239,10 @@ def _solve(
                     culprit,
                 )
             return at_given_times(solution, given, state)
+    repeats = kept and form.is_plain and not (active or independent or vector_field.facts.switches or split)
+    latest = vector_field.latest() if repeats else None
+    if latest is not None:
+        problem.known = {}
     of_inputs = list(map(levels, inputs)) if active else [frozenset()] * len(inputs)
     run = Run(chosen, problem, of_inputs, asked.throw, given=not transformed)
     z: tuple[Tensor, ...] = ()
@@ -247,31 +254,11 @@ def _solve(
                 z = run.solve(inputs)
     except Failed:
         pass  # the run tells of it
-    done, failed_at = run.integration, None
-    if on_field is None:
-        check_resolution(problem, settings.numbers, done.stats, None)
-    if done.retcode is not Retcode.SUCCESS:
-        assert done.z_end is not None
-        each = done.stats.per_sample
-        z_end = done.z_end[:-1] if running_cost is not None else done.z_end
-        t_end = times.new_tensor(done.t_end) if each is None else each.t_end.to(times)
-        failed_at = t_end.detach().to(dtype_of_found_times(given, state)), z_end
-        if asked.throw:
-            raise failure(field, form, info.name, chosen.name, done.retcode, failed_at, each)
-    cost = None
-    if running_cost is not None:
-        z, cost = z[:-1], at_last_times(z[-1], problem.t) if independent else z[-1][-1]
-    again_later = dense and any(wanted) and on_field is None and not independent and not failed_at
-    return Solution(
-        given.detach(),
-        z if form.is_tuple else z[0],
-        cost,
-        done.stats,
-        done.retcode,
-        chosen.name,
-        info.name,
-        _interpolant=done.interpolant,
-        _failed_at=failed_at,
-        _form=form,
-        _again=Again(chosen, problem, of_inputs, (*state, times, *inputs[n + 1 :])) if again_later else None,
-    )
+    again_later = dense and any(wanted) and on_field is None and not independent
+    again = Again(chosen, problem, of_inputs, (*state, times, *inputs[n + 1 :])) if again_later else None
+    numbers = settings.numbers if on_field is None else None
+    solution = outcome(run, z, field, form, given, times, numbers, with_cost=running_cost is not None, again=again)
+    if problem.known and latest is not None:
+        repeated = Repeated(latest, problem, chosen, asked.throw, form, state, args, settings.numbers)
+        settings.repeated[repeated.tracked] = repeated
+    return solution

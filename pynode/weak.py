@@ -37,23 +37,21 @@ class WeakMap(Generic[K, V]):
 
 
 class Departure(weakref.ref[Any]):
-    """Is appended to a list when an object is no more, if it is still held then.
+    """Is appended to a list when an object is no more, if it is still held then: `Departure(object, list.append)`.
 
-    Args:
-        of: the object.
-        append: the list's method.
+    Attributes:
         number: what tells which object it was.
         holds: what has to live until the departure itself is let go.
     """
 
+    __slots__ = ("holds", "number")
+
     number: int
     holds: object
 
-    def __new__(cls, of: object, append: Callable[[Any], None], number: int, holds: object = None) -> Departure:
-        """A reference with attributes of its own."""
-        made = super().__new__(cls, of, append)
+    @classmethod
+    def of(cls, thing: object, append: Callable[[Any], None], number: int, holds: object = None) -> Departure:
+        """That of an object, with its attributes."""
+        made = cls(thing, append)
         made.number, made.holds = number, holds
         return made
-
-    def __init__(self, of: object, append: Callable[[Any], None], *_: object) -> None:
-        super().__init__(of, append)  # type: ignore[call-arg]

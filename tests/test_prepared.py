@@ -6,7 +6,7 @@ from torch import nn
 
 from pynode import At, Event, prepare, solve
 from pynode.control import PiecewiseConstant
-from pynode.errors import InputError
+from pynode.errors import FieldError, InputError, SolveError
 
 T = torch.linspace(0, 1, 5)
 
@@ -169,3 +169,91 @@ def test_transforms(engine):
         torch.ones(3, 2)
     )[0]
     assert torch.equal(found, expected)
+
+
+class WithArgs(Field):
+    def forward(self, t, z, a):
+        return super().forward(t, z) * a
+
+
+def test_repeated_calls_look_at_what_may_have_changed(engine):
+    """After two calls a third one goes by what they have found out, unless something is another."""
+    field, z0, a = WithArgs(), torch.randn(3, 2), torch.rand(2)
+    prepared = prepare(field, like=(z0, T), rtol=1e-5, engine=engine)
+
+    def check(z0=z0, a=a):
+        for _ in range(3):
+            both(prepared, field, z0, args=(a,), rtol=1e-5, engine=engine)
+            with torch.no_grad():
+                expected = solve(field, z0, T, args=(a,), rtol=1e-5, engine=engine).z
+                assert torch.equal(prepared(z0, args=(a,)).z, expected)
+
+    check()
+    check(torch.randn(3, 2), torch.rand(2))
+    check(torch.randn(2, 3).T, torch.rand(4)[::2])  # strided
+    check(torch._neg_view(torch.randn(3, 2)), torch._neg_view(torch.rand(2)))
+    check(torch.randn(3, 2).requires_grad_(), torch.rand(2).requires_grad_())
+    check(a=torch.rand(()))
+    check(a=torch.rand(3, 2))
+    check(z0=torch.randn(2, 2))
+    weight = field.layers[0].weight
+    weight.data = torch.randn(2, 4).T  # the same parameter, elsewhere and strided
+    check()
+    with torch.no_grad():
+        weight.mul_(2)
+    check()
+    first, last = nn.Linear(2, 2), nn.Linear(2, 2)
+    field.layers = nn.Sequential(first, nn.Tanh(), last)
+    check()
+    del field.layers
+    field.layers = nn.Sequential(last, nn.Tanh(), first)
+    check()
+    handle = field.layers[0].register_forward_hook(lambda module, inputs, output: 2 * output)
+    check()
+    handle.remove()
+    check()
+
+
+def test_repeated_calls_have_derivatives_of_all_orders(engine):
+    field, z0 = Field().double(), torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    t = T.double()
+    keywords = {"engine": engine, "solver": "rk4", "dt": 0.25, "sensitivity": "discrete"}
+    prepared = prepare(field, like=(z0, t), **keywords)
+    for _ in range(3):
+        seconds = []
+        for call in (prepared, lambda z: solve(field, z, t, **keywords)):
+            (first,) = torch.autograd.grad(call(z0).z.square().sum(), z0, create_graph=True)
+            seconds.append(torch.autograd.grad(first.square().sum(), [z0, *field.parameters()]))
+        for x, y in zip(*seconds, strict=True):
+            assert torch.equal(x, y)
+        z = prepared(z0).z
+        v = torch.randn(2, *z.shape, dtype=z.dtype)
+        (each,) = torch.autograd.grad(z, z0, v, is_grads_batched=True, retain_graph=True)
+        for x, one in zip(each, v, strict=True):
+            torch.testing.assert_close(x, torch.autograd.grad(z, z0, one, retain_graph=True)[0])
+
+
+def test_repeated_calls_refuse_what_is_not_right(engine):
+    field, z0 = Field(), torch.randn(3, 2)
+    prepared = prepare(field, like=(z0, T), engine=engine)
+    for _ in range(2):
+        prepared(z0)
+    with pytest.raises(InputError, match="z0 must be finite"):
+        prepared(torch.full((3, 2), torch.nan))
+    with pytest.raises((InputError, TypeError)):
+        prepared(z0, args=torch.ones(0, 2))
+    with pytest.raises((FieldError, InputError, TypeError)):
+        prepared(z0, args=(torch.ones(2),))
+    loss = prepared(z0).z.square().sum()
+    with torch.no_grad():
+        field.layers[0].weight += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(prepared(z0).z, solve(field, z0, T, engine=engine).z)
+    few = prepare(field, like=(z0, T), engine=engine, max_steps=2, rtol=1e-6)
+    lenient = prepare(field, like=(z0, T), engine=engine, max_steps=2, rtol=1e-6, throw=False)
+    for _ in range(3):
+        with pytest.raises(SolveError, match="max_steps"):
+            few(z0)
+        assert lenient(z0).retcode.name == "MAX_STEPS"

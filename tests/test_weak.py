@@ -46,7 +46,7 @@ def test_departure() -> None:
     gone: list[Any] = []
     key, held = Key(), Key("held")
     watched = weakref.ref(held)
-    living = {Departure(key, gone.append, 7, held)}
+    living = {Departure.of(key, gone.append, 7, held)}
     del held
     assert not gone
     del key
@@ -70,7 +70,7 @@ first, trigger = Owner(), Owner()
 known = weakref.WeakKeyDictionary() if sys.argv[2] == "python" else weak["WeakMap"]()
 known.setdefault(first, 1)
 gone = []
-departure = weak["Departure"](first, gone.append, 1)
+departure = weak["Departure"].of(first, gone.append, 1)
 sends = Sends(trigger, ctypes.PyDLL(None)["raise"])
 whole = [first, trigger]  # which goes from its end
 del first, trigger

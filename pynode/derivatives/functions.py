@@ -118,28 +118,9 @@ class _Solve(_OfRun):
         return run.solve(x)
 
     @staticmethod
-    @leaves_thread_state
     def backward(ctx: Any, *v: Tensor | None) -> Any:
-        x, run = _saved(ctx), ctx.run
-        if not torch._C._autograd._get_current_graph_task_keep_graph():
-            ctx.run = None  # as autograd does with what it saved, since no second pass can follow
-        if all([g is None for g in v]):
-            return (None,) * (1 + len(x))
-        wanted = ctx.needs_input_grad[1:]
-        if not _is_plain():
-            places = _places(wanted)
-            return None, *_spread(len(x), places, _gradient(run, places, v, x))
-        found = list(for_each(lambda v: run.pull_back(_detached(v), x).flat, v))
-        for i, g in enumerate(found):
-            if g is None and wanted[i]:
-                found[i] = torch.zeros_like(x[i])
-        field = run.problem.field
-        if field.optional:
-            for i, name in enumerate(field.names, len(x) - len(field.names)):
-                g = found[i]
-                if name in field.optional and g is not None and not bool(g.any()):
-                    found[i] = None
-        return None, *found
+        bare = ctx.run is not None and ctx.run.bare and _is_plain() and not torch._C._is_any_autocast_enabled()
+        return _pull_back(ctx, v) if bare else _pull_back_guarded(ctx, v)
 
     @staticmethod
     @leaves_thread_state
@@ -272,6 +253,33 @@ class _Second(_AtPlaces):
         m, dims = (len(tensors) - n) // 2, in_dims[3:]
         others = [("z", tensors[:n], dims[:n]), ("x", tensors[n : n + m], dims[n : n + m])]
         return map_over(_Second, info.batch_size, run, (places, n), others, tensors[n + m :], dims[n + m :])
+
+
+def _pull_back(ctx: Any, v: Sequence[Tensor | None]) -> Any:
+    """`backward` of `_Solve`."""
+    x, run = _saved(ctx), ctx.run
+    if not torch._C._autograd._get_current_graph_task_keep_graph():
+        ctx.run = None  # as autograd does with what it saved, since no second pass can follow
+    if all([g is None for g in v]):
+        return (None,) * (1 + len(x))
+    wanted = ctx.needs_input_grad[1:]
+    if not _is_plain():
+        places = _places(wanted)
+        return None, *_spread(len(x), places, _gradient(run, places, v, x))
+    found = list(for_each(lambda v: run.pull_back(_detached(v), x).flat, v))
+    for i, g in enumerate(found):
+        if g is None and wanted[i]:
+            found[i] = torch.zeros_like(x[i])
+    field = run.problem.field
+    if field.optional:
+        for i, name in enumerate(field.names, len(x) - len(field.names)):
+            g = found[i]
+            if name in field.optional and g is not None and not bool(g.any()):
+                found[i] = None
+    return None, *found
+
+
+_pull_back_guarded = leaves_thread_state(_pull_back)
 
 
 def _detached(tensors: Some) -> Some:

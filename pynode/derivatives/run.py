@@ -34,6 +34,7 @@ class Run:
         given: whether the problem's tensors are those that are solved for, as they are without transforms.
 
     Attributes:
+        bare: whether neither the solve nor its pullback enters a context of PyTorch's.
         parts: the runs that this one was split or joined into, by what was mapped over; see `mapped`.
     """
 
@@ -41,7 +42,7 @@ class Run:
         self, engine: Engine, problem: Problem, levels: Sequence[frozenset[int]], throw: bool, given: bool = True
     ) -> None:
         self.engine, self.problem, self.levels = engine, problem, levels
-        self.throw, self.given = throw, given
+        self.throw, self.given, self.bare = throw, given, False
         self.parts: dict[Any, Any] = {}
         self._integration: Integration | None = None
         self._arrays: Arrays | None = None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from dataclasses import field as field_of
 from typing import Any, Protocol
 
 import torch
@@ -102,7 +103,7 @@ class Stats:
     n_accepted: int | None = None
     n_rejected: int | None = None
     seconds: float = 0.0
-    per_sample: PerSample | None = field(default=None, repr=False)
+    per_sample: PerSample | None = field_of(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,9 @@ class Problem:
         mass: the matrix in M dz/dt = f(t, z), with a consistent `z0`; `None`: the identity.
         split: where the field is a `Split` and the solver takes its parts apart, of how many of the state tensors it
             has the rates (a running cost's integral is one more); else `None`.
+        known: what engines keep, by their names, of problems that differ from this one in the numbers in their tensors
+            alone, which have the same dictionary; `None` where there will be no other. Another problem that is made of
+            this one by `dataclasses.replace` has none.
     """
 
     field: Field
@@ -216,6 +220,7 @@ class Problem:
     steps: StepChoice | None = None
     mass: Mass | None = None
     split: int | None = None
+    known: dict[str, Any] | None = field_of(init=False, default=None)
 
     def field_time(self, t: torch.Tensor) -> torch.Tensor:
         """The time that the field is to see at a time of the problem's."""

@@ -42,7 +42,7 @@ from pynode.field._whole import check_whole
 from pynode.interrupts import import_for_fields
 from pynode.torch_state import leaves_process_state
 
-__all__ = ["Field"]
+__all__ = ["Field", "Latest"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,9 +111,8 @@ class Field:
         self.facts: _Facts
         self.parameters: tuple[Tensor, ...] = ()
         latest = self.memory.latest
-        if latest is not None and latest.holds(function, is_tuple, len(z0), shapes):
-            self.parametrized, self.facts, self.parameters = {}, latest.facts, latest.parameters
-            self.__dict__["_tensors"], self._watch = latest.named, latest.watch
+        if latest is not None and latest.signature == (is_tuple, len(z0), shapes) and latest.holds(function):
+            self.__dict__ |= {**latest.found, "time_dtype": self.time_dtype}
             return
         t0 = example(first_time(t).to(self.time_dtype))
         self._initialise(z0, t0, args)
@@ -132,7 +131,7 @@ class Field:
         self._values = {n: p for n, p in zip(facts.names, self.parameters, strict=True) if tensors[n].is_complex()}
         self.check_finite((), ())
         again = not self._values and not any(map(is_wrapped, self.parameters))
-        self.memory.latest = _Latest.of(self, len(z0), shapes) if again else None
+        self.memory.latest = Latest.of(self, len(z0), shapes) if again else None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -153,6 +152,16 @@ class Field:
     def key(self) -> object:
         """The same object for as long as the field's trace holds."""
         return self.facts
+
+    def latest(self) -> Latest | None:
+        """What makes this field again at the next solve; `None` where it has to be looked at anew.
+
+        So it is where something that it reads may be hidden, and under autocast.
+        """
+        found = self.memory.latest
+        if found is None or not found.sees_all or self.autocast is not None:
+            return None
+        return found if found.found["parameters"] is self.parameters else None
 
     def _key(self, n_states: int, shapes: tuple[Any, ...]) -> tuple[Any, ...]:
         found = fingerprint(self.reads, self.memory.attributes)
@@ -418,26 +427,48 @@ def _own_module(function: Any) -> nn.Module | None:
     return function if isinstance(function, nn.Module) else None
 
 
-@dataclass(frozen=True)
-class _Latest:
-    """The `Field` of a module's latest solve, to be taken again while nothing has changed."""
+class Latest:
+    """The `Field` of a module's latest solve, to be made again while nothing has changed.
 
-    watch: Watch
-    function: weakref.ref[Any]
-    signature: tuple[Any, ...]
-    facts: _Facts
-    parameters: tuple[Tensor, ...]
-    named: dict[str, Tensor]
+    Args:
+        field: the `Field`.
+        watch: sees whether anything has changed.
+        signature: what tells of its arguments, the state's shapes and dtypes among them.
+
+    Attributes:
+        found: attributes of the `Field`: all but its function.
+        sees_all: whether nothing that it reads may be hidden, so that it need not be looked at as it is evaluated.
+    """
+
+    def __init__(self, field: Field, watch: Watch, signature: tuple[Any, ...]) -> None:
+        self.watch, self.signature, self.function = watch, signature, weakref.ref(field.function)
+        self.default_dtype, self.sees_all = torch.get_default_dtype(), watch.sees_all and not field.memory.late
+        names = ("is_tuple", "autocast", "unwraps", "time_dtype", "memory", "facts", "parameters", "parametrized")
+        self.found = {name: getattr(field, name) for name in (*names, "_values", "_tensors")} | {"_watch": watch}
 
     @staticmethod
-    def of(field: Field, n_states: int, shapes: tuple[Any, ...]) -> _Latest | None:
+    def of(field: Field, n_states: int, shapes: tuple[Any, ...]) -> Latest | None:
+        """That of a `Field`; `None` where a look at its places is not enough."""
         watch = Watch.of(field.function, field.reads, field.memory.attributes)
-        if watch is None:
-            return None
-        signature = (field.is_tuple, n_states, shapes)
-        named = field.named_tensors()
-        return _Latest(watch, weakref.ref(field.function), signature, field.facts, field.parameters, named)
+        return None if watch is None else Latest(field, watch, (field.is_tuple, n_states, shapes))
 
-    def holds(self, function: Any, is_tuple: bool, n_states: int, shapes: tuple[Any, ...]) -> bool:
-        same = self.function() is function and self.signature == (is_tuple, n_states, shapes)
-        return same and self.watch.unchanged()
+    def holds(self, function: Any) -> bool:
+        """Whether it is the field of this function."""
+        return self.function() is function and self.watch.unchanged()
+
+    def again(self, function: Any, state: torch.dtype) -> Field | None:
+        """The `Field` of this function for arguments like those that it was made for; `None` if it is another.
+
+        Args:
+            function: the user's callable.
+            state: the dtype of the state.
+        """
+        found = self.found
+        if found["memory"].latest is not self or torch.get_default_dtype() is not self.default_dtype:
+            return None
+        if not self.holds(function) or time_dtype(function, state) is not found["time_dtype"]:
+            return None
+        made = object.__new__(Field)
+        made.__dict__ |= found
+        made.function = function
+        return made

@@ -45,3 +45,10 @@ class Asked:
     dense: bool
     progress: bool | Callable[[Progress], object]
     throw: bool
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is nothing but the states at times that are given."""
+        without = self.running_cost is self.events is self.control is self.mass is None
+        without = without and type(self.tstops) is tuple and not self.tstops
+        return without and self.save == "times" and self.progress is False and not self.dense

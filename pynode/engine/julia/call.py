@@ -17,7 +17,7 @@ from pynode.engine.julia.runtime import evaluate
 from pynode.engine.protocol import Retcode
 from pynode.errors import FieldError, PyNODEError, SolveError
 
-__all__ = ["RETCODES", "Entries", "Floats", "addresses", "integers"]
+__all__ = ["RETCODES", "Entries", "Floats", "Layout", "address_of", "addresses", "integers"]
 
 # In the order of PyNODE.jl's `Outcome`.
 RETCODES = (
@@ -88,7 +88,27 @@ class Floats:
 
     def __init__(self, *values: float) -> None:
         self.values = array("d", values + (0.0,) * (8 - len(values)))
-        self.address = self.values.buffer_info()[0]
+        self.address, _ = self.values.buffer_info()
+
+
+class Layout:
+    """An array of integers for Julia as it is at each of several calls, but for the addresses in it.
+
+    Args:
+        values: what is in it, with `None` in the place of each address.
+    """
+
+    def __init__(self, values: Sequence[int | None]) -> None:
+        self.array = array("q", [x or 0 for x in values])
+        self.places = [i for i, x in enumerate(values) if x is None]
+
+    def at(self, addresses: Sequence[int]) -> tuple[array[int], int, int]:
+        """The array for these addresses, as `integers` gives it."""
+        data = self.array[:]
+        for i, x in zip(self.places, addresses, strict=True):
+            data[i] = x
+        address, length = data.buffer_info()
+        return data, address, length
 
 
 def integers(values: Sequence[int]) -> tuple[array[int], int, int]:
@@ -96,6 +116,11 @@ def integers(values: Sequence[int]) -> tuple[array[int], int, int]:
     data = array("q", values)
     address, length = data.buffer_info()
     return data, address, length
+
+
+def address_of(x: Tensor | None) -> int:
+    """Where a tensor lies; 0 for none."""
+    return 0 if x is None else x.data_ptr()
 
 
 def addresses(tensors: Sequence[Tensor]) -> list[int]:

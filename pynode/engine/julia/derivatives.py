@@ -9,10 +9,10 @@ from torch import Tensor
 
 from pynode.engine.continuous import Unchanged, direction_problem
 from pynode.engine.julia import runtime as julia_runtime
-from pynode.engine.julia.call import addresses, integers
+from pynode.engine.julia.call import address_of, addresses, integers
 from pynode.engine.julia.lowering import lower
 from pynode.engine.julia.memory import in_order
-from pynode.engine.julia.pullback import Pullback, address_of
+from pynode.engine.julia.pullback import Pullback, PullbackCall
 from pynode.engine.julia.session import Kept
 from pynode.engine.protocol import Gradients, Problem, Stats
 
@@ -64,7 +64,8 @@ class DiscreteDerivatives:
         kept, _, moved = self._follow(directions, keep=True)
         n, m = len(self.problem.z0), len(self.problem.args)
         still = len(moved.z0) - 2 * n
-        found = Pullback(kept, moved, Stats())([*[None] * n, *cotangents, *[None] * still])
+        call = PullbackCall(kept.session, moved, kept.lowered.device.number)
+        found = Pullback(kept, moved, Stats(), call)([*[None] * n, *cotangents, *[None] * still])
         flat = [*found.z0[:n], found.t, *found.args[:m], *found.parameters]
         wanted = zip(flat, self.problem.wanted, strict=True)
         return Gradients.of(self.problem, [x if w else None for x, w in wanted])

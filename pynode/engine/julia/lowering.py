@@ -17,33 +17,21 @@ from pynode.engine.protocol import Problem
 from pynode.errors import PyNODEWarning, TraceError
 from pynode.field._trace import trace_field
 
-__all__ = ["Traced", "lower", "traced"]
+__all__ = ["Kernel", "Traced", "lower", "traced"]
 
 
-class Traced:
-    """A field that Julia has as a kernel; see `Lowered`.
+class Kernel:
+    """A field that Julia has as a kernel, the same for several problems; see `Lowered`.
 
     Args:
-        session: the Julia that runs.
-        problem: the problem.
-        device: where its tensors lie.
-
-    Raises:
-        TraceError: the field cannot be turned into a graph.
+        device: where the tensors lie.
+        kernel: Julia's number of the field.
+        read: the tensors that the field reads.
     """
 
-    def __init__(self, session: Session, problem: Problem, device: Device) -> None:
-        self.problem, self.device = problem, device
+    def __init__(self, device: Device, kernel: int, read: Sequence[Tensor]) -> None:
+        self.device, self.kernel, self.read = device, kernel, read
         self.called: object = None
-        trace = trace_field(problem.field, problem.z0, problem.t, problem.args)
-        check_halves(trace.graph, problem.solver)
-        device.check_operations(trace.graph)
-        self.kernel = session.kernel(trace, problem.z0[0].dtype)
-        if problem.solver.matrix_free:
-            session.start()  # refuses a process that was forked, to which the kernel may be known
-            link_tangent(session, problem, trace, self.kernel)
-        self.read: Sequence[Tensor] = trace.bound(problem.field)
-        self.values: Sequence[Tensor] = device.contiguous(problem.z0[0].dtype, *problem.args, *self.read)
 
     def keep(self) -> None:
         """Julia has copied all that it reads."""
@@ -53,6 +41,38 @@ class Traced:
 
     def __exit__(self, *_: object) -> None:
         self.device.__exit__()
+
+
+class Traced(Kernel):
+    """The field of one problem, that Julia has as a kernel; see `Lowered`.
+
+    Args:
+        problem: the problem.
+        device: where its tensors lie.
+        kernel: Julia's number of the field.
+        read: the tensors that the field reads.
+    """
+
+    def __init__(self, problem: Problem, device: Device, kernel: int, read: Sequence[Tensor]) -> None:
+        super().__init__(device, kernel, read)
+        self.problem = problem
+        self.values: Sequence[Tensor] = device.contiguous(problem.z0[0].dtype, *problem.args, *read)
+
+    @classmethod
+    def of(cls, session: Session, problem: Problem, device: Device) -> Traced:
+        """The field of a problem.
+
+        Raises:
+            TraceError: the field cannot be turned into a graph.
+        """
+        trace = trace_field(problem.field, problem.z0, problem.t, problem.args)
+        check_halves(trace.graph, problem.solver)
+        device.check_operations(trace.graph)
+        kernel = session.kernel(trace, problem.z0[0].dtype)
+        if problem.solver.matrix_free:
+            session.start()  # refuses a process that was forked, to which the kernel may be known
+            link_tangent(session, problem, trace, kernel)
+        return cls(problem, device, kernel, trace.bound(problem.field))
 
 
 def traced(session: Session, problem: Problem, device: Device) -> Traced | None:
@@ -65,7 +85,7 @@ def traced(session: Session, problem: Problem, device: Device) -> Traced | None:
         check_called(problem.solver)
         return None
     try:
-        return Traced(session, problem, device)
+        return Traced.of(session, problem, device)
     except TraceError as error:
         if problem.lowering == "auto":
             check_called(problem.solver)

@@ -8,12 +8,38 @@ import torch
 from torch import Tensor
 
 from pynode.engine.julia import runtime as julia_runtime
-from pynode.engine.julia.call import Floats, integers
+from pynode.engine.julia.call import Floats, Layout, address_of
 from pynode.engine.julia.memory import in_order
-from pynode.engine.julia.session import Kept
+from pynode.engine.julia.session import Kept, Session
 from pynode.engine.protocol import Gradients, Problem, Stats
 
-__all__ = ["Pullback", "address_of"]
+__all__ = ["Pullback", "PullbackCall"]
+
+
+class PullbackCall:
+    """What Julia is asked for by the pullback of a solve, the same for problems that differ in their numbers alone.
+
+    Args:
+        session: the Julia that runs.
+        problem: one of them.
+        device: Julia's number of the device.
+    """
+
+    def __init__(self, session: Session, problem: Problem, device: int) -> None:
+        sensitivity = problem.sensitivity
+        assert sensitivity is not None
+        options = sensitivity.options
+        self.floats = float(options.get("rtol", 0.0)), float(options.get("atol", 0.0))  # type: ignore[arg-type]
+        self.wanted = problem.wanted
+        values: list[int | None] = [device, session.number("sensitivity", sensitivity.name)]
+        values += [int(options.get("checkpointing", -1)), None, len(problem.z0)]  # type: ignore[call-overload]
+        for z in problem.z0:
+            values += (z.numel(), None, None)
+        rest = (*problem.args, *problem.parameters)
+        values.append(len(rest))
+        for x in rest:
+            values += (x.numel(), None)
+        self.layout = Layout(values)
 
 
 class Pullback:
@@ -23,63 +49,44 @@ class Pullback:
         kept: the solve.
         problem: what was solved.
         stats: where the evaluations are counted.
+        call: what Julia is asked for.
     """
 
-    def __init__(self, kept: Kept, problem: Problem, stats: Stats) -> None:
-        self.kept, self.problem, self.stats = kept, problem, stats
+    def __init__(self, kept: Kept, problem: Problem, stats: Stats, call: PullbackCall) -> None:
+        self.kept, self.problem, self.stats, self.call = kept, problem, stats, call
 
     @julia_runtime.alone
     def __call__(self, cotangents: Sequence[Tensor | None]) -> Gradients:
         """The gradients for cotangents of the states."""
-        problem, session = self.problem, self.kept.session
-        julia = session.start()
+        problem, call, kept = self.problem, self.call, self.kept
+        julia = kept.session.start()
+        n, inputs, dtype = len(problem.z0), problem.inputs, problem.z0[0].dtype
+        rooms = [_room(x, dtype) if wanted else None for x, wanted in zip(inputs, call.wanted, strict=True)]
+        if call.wanted[n]:
+            rooms[n] = torch.empty(problem.t.shape, dtype=problem.t.dtype, device="cpu")
         given = [None if g is None else in_order(g) for g in cotangents]
-        dtype = problem.z0[0].dtype
-        z0 = [_room(x, wanted, dtype) for x, wanted in zip(problem.z0, problem.wants["z0"], strict=True)]
-        args = [_room(x, wanted, dtype) for x, wanted in zip(problem.args, problem.wants["args"], strict=True)]
-        parameters = [_room(x, w, dtype) for x, w in zip(problem.parameters, problem.wants["parameters"], strict=True)]
-        t = _room(problem.t.cpu(), problem.wants["t"][0], problem.t.dtype)
-        sensitivity = problem.sensitivity
-        assert sensitivity is not None
-        options = sensitivity.options
-        checkpointing = options.get("checkpointing", -1)
-        values = [self.kept.lowered.device.number, session.number("sensitivity", sensitivity.name)]
-        values += [int(checkpointing), address_of(t), len(z0)]  # type: ignore[call-overload]
-        for x, g, room in zip(problem.z0, given, z0, strict=True):
-            values += (x.numel(), address_of(g), address_of(room))
-        values.append(len(args) + len(parameters))
-        for x, room in zip((*problem.args, *problem.parameters), (*args, *parameters), strict=True):
-            values += (x.numel(), address_of(room))
-        data, address, length = integers(values)
-        floats = Floats(float(options.get("rtol", 0.0)), float(options.get("atol", 0.0)))  # type: ignore[arg-type]
-        with self.kept.lowered:
-            julia.pullback(self.kept.number, address, length, floats.address)
+        addresses = [address_of(rooms[n])]
+        for g, room in zip(given, rooms[:n], strict=True):
+            addresses += (address_of(g), address_of(room))
+        addresses += map(address_of, rooms[n + 1 :])
+        data, address, length = call.layout.at(addresses)
+        floats = Floats(*call.floats)
+        with kept.lowered:
+            julia.pullback(kept.number, address, length, floats.address)
         del data
         self.stats.nfe_backward = int(floats.values[0])
-        return Gradients(
-            z0,
-            None if t is None else t.to(problem.t.device),
-            [_taken(x, room) for x, room in zip(problem.args, args, strict=True)],
-            [_taken(x, room) for x, room in zip(problem.parameters, parameters, strict=True)],
-        )
+        return Gradients.of(problem, [_taken(x, room) for x, room in zip(inputs, rooms, strict=True)])
 
 
-def _room(x: Tensor, wanted: bool, dtype: torch.dtype) -> Tensor | None:
+def _room(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Memory for a cotangent in Julia's numbers, which are all of one type."""
-    if not wanted:
-        return None
     if x.dtype == dtype and x.is_contiguous():
         return torch.empty_like(x)
     return torch.empty(x.shape, dtype=dtype, device=x.device)
 
 
 def _taken(x: Tensor, room: Tensor | None) -> Tensor | None:
-    """The cotangent in the type of its tensor."""
-    if room is None:
-        return None
-    return room if x.dtype == room.dtype else room.to(x.dtype)
-
-
-def address_of(x: Tensor | None) -> int:
-    """Where a tensor lies; 0 for none."""
-    return 0 if x is None else x.data_ptr()
+    """The cotangent in the type of its tensor, and where that is."""
+    if room is None or (room.dtype == x.dtype and room.device == x.device):
+        return room
+    return room.to(x)

@@ -20,27 +20,23 @@ from pynode.errors import EngineUnavailable
 from pynode.field._trace import Trace
 from pynode.weak import Departure
 
-__all__ = ["Kept", "Lowered", "Session", "earlier_version"]
+__all__ = ["InJulia", "Kept", "Lowered", "Session", "earlier_version"]
 
 
 logger = logging.getLogger("pynode")
 
 
-class Lowered(Protocol):
-    """A problem's field as Julia has it; the context in which Julia may be called to solve it.
+class InJulia(Protocol):
+    """A field as Julia has it; the context in which Julia may be called to solve it.
 
     Attributes:
-        problem: the problem, on the field that is evaluated.
         device: where its tensors lie.
         kernel: Julia's number of the field.
-        values: the tensors whose values Julia takes, besides the state's: conditioning tensors, then the others.
         read: the tensors that the field reads.
     """
 
-    problem: Problem
     device: Device
     kernel: int
-    values: Sequence[Tensor]
     read: Sequence[Tensor]
 
     @property
@@ -53,6 +49,18 @@ class Lowered(Protocol):
     def __enter__(self) -> None: ...
 
     def __exit__(self, *_: object) -> None: ...
+
+
+class Lowered(InJulia, Protocol):
+    """The field of one problem.
+
+    Attributes:
+        problem: the problem, on the field that is evaluated.
+        values: the tensors whose values Julia takes, besides the state's: conditioning tensors, then the others.
+    """
+
+    problem: Problem
+    values: Sequence[Tensor]
 
 
 def earlier_version(lacks: str) -> EngineUnavailable:
@@ -134,7 +142,7 @@ class Session:
 
     def forget_after(self, owner: object, number: int) -> None:
         """Let Julia forget a field that Python evaluates, at the first call after its owner is no more."""
-        self._living.add(Departure(owner, self._forgotten.append, number))
+        self._living.add(Departure.of(owner, self._forgotten.append, number))
 
     def number(self, kind: str, name: str) -> int:
         """Julia's number of a solver or a sensitivity.
@@ -194,7 +202,7 @@ class Session:
 
     def release_after(self, owner: object, number: int, called: object) -> None:
         """Let Julia forget a solve, at the first call after its owner is no more; until then it may call this."""
-        self._living.add(Departure(owner, self._released.append, number, called))
+        self._living.add(Departure.of(owner, self._released.append, number, called))
 
 
 class Kept:
@@ -206,7 +214,7 @@ class Kept:
         lowered: the field, the context in which Julia may be called for the solve.
     """
 
-    def __init__(self, session: Session, number: int, lowered: Lowered) -> None:
+    def __init__(self, session: Session, number: int, lowered: InJulia) -> None:
         self.session, self.number, self.lowered = session, number, lowered
         if number:
             session.release_after(self, number, lowered.called)

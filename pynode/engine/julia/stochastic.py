@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from pynode.engine.julia import runtime as julia_runtime
-from pynode.engine.julia.call import RETCODES, Floats, addresses, integers
+from pynode.engine.julia.call import RETCODES, Floats, address_of, addresses, integers
 from pynode.engine.julia.memory import in_order
-from pynode.engine.julia.pullback import address_of
 from pynode.engine.julia.reached import take_reached
 from pynode.engine.julia.session import Kept, Session
 from pynode.engine.protocol import Availability, Retcode, Stats

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pynode.engine.julia.call import RETCODES, Floats, addresses, integers
+from pynode.engine.julia.call import RETCODES, Floats, address_of, addresses, integers
 from pynode.engine.julia.device import device_of
 from pynode.engine.julia.lowering import Traced
 from pynode.engine.julia.memory import in_order
-from pynode.engine.julia.pullback import address_of
 from pynode.engine.julia.session import Session
 from pynode.engine.protocol import Problem, Retcode
 
@@ -105,7 +104,7 @@ def train(
         TraceError: the field or the loss cannot be turned into a graph.
     """
     device = device_of(problem)
-    lowered, of_loss = Traced(session, problem, device), Traced(session, loss, device)
+    lowered, of_loss = Traced.of(session, problem, device), Traced.of(session, loss, device)
     julia = session.start()
     solver = problem.solver
     assert solver.julia is not None
