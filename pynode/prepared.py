@@ -19,6 +19,7 @@ from pynode.problem.inputs import check_state
 from pynode.problem.settings import Settings, check_settings
 from pynode.problem.state import state_of
 from pynode.problem.tolerances import first_step
+from pynode.repeated import Repeated
 from pynode.solution import Solution
 from pynode.solve import solution_of, solve
 from pynode.torch_state import leaves_thread_state
@@ -47,6 +48,7 @@ class Prepared:
         each = settings.independent or settings.rtol.each or settings.atol.each
         self._first = 0 if each else 1  # of a shape's sizes the first that may not differ
         self._version, self._given = settings.given._version, settings.given.clone()
+        self._repeated: dict[bool, Repeated] = {}  # what solves the like once more, by whether gradients are enabled
 
     @outside_of_compile
     def __call__(self, z0: Any, args: Sequence[Tensor] = ()) -> Solution:
@@ -65,9 +67,9 @@ class Prepared:
             PyNODEError: as `solve`.
         """
         settings = self._settings
-        repeated = settings.repeated.get(torch.is_grad_enabled())
+        repeated = self._repeated.get(torch.is_grad_enabled())
         if repeated is not None and settings.given._version == self._version:
-            solution: Solution | None = repeated.solve(self.field, z0, args, settings.given, settings.times)
+            solution = repeated.solve(self.field, z0, args, settings.given)
             if solution is not None:
                 return solution
         return self._solve(z0, args)
@@ -84,7 +86,8 @@ class Prepared:
         if settings.given._version != self._version:  # the times of a solution, which are these, were changed in place
             self._settings = settings = replace(settings, given=self._given.clone())
             self._version = settings.given._version
-        return solution_of(self.field, z0, settings.given, args, self._asked, None if is_recording() else settings)
+        known = None if is_recording() else settings
+        return solution_of(self.field, z0, settings.given, args, self._asked, known, self._repeated)
 
     def _unlike(self, z0: Any) -> InputError:
         def words(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> str:

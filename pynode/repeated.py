@@ -15,6 +15,7 @@ from pynode.engine.protocol import Engine, Problem
 from pynode.field import Latest
 from pynode.field._outside import is_recording
 from pynode.field._transforms import is_active
+from pynode.nn._signature import of_state
 from pynode.outcome import outcome
 from pynode.problem.state import State
 from pynode.solution import Solution
@@ -37,9 +38,11 @@ class Repeated:
         engine: what solves.
         throw: whether a failed integration raises.
         form: the form of the state.
+        function: the user's field.
         state: the tensors that were solved.
         args: the conditioning tensors.
-        numbers: the times.
+        times: the times, in double.
+        numbers: what they are.
 
     Attributes:
         tracked: whether gradients were enabled.
@@ -52,11 +55,15 @@ class Repeated:
         engine: Engine,
         throw: bool,
         form: State,
+        function: Callable[..., Any],
         state: Sequence[Tensor],
         args: Sequence[Tensor],
+        times: Tensor,
         numbers: Sequence[float],
     ) -> None:
-        self.latest, self.engine, self.throw, self.form, self.numbers = latest, engine, throw, form, numbers
+        self.latest, self.engine, self.throw, self.form = latest, engine, throw, form
+        self.times, self.numbers = times, numbers
+        self.of_state = problem.field.function is not function  # which had to be given the time
         self.is_tuple, self.tracked = form.is_tuple, torch.is_grad_enabled()
         self.known = problem.known
         self.rest = {x.name: getattr(problem, x.name) for x in fields(problem) if x.init and x.name not in _NUMBERS}
@@ -64,15 +71,14 @@ class Repeated:
         self.followed = any(problem.wanted)
         self.levels = [frozenset[int]()] * len(problem.inputs)
 
-    def solve(self, function: Callable[..., Any], z0: Any, args: Any, given: Tensor, times: Tensor) -> Solution | None:
+    def solve(self, function: Callable[..., Any], z0: Any, args: Any, given: Tensor) -> Solution | None:
         """The solution, or `None` where something is not as it was.
 
         Args:
-            function: the field.
+            function: the user's field.
             z0: a state.
             args: conditioning tensors.
             given: the same times as before, in their own dtype.
-            times: the same in double.
         """
         if torch.is_grad_enabled() is not self.tracked or torch._C._is_any_autocast_enabled():
             return None
@@ -83,9 +89,10 @@ class Repeated:
         state = z0 if self.is_tuple else (z0,)
         if type(args) not in (tuple, list) or not (self.states.are_of(state) and self.args.are_of(args)):
             return None
-        field = self.latest.again(function, state[0].dtype)
+        field = self.latest.again(of_state(function) if self.of_state else function, state[0].dtype)
         if field is None:
             return None
+        times = self.times
         inputs = (*state, times, *args, *field.parameters)
         z0, args = tuple([x.detach() for x in state]), tuple([x.detach() for x in args])
         problem = Problem(field=field, z0=z0, t=times, args=args, parameters=field.parameters, **self.rest)

@@ -24,6 +24,8 @@ from pynode.problem.saving import check_save, times_of_steps
 from pynode.problem.settings import Settings
 from pynode.problem.state import state_of, with_args
 from pynode.problem.tolerances import first_step
+from pynode.recent import Recent
+from pynode.repeated import Repeated
 from pynode.sensitivity import Sensitivity
 from pynode.solution import Solution, in_form, saved_of
 from pynode.solving import solve_tensors
@@ -34,7 +36,6 @@ __all__ = ["solution_of", "solve"]
 
 
 @outside_of_compile
-@leaves_thread_state
 def solve(
     field: Callable[..., Any],
     z0: Any,
@@ -183,7 +184,11 @@ def solve(
         progress=progress,
         throw=throw,
     )
-    return solution_of(field, z0, t, args, asked)
+    recent = Recent.of(field, t, asked)
+    found = None if recent is None else recent.solve(field, z0, t, args)
+    if found is None:
+        return _solve(field, z0, t, args, asked, repeated=None if recent is None else recent.repeated)
+    return found
 
 
 def solution_of(
@@ -193,8 +198,9 @@ def solution_of(
     args: Sequence[Tensor],
     asked: Asked,
     settings: Settings | None = None,
+    repeated: dict[bool, Repeated] | None = None,
 ) -> Solution:
-    """`solve`, with its other keywords in `asked`; `settings` is what has been looked at before."""
+    """`solve`, with its other keywords in `asked`; the others are as in `solve_tensors`."""
     form = state_of(z0)
     state = form.tensors(z0)
     given_args, is_split, control, save = check_args(args), isinstance(field, Split), asked.control, asked.save
@@ -210,7 +216,9 @@ def solution_of(
         field = reads_control(field, control.form, len(given_args))
         given_args = (*control.tensors, *given_args)
     form, given = with_args(form, given_args)
-    found = functools.partial(solve_tensors, form, field, state, args=given, asked=asked, is_split=is_split)
+    found = functools.partial(
+        solve_tensors, form, field, state, args=given, asked=asked, is_split=is_split, repeated=repeated
+    )
     if asked.progress is False and save == "times":
         solution = once_known(functools.partial(found, t, settings=settings))
     else:
@@ -226,6 +234,9 @@ def solution_of(
                 ended(watched, solution.t_end)
     solution = solution if form.is_plain else in_form(form, solution)
     return saved_of(solution, save) if callable(save) else solution
+
+
+_solve = leaves_thread_state(solution_of)
 
 
 def _known_times(t: Any, like: Tensor, batching: str) -> Tensor:

@@ -55,6 +55,7 @@ def solve_tensors(
     is_split: bool,
     watched: Watched | None = None,
     settings: Settings | None = None,
+    repeated: dict[bool, Repeated] | None = None,
 ) -> Solution:
     """Solve as `solve` does, outside of autocast and in full precision.
 
@@ -68,6 +69,7 @@ def solve_tensors(
         is_split: whether the field is a `Split`, whose parts some solvers treat apart.
         watched: who is told of the steps.
         settings: what of `asked` has been looked at before.
+        repeated: takes what solves the like once more, by whether gradients are enabled, if solves are to follow.
 
     Returns:
         The solution, whose states are tensors, a tuple of them if `form.is_tuple`.
@@ -75,7 +77,7 @@ def solve_tensors(
     Raises:
         PyNODEError: as `solve`.
     """
-    more: dict[str, Any] = {"is_split": is_split, "watched": watched, "settings": settings}
+    more: dict[str, Any] = {"is_split": is_split, "watched": watched, "settings": settings, "repeated": repeated}
     autocast = autocast_dtype(state)
     if autocast is None:
         return _solve(form, field, state, t, args, asked, **more)
@@ -96,6 +98,7 @@ def _solve(
     is_split: bool,
     watched: Watched | None,
     settings: Settings | None = None,
+    repeated: dict[bool, Repeated] | None = None,
     on_field: Field | None = None,
 ) -> Solution:
     """The same, with the inputs in full precision.
@@ -103,7 +106,6 @@ def _solve(
     Or the solve of one piece of it, where the field is `on_field`, and nothing happens in between.
     """
     state = check_state(form, state)
-    kept = settings is not None and asked.is_plain  # and may be followed by others
     if settings is None:
         settings = check_settings(form, state, t, asked)
     given, times, independent = settings.given, settings.times, settings.independent
@@ -239,8 +241,9 @@ def _solve(
                     culprit,
                 )
             return at_given_times(solution, given, state)
-    repeats = kept and form.is_plain and not (active or independent or vector_field.facts.switches or split)
-    latest = vector_field.latest() if repeats else None
+    latest = None
+    if repeated is not None and asked.is_plain and form.is_plain:
+        latest = None if active or independent or vector_field.facts.switches or split else vector_field.latest()
     if latest is not None:
         problem.known = {}
     of_inputs = list(map(levels, inputs)) if active else [frozenset()] * len(inputs)
@@ -258,7 +261,7 @@ def _solve(
     again = Again(chosen, problem, of_inputs, (*state, times, *inputs[n + 1 :])) if again_later else None
     numbers = settings.numbers if on_field is None else None
     solution = outcome(run, z, field, form, given, times, numbers, with_cost=running_cost is not None, again=again)
-    if problem.known and latest is not None:
-        repeated = Repeated(latest, problem, chosen, asked.throw, form, state, args, settings.numbers)
-        settings.repeated[repeated.tracked] = repeated
+    if problem.known and latest is not None and repeated is not None:
+        made = Repeated(latest, problem, chosen, asked.throw, form, field, state, args, times, settings.numbers)
+        repeated[made.tracked] = made
     return solution

@@ -1,12 +1,17 @@
-"""A prepared solve is `solve`: the same numbers, bit for bit, whatever has changed in between."""
+"""A prepared solve is `solve`, and so is one like the one before: the same numbers, bit for bit, whatever changes."""
+
+import copy
 
 import pytest
 import torch
 from torch import nn
+from torch.distributions import MultivariateNormal
 
 from pynode import At, Event, prepare, solve
 from pynode.control import PiecewiseConstant
 from pynode.errors import FieldError, InputError, SolveError
+from pynode.models import CNF, NODE
+from pynode.nn import ConcatSquash, TimeSequential
 
 T = torch.linspace(0, 1, 5)
 
@@ -22,14 +27,19 @@ class Field(nn.Module):
 
 
 def both(prepared, field, z0, t=T, args=(), **keywords):
-    """The solutions of both and their gradients; equal."""
+    """The solution and its gradients by a prepared solve and by `solve`, and by that of a field that is new: equal."""
+    new = copy.deepcopy(field)
     found = []
-    for call in (lambda: prepared(z0, args=args), lambda: solve(field, z0, t, args=args, **keywords)):
-        solution = call()
-        grads = torch.autograd.grad(solution.z.square().sum(), [p for p in field.parameters() if p.requires_grad])
+    for solution, of in (
+        (prepared(z0, args=args), field),
+        (solve(field, z0, t, args=args, **keywords), field),
+        (solve(new, z0, t, args=args, **keywords), new),
+    ):
+        grads = torch.autograd.grad(solution.z.square().sum(), [p for p in of.parameters() if p.requires_grad])
         found.append((solution.z, *grads, solution.t))
-    for a, b in zip(*found, strict=True):
-        assert torch.equal(a, b)
+    for a, b, c in zip(*found, strict=True):
+        assert torch.equal(a, c)
+        assert torch.equal(b, c)
     return found[0][0]
 
 
@@ -185,8 +195,9 @@ def test_repeated_calls_look_at_what_may_have_changed(engine):
         for _ in range(3):
             both(prepared, field, z0, args=(a,), rtol=1e-5, engine=engine)
             with torch.no_grad():
-                expected = solve(field, z0, T, args=(a,), rtol=1e-5, engine=engine).z
+                expected = solve(copy.deepcopy(field), z0, T, args=(a,), rtol=1e-5, engine=engine).z
                 assert torch.equal(prepared(z0, args=(a,)).z, expected)
+                assert torch.equal(solve(field, z0, T, args=(a,), rtol=1e-5, engine=engine).z, expected)
 
     check()
     check(torch.randn(3, 2), torch.rand(2))
@@ -257,3 +268,146 @@ def test_repeated_calls_refuse_what_is_not_right(engine):
         with pytest.raises(SolveError, match="max_steps"):
             few(z0)
         assert lenient(z0).retcode.name == "MAX_STEPS"
+
+
+def test_solves_like_the_one_before_look_at_what_is_asked_for(engine, monkeypatch):
+    field, z0 = Field(), torch.randn(3, 2)
+
+    def check(t=T, z0=z0, **keywords):
+        keywords = {"engine": engine, "rtol": 1e-5} | keywords
+        for _ in range(4):
+            found = solve(field, z0, t, **keywords)
+            expected = solve(copy.deepcopy(field), z0, t, **keywords)
+            assert torch.equal(found.z, expected.z)
+            assert torch.equal(found.t, expected.t)
+            assert (found.solver, found.engine) == (expected.solver, expected.engine)
+        return found
+
+    check()
+    check(rtol=1e-2)
+    check(rtol=torch.tensor([1e-2, 1e-6]))
+    check(atol=1e-3)
+    check(solver="rk4", dt=0.25)
+    check(solver="rk4", dt=0.5)
+    check(t=T.tolist())
+    check(t=2 * T)
+    t = T.clone()
+    check(t)
+    t += 1
+    check(t)
+    t.numpy()[:] *= 2  # of which torch does not know
+    check(t)
+    check(t.double())
+    check(t.view(1, -1).expand(3, -1))
+    check(T[::2])
+    found = check(dense=True)
+    assert torch.equal(found(0.5), solve(copy.deepcopy(field), z0, T, dense=True, rtol=1e-5, engine=engine)(0.5))
+    assert check(save=lambda t, z: z[:, 0]).z.shape == (5, 3)
+    assert not torch.equal(check(save="steps").t.float(), T)
+    check()
+    with pytest.raises(SolveError):
+        solve(field, z0, T, rtol=1e-5, max_steps=1, engine=engine)
+    with pytest.raises(InputError, match="rtol"):
+        solve(field, z0, T, rtol=-1e-5, engine=engine)
+    with pytest.raises(InputError, match="monotone"):
+        solve(field, z0, T.flip(0).sort()[0][[0, 0, 1]], rtol=1e-5, engine=engine)
+    times = T.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(solve(field, z0, times, rtol=1e-5, engine=engine).z.sum(), times)
+    assert gradient.abs().sum() > 0
+    check(engine="auto")
+    monkeypatch.setenv("PYNODE_ENGINE", "torch")
+    assert check(engine="auto").engine == "torch"
+    monkeypatch.setenv("PYNODE_ENGINE", "none")
+    with pytest.raises(InputError, match="PYNODE_ENGINE"):
+        solve(field, z0, T, rtol=1e-5)
+    one = torch.randn(1, 2).expand(3, 2)
+    check(z0=one)
+    mapped = torch.vmap(lambda x: solve(field, x, T, rtol=1e-5, engine=engine).z)(torch.stack([z0, one]))
+    assert torch.allclose(mapped[0], check().z, atol=1e-4)
+
+
+def test_the_times_of_a_solve_stay_the_users(engine):
+    """As those of the first solve do, the times of one that is like it are the tensor that was given."""
+    field, z0, t = Field(), torch.randn(3, 2), T.clone()
+    found = [solve(field, z0, t, engine=engine) for _ in range(4)]
+    assert {x.t.data_ptr() for x in found} == {t.data_ptr()}
+    assert len({x.z.data_ptr() for x in found}) == 4
+
+
+def test_models_look_at_what_may_have_changed(engine):
+    """Their fields, of the state alone or with a trace, are made of modules anew at each call."""
+    node = NODE(nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 2)), engine=engine)
+    field = TimeSequential(ConcatSquash(nn.Linear(2, 4)), nn.Tanh(), ConcatSquash(nn.Linear(4, 2)))
+    base = MultivariateNormal(torch.zeros(2), torch.eye(2))
+    flow = CNF(field, base, trace="hutchinson", kinetic=0.1, engine=engine)
+    x = torch.randn(3, 2)
+
+    def check():
+        for _ in range(4):
+            found = []
+            for model in (node, copy.deepcopy(node)):
+                z = model(x)
+                found.append((z, *torch.autograd.grad(z.square().sum(), model.field.parameters())))
+            for model in (flow, copy.deepcopy(flow)):
+                torch.manual_seed(7)
+                p = model.log_prob(x)
+                found.append((p, *torch.autograd.grad(p.sum(), model.field.parameters())))
+                found.append((model.sample(3),))
+            for a, b in zip(*found[:2], strict=True):
+                assert torch.equal(a, b)
+            for a, b in zip((*found[2], *found[3]), (*found[4], *found[5]), strict=True):
+                assert torch.equal(a, b)
+
+    check()
+    flow.eval()
+    check()
+    flow.train()
+    check()
+    node.field[1] = nn.Softplus()
+    flow.field[1] = nn.Softplus()
+    check()
+    with torch.no_grad():
+        for p in (*node.parameters(), *flow.parameters()):
+            p.mul_(1.5)
+    check()
+    handles = [m.field[1].register_forward_hook(lambda module, inputs, output: 0.5 * output) for m in (node, flow)]
+    check()
+    for handle in handles:
+        handle.remove()
+    check()
+    node.field[0].weight.requires_grad_(False)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        torch.autograd.grad(node(x).sum(), node.field[0].weight)
+
+
+def test_a_class_that_changes(engine):
+    class OfState(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+
+        def forward(self, z):
+            return self.layer(z)
+
+    field, x = OfState(), torch.randn(3, 2)
+
+    def found():
+        return [solve(field, x, T, engine=engine).z for _ in range(4)]
+
+    before = found()
+    OfState.forward = lambda self, t, z: t * self.layer(z)
+    after = found()
+    expected = solve(lambda t, z: t * field.layer(z), x, T, engine=engine).z
+    assert all(torch.equal(z, before[0]) for z in before)
+    for z in after:
+        torch.testing.assert_close(z, expected)
+    OfState.forward = lambda self, z: 2 * self.layer(z)
+    expected = solve(lambda t, z: 2 * field.layer(z), x, T, engine=engine).z
+    for z in found():
+        torch.testing.assert_close(z, expected)
+    layer = nn.Linear(2, 2)
+    OfState.layer = property(lambda self: layer)
+    del field.layer
+    expected = solve(lambda t, z: 2 * layer(z), x, T, engine=engine).z
+    for z in found():
+        torch.testing.assert_close(z, expected)

@@ -8,10 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 from pynode.field._time import time_dtype
 
-__all__ = ["derived_field"]
+__all__ = ["derived_field", "made_of"]
+
+_VALUES = (str, bool, int, float, type(None))  # that nothing can change
 
 
 def derived_field(function: Callable[..., Any], field: Callable[..., Any], *bound: Any) -> Callable[..., Any]:
@@ -27,3 +30,21 @@ def derived_field(function: Callable[..., Any], field: Callable[..., Any], *boun
     if any(callable(x) and time_dtype(x, torch.float32) is torch.float64 for x in (field, *bound)):
         made.time_dtype = torch.float64  # type: ignore[attr-defined]
     return types.MethodType(made, owner)
+
+
+def made_of(function: Callable[..., Any]) -> tuple[nn.Module, tuple[Any, ...]] | None:
+    """The module that a field is, or is made of, and all else that it is made of.
+
+    Returns:
+        The module with an empty tuple, where that is the field; with a function and values, where `derived_field` has
+        made it, or `with_time`; else `None`.
+    """
+    if isinstance(function, nn.Module):
+        return function, ()
+    if type(function) is not types.MethodType or type(function.__func__) is not functools.partial:
+        return None
+    module, made = function.__self__, function.__func__
+    first, *rest = made.args or (module,)
+    if not isinstance(module, nn.Module) or first is not module or made.keywords:
+        return None
+    return (module, (made.func, len(made.args), *rest)) if all([isinstance(x, _VALUES) for x in rest]) else None

@@ -19,6 +19,7 @@ from torch.nn.parameter import is_lazy
 from pynode.errors import FieldError
 from pynode.field._arrays import Arrays
 from pynode.field._bindings import Reads
+from pynode.field._derived import made_of
 from pynode.field._fingerprint import attributes_read, contents, fingerprint
 from pynode.field._finite import check_finite
 from pynode.field._higher_order import no_higher_order
@@ -428,7 +429,7 @@ def _own_module(function: Any) -> nn.Module | None:
 
 
 class Latest:
-    """The `Field` of a module's latest solve, to be made again while nothing has changed.
+    """The `Field` of a module's latest solve, or of a field made of it, to be made again while nothing has changed.
 
     Args:
         field: the `Field`.
@@ -441,7 +442,9 @@ class Latest:
     """
 
     def __init__(self, field: Field, watch: Watch, signature: tuple[Any, ...]) -> None:
-        self.watch, self.signature, self.function = watch, signature, weakref.ref(field.function)
+        made = made_of(field.function)
+        assert made is not None
+        self.watch, self.signature, self.module, self.by = watch, signature, weakref.ref(made[0]), made[1]
         self.default_dtype, self.sees_all = torch.get_default_dtype(), watch.sees_all and not field.memory.late
         names = ("is_tuple", "autocast", "unwraps", "time_dtype", "memory", "facts", "parameters", "parametrized")
         self.found = {name: getattr(field, name) for name in (*names, "_values", "_tensors")} | {"_watch": watch}
@@ -454,7 +457,8 @@ class Latest:
 
     def holds(self, function: Any) -> bool:
         """Whether it is the field of this function."""
-        return self.function() is function and self.watch.unchanged()
+        made = made_of(function)
+        return made is not None and made[0] is self.module() and made[1] == self.by and self.watch.unchanged()
 
     def again(self, function: Any, state: torch.dtype) -> Field | None:
         """The `Field` of this function for arguments like those that it was made for; `None` if it is another.

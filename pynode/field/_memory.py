@@ -20,6 +20,7 @@ class Memory:
         self.traces = _Recent()
         self.callbacks = _Recent()  # what Julia knows of the field where it calls it, see `PythonField`
         self.latest: Any = None  # the `Field` of the latest solve, see `_field`
+        self.recent: Any = None  # what that was asked for, see `pynode.recent`
         self.attributes: set[tuple[str, str]] = set()  # that evaluating the field reads
         self.volatile: set[Any] = set()  # parts of the fingerprint that evaluating the field changes, e.g. a counter
         self.late: set[str] = set()  # names of tensors that are read only in the course of a solve

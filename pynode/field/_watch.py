@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pynode.field._bindings import INTERNAL, Reads, captured_by
+from pynode.field._bindings import INTERNAL, Reads, captured_by, of_a_library
+from pynode.field._derived import made_of
 
 __all__ = ["Watch"]
 
@@ -29,15 +30,21 @@ def _names(owner: nn.Module) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
     return itemgetter(*_HELD, *(name for name in owner.__dict__ if name not in INTERNAL))
 
 
+def _is_fixed(part: Any) -> bool:
+    """Whether it is a function whose globals nobody changes, as those of pynode's layers."""
+    return isinstance(part, types.FunctionType) and of_a_library(part)
+
+
 class Watch:
     """What a module and its submodules held when this was made.
 
     Args:
         reads: what the module reads.
         attributes: the attributes of modules that its trace depends on, as (owner's prefix, name).
+        derived: whether it is not the module that is solved, but a field that is made of it.
     """
 
-    def __init__(self, reads: Reads, attributes: set[tuple[str, str]]) -> None:
+    def __init__(self, reads: Reads, attributes: set[tuple[str, str]], derived: bool) -> None:
         # Not the modules' dictionaries, which may come to hold what holds the modules, as a solution does.
         owners = reads.owners.values()
         self.owners = [(weakref.ref(o), _names(o), len(o.__dict__)) for o in owners]
@@ -49,7 +56,7 @@ class Watch:
         self.contents = list(chain.from_iterable(map(dict.values, self.filled)))
         self.tensors = [(x, x.shape, x.dtype, x.device, x.requires_grad) for x in reads.tensors.values()]
         self.prefixes, self.named = list(reads.owners), reads.tensors
-        self.sees_all = not (reads.opaque or reads.arrays)
+        self.sees_all, self.derived = not (reads.opaque or reads.arrays), derived
         self.methods = [
             (type(reads.owners[prefix]), name, getattr(type(reads.owners[prefix]), name, None))
             for prefix, name in attributes
@@ -59,7 +66,11 @@ class Watch:
     @staticmethod
     def of(function: Any, reads: Reads, attributes: set[tuple[str, str]]) -> Watch | None:
         """A watch, or `None` where a look at the places would not be enough."""
-        if not isinstance(function, nn.Module) or reads.parts or reads.captured or reads.parametrized:
+        if made_of(function) is None or reads.captured or reads.parametrized:
+            return None
+        derived = not isinstance(function, nn.Module)
+        known = (function, function.__func__) if derived else ()
+        if not all([any(part is x for x in known) or _is_fixed(part) for part in reads.parts.values()]):
             return None
         if any(isinstance(owner, torch.jit.ScriptModule) for owner in reads.owners.values()):
             return None
@@ -69,16 +80,20 @@ class Watch:
                 return None
         if not all(x.is_floating_point() for x in reads.tensors.values()):
             return None
-        watch = Watch(reads, attributes)
+        watch = Watch(reads, attributes, derived)
         for _, _, method in watch.methods:
-            if isinstance(method, types.FunctionType) and any(True for _ in captured_by(method)):
+            if (
+                isinstance(method, types.FunctionType)
+                and not _is_fixed(method)
+                and any(True for _ in captured_by(method))
+            ):
                 return None
         return watch
 
     def reads(self) -> Reads | None:
-        """What the module reads, where all is where it was; `None` where only another look can tell."""
+        """What the field reads, where all is where it was; `None` where only another look can tell."""
         owners = {p: o for p, (ref, *_) in zip(self.prefixes, self.owners, strict=True) if (o := ref()) is not None}
-        whole = self.sees_all and len(owners) == len(self.prefixes)
+        whole = self.sees_all and not self.derived and len(owners) == len(self.prefixes)
         return Reads.of_modules(owners, self.named) if whole else None
 
     def unchanged(self) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pynode.errors import FieldError
 
-__all__ = ["takes_state_alone", "with_time"]
+__all__ = ["of_state", "takes_state_alone", "with_time"]
 
 _TIMES = ("t", "time")  # what a first parameter of this name takes is no state
 
@@ -49,12 +49,17 @@ def with_time(field: Callable[..., Any], n_args: int = 0) -> Callable[..., Any]:
                 f"the field takes the state alone, and would not see the {n_args} tensors of args: write it as "
                 "f(t, z, *args), or leave args out"
             )
-        return types.MethodType(_OF_STATE, field)
+        return of_state(field)
     given = "".join(f", a{i + 1}" for i in range(n_args))
     raise FieldError(
         f"the field must be a function f(t, z{given}) of the time, the state and the tensors of args, or of the state "
         f"alone, f(z): got one of {_count(found)}. Look at its parameters and at solve(args=…)"
     )
+
+
+def of_state(field: Callable[[Any], Any]) -> Callable[..., Any]:
+    """A function of the state alone as one of the time too, the same by `made_of` at each call."""
+    return types.MethodType(_OF_STATE, field)
 
 
 def takes_state_alone(function: Callable[..., Any]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -42,7 +42,6 @@ class Settings:
         engine: what solves.
         solver: by which solver.
         sensitivity: how gradients are computed.
-        repeated: what solves by them once more, by whether gradients are enabled; see `pynode.repeated`.
     """
 
     given: Tensor
@@ -58,7 +57,6 @@ class Settings:
     engine: Engine
     solver: SolverInfo
     sensitivity: Sensitivity
-    repeated: dict[bool, Any] = field(init=False, default_factory=dict)
 
 
 def check_settings(form: State, state: Sequence[Tensor], t: Tensor | Sequence[float], asked: Asked) -> Settings:

@@ -1,0 +1,68 @@
+"""What a callable's latest solve was asked for, so that the next one may repeat it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pynode.field._derived import made_of
+from pynode.field._memory import memory_of
+from pynode.field._outside import is_recording
+from pynode.field._transforms import is_active
+from pynode.problem.asked import Asked
+from pynode.repeated import Repeated
+from pynode.sensitivity import Sensitivity
+from pynode.solution import Solution
+
+__all__ = ["Recent"]
+
+_PLAIN = (str, float, int, type(None), Sensitivity)  # of which two that are equal ask for the same
+
+
+class Recent:
+    """What a solve of a module, or of a field made of it, was asked for: states at some times, by plain keywords.
+
+    Args:
+        keywords: those of `solve`.
+        t: the times.
+
+    Attributes:
+        repeated: what solves the like once more, by whether gradients are enabled.
+    """
+
+    def __init__(self, keywords: list[Any], t: Tensor) -> None:
+        self.keywords, self.kinds, self.t = keywords, list(map(type, keywords)), t.detach().clone()
+        self.engine = os.environ.get("PYNODE_ENGINE")
+        self.repeated: dict[bool, Repeated] = {}
+
+    @staticmethod
+    def of(field: Callable[..., Any], t: Any, asked: Asked) -> Recent | None:
+        """That of the solve before, if this one is asked for the same; else this one's is kept for the next."""
+        if type(t) is not Tensor or t.requires_grad or is_active() or is_recording():
+            return None
+        if not asked.is_plain or made_of(field) is None:
+            return None
+        memory, keywords = memory_of(field), list(vars(asked).values())
+        found: Recent | None = memory.recent
+        if found is not None and found._is_of(keywords, t):
+            return found
+        plain = t.dim() == 1 and all([x == () if type(x) is tuple else isinstance(x, _PLAIN) for x in keywords])
+        memory.recent = Recent(keywords, t) if plain else None
+        return None
+
+    def _is_of(self, keywords: list[Any], t: Tensor) -> bool:
+        if list(map(type, keywords)) != self.kinds or keywords != self.keywords:
+            return False
+        own = self.t
+        if t.dtype is not own.dtype or t.device != own.device or t.shape != own.shape or not torch.equal(t, own):
+            return False
+        return os.environ.get("PYNODE_ENGINE") == self.engine
+
+    def solve(self, field: Callable[..., Any], z0: Any, t: Any, args: Sequence[Tensor]) -> Solution | None:
+        """The solution, if there is what solves the like; else `None`."""
+        repeated = self.repeated.get(torch.is_grad_enabled())
+        return None if repeated is None else repeated.solve(field, z0, args, t)
