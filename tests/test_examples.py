@@ -97,7 +97,7 @@ def test_hamiltonian(options, tmp_path):
     assert_figures(tmp_path, "pendulum_energy.png", "pendulum_paths.png")
 
 
-@short_or_trained(("--iterations", "20", "--paths", "4", "--horizons", "5"))
+@short_or_trained(("--iterations", "4", "--paths", "4", "--horizons", "5"))
 def test_lagrangian(options, tmp_path):
     summary = run("lagrangian", tmp_path, "--seeds", "1", *options)[0]["summary"]
     assert set(summary) == {"NODE", "LNN"}
@@ -122,11 +122,11 @@ def test_hypersolver(options, tmp_path):
     assert_figures(tmp_path, "error.png")
 
 
-@short_or_trained(("--iterations", "30"), ("--iterations", "300"))
+@short_or_trained(("--iterations", "8"), ("--iterations", "300"))
 def test_latent_spirals(options, tmp_path):
     results, stdout = run("latent_spirals", tmp_path, "--points", "30", *options)
     rnn, latent = results["30"]["RNN"], results["30"]["latent ODE"]
-    if options[-1] != "30":
+    if options[-1] != "8":
         assert latent["extrapolation"] < 0.3 < 0.5 * rnn["extrapolation"], results
         assert latent["interpolation"] < 0.5 * rnn["interpolation"]
     assert latent["extrapolation"] == pytest.approx(latent["extrapolation_irregular"], rel=0.1)  # one path
@@ -151,13 +151,13 @@ def test_latent_sde(options, tmp_path):
     assert_figures(tmp_path, "sine.png", "lorenz.png", "lorenz_samples.png", "training.png")
 
 
-@short_or_trained(("--iterations", "30"), ("--iterations", "400"))
+@short_or_trained(("--iterations", "8"), ("--iterations", "400"))
 def test_lynx_hare(options, tmp_path):
     results, _ = run("lynx_hare", tmp_path, "--members", "1", *options)
     assert_figures(tmp_path, "interpolation.png", "extrapolation.png")
     between, beyond = results["interpolation"], results["extrapolation"]
     assert beyond["mean of the years seen"] < beyond["linear, or the last value"]
-    if options[-1] == "30":
+    if options[-1] == "8":
         return
     assert between["latent ODE"] < between["linear, or the last value"]
     assert beyond["latent ODE"] < beyond["mean of the years seen"]
@@ -239,23 +239,23 @@ def test_image_strategies_without_the_files_of_a_data_set(tmp_path):
     assert f"MNIST is not in {tmp_path}: train-images-idx3-ubyte" in done.stderr
 
 
-@short_or_trained(("--iterations", "10"), ("--iterations", "120"))
+@short_or_trained(("--iterations", "3"), ("--iterations", "120"))
 def test_reflection(options, tmp_path):
     results, _ = run("reflection", tmp_path, *options)
     assert results.pop("NODE")["mse"] > 0.3
     assert set(results) == {"ANODE", "IL-NODE", "second order", "data control", "adaptive depth"}
     for name, found in results.items():
-        assert options[-1] == "10" or found["mse"] < 1e-2, name
+        assert options[-1] == "3" or found["mse"] < 1e-2, name
     assert_figures(tmp_path, "fit.png", "trajectories.png", "training.png")
 
 
-@short_or_trained(("--epochs", "3", "--seeds", "1"), ("--epochs", "30", "--seeds", "2"))
+@short_or_trained(("--epochs", "1", "--seeds", "1"), ("--epochs", "30", "--seeds", "2"))
 def test_annuli(options, tmp_path):
     results, _ = run("annuli", tmp_path, *options)
     assert_figures(tmp_path, "training.png", "flow.png", "features.png", "surface.png")
     node, anode = results["NODE"], results["ANODE"]
     assert len(node["loss"]) == len(anode["loss"]) == int(options[1])
-    if options[1] == "3":
+    if options[1] == "1":
         return
     assert list(results["equal_loss"]) == ["0", "1"]
     for at in results["equal_loss"].values():
@@ -385,11 +385,11 @@ def test_every_example_says_how_it_is_used(name, monkeypatch, capsys):
         assert option in stdout
 
 
-@short_or_trained(("--epochs", "5"), ("--epochs", "60"))
+@short_or_trained(("--epochs", "1"), ("--epochs", "60"))
 def test_flow_densities(options, tmp_path):
     results, stdout = run("flow_densities", tmp_path, "--sets", "moons", *options)
     # The best normal distribution of the moons leaves 3.30 nats.
-    assert options[-1] == "5" or results["moons"]["nll"] < 3.22
+    assert options[-1] == "1" or results["moons"]["nll"] < 3.22
     assert results["moons"]["integral"] == pytest.approx(1, abs=1e-3)
     assert "moons" in stdout
     assert_figures(tmp_path, "densities.png")
@@ -402,13 +402,13 @@ def test_digits_flow(tmp_path):
     assert_figures(tmp_path, "samples.png")
 
 
-@short_or_trained(("--epochs", "3"), ("--epochs", "30"))
+@short_or_trained(("--epochs", "1"), ("--epochs", "30"))
 def test_rnode(options, tmp_path):
     results, stdout = run("rnode", tmp_path, "--sets", "8gaussians", *options)
     assert_figures(tmp_path, "8gaussians.png")
     rows = results["8gaussians"]
     assert list(rows) == ["none", "kinetic", "jacobian", "both"]
-    if options[-1] == "3":
+    if options[-1] == "1":
         return
     assert "both: NFE lower by 30%" in stdout
     assert rows["both"]["kinetic"] < rows["none"]["kinetic"]
@@ -416,10 +416,10 @@ def test_rnode(options, tmp_path):
     assert rows["both"]["nll"] < rows["none"]["nll"] + 0.1
 
 
-@short_or_trained(("--epochs", "5"), ("--epochs", "60"))
+@short_or_trained(("--epochs", "1"), ("--epochs", "60"))
 def test_conditional_flow(options, tmp_path):
     results, _ = run("conditional_flow", tmp_path, *options)
     for name in ("moons", "8gaussians"):
-        assert options[-1] == "5" or results[name]["nll"] < results[name]["nll_other_context"] - 0.2
+        assert options[-1] == "1" or results[name]["nll"] < results[name]["nll_other_context"] - 0.2
         assert results[name]["integral"] == pytest.approx(1, abs=1e-3)
     assert_figures(tmp_path, "densities.png")
