@@ -216,6 +216,7 @@ end
 
 "Forget the sample's kernels: what is compiled stays."
 function forget_samples()
+    foreach(discard!, all_tapes())
     foreach(empty!, (KERNELS, KERNEL_INDEX, FIELDS, FIELD_ORDER, KEPT, SAMPLE_FIELDS))
     NEXT[] = 0
     return

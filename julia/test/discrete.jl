@@ -65,9 +65,9 @@ end
     end
     all, kept = pull(2^30)
     @test kept.every == 0 && all.ts != zeros(4)
-    for memory in (1500, 5000, 20_000)
+    for memory in (1500, 5000, 30_000)
         few, steps = pull(memory)
-        @test (steps.every > 0) == (memory < 20_000 || solver == "RK4")
+        @test (steps.every > 0) == (memory < 30_000 || solver == "RK4")
         @test length(steps.checkpoints) * sizeof(u0) <= memory
         @test few.u0 ≈ all.u0 rtol = 1e-12
         @test few.θ ≈ all.θ rtol = 1e-12
@@ -91,4 +91,50 @@ end
     end
     @test found[1][1] == found[2][1]
     @test all(isapprox(a, b; rtol = 1e-9) for (a, b) in zip(found...))
+end
+
+@testset "what is kept of a small state's stages is their numbers: $solver" for solver in ("Tsit5", "RK4", "VelocityVerlet")
+    field, options = sample_field(Float64, 1), Options(; solver, dt = 1e-3, adaptive = false, keep = :stages)
+    tape, θ = field.tape, [0.4, -0.7, 0.6, 0.5]
+    solve() = forward!(zeros(2, 2), field, [0.3, -0.2], [0.0, 1.0], θ, options)[2]
+    fw = solve()
+    stages = length(fw.steps.stages)
+    @test stages >= 1000
+    @test isempty(fw.steps.stages.stages)
+    @test sum(length, fw.steps.stages.chunks) <= stages * tape.size + PyNODE.CHUNK
+    @test length(tape.light) + length(tape.heavy) <= 20  # a step's
+    found = discrete_pullback(fw, ones(2, 2))
+    chunks = length(fw.steps.stages.chunks)
+    PyNODE.give_back!(fw)
+    @test length(tape.chunks) == chunks
+    again = solve()
+    @test isempty(tape.chunks)
+    @test discrete_pullback(again, ones(2, 2)).θ == found.θ
+end
+
+@testset "memory that other fields hold goes to one that was refused some" begin
+    fields = [sample_field(Float64, batch) for batch in (200, 300, 400)]
+    tapes = [f.tape for f in fields]
+    options = Options(; solver = "RK4", dt = 0.1, adaptive = false, keep = :stages)
+    before = PyNODE.SPARE[]
+    for f in fields
+        n = length(f.u)
+        PyNODE.give_back!(forward!(zeros(n, 2), f, zeros(n), [0.0, 1.0], zeros(4), options)[2])
+    end
+    held = map(PyNODE.spare, tapes)
+    @test issorted(held) && first(held) > 0
+    @test PyNODE.SPARE[] - before == sum(held)
+    PyNODE.make_room!(tapes[1], tapes)
+    @test map(PyNODE.spare, tapes) == held
+    filled = PyNODE.MAX_SPARE - PyNODE.SPARE[]
+    Threads.atomic_add!(PyNODE.SPARE, filled)
+    stage = pop!(tapes[1].heavy)
+    @test !PyNODE.claim!(tapes[1], stage.bytes)
+    PyNODE.make_room!(tapes[1], tapes)
+    @test PyNODE.spare(tapes[1]) == held[1] - stage.bytes && map(PyNODE.spare, tapes[2:3]) == [0, 0]
+    @test PyNODE.claim!(tapes[1], stage.bytes)
+    push!(tapes[1].heavy, stage)
+    Threads.atomic_sub!(PyNODE.SPARE, filled + stage.bytes)
+    PyNODE.discard!(tapes[1])
+    @test PyNODE.SPARE[] == before
 end

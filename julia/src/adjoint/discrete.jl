@@ -71,10 +71,10 @@ function pull_back(fw::Stepped, g; wants_t::Bool = true)
     last = length(steps.t) - 1
     if steps.every == 0
         for n in last:-1:1
-            pull_step!(p, steps, n, steps.stages, (n - 1) * p.tab.calls)
+            pull_step!(p, steps, n, stages_behind(steps.stages, (n - 1) * p.tab.calls, p.tab.s)...)
         end
     else
-        bytes = p.tab.calls * 2sizeof(p.λ)
+        bytes = p.tab.calls * max(2sizeof(p.λ), p.field.tape.size)
         for (n, u) in Iterators.reverse(steps.checkpoints)
             pull_steps!(p, steps, n, last, u, max(1, steps.memory ÷ 2 ÷ bytes))
             last = n - 1
@@ -95,17 +95,17 @@ function pull_steps!(p::Pull, steps::Steps, a::Int, b::Int, u, room::Int)
         pull_steps!(p, steps, a, middle - 1, u, room)
         return
     end
-    stages = similar(steps.stages, 0)
+    stages = Record(p.field.tape)
     push!(steps.spare, remake(p, steps, a, b, u, stages))
     for n in b:-1:a
-        pull_step!(p, steps, n, stages, (n - a) * p.tab.calls)
+        pull_step!(p, steps, n, stages_behind(stages, (n - a) * p.tab.calls, p.tab.s)...)
     end
-    foreach(s -> recycle!(p.field.tape, s), stages)
+    empty_record!(stages)
     return
 end
 
 """
-Make the steps `a:b` again, and append the stages to a list, if one is given. Returns the state after the last, whose
+Make the steps `a:b` again, and keep the stages in a record, if one is given. Returns the state after the last, whose
 memory goes to `steps.spare` afterwards.
 """
 function remake(p::Pull, steps::Steps, a::Int, b::Int, u, stages)
@@ -134,15 +134,18 @@ function remake!(tape::Tape, p::Pull{T}, steps::Steps, a::Int, b::Int, u, Y, sta
         end
         move!(combine!(Y, u, h, tab.b, p.k, tab.s, threads), p.moves, n, one(h), tab.b, p.k, tab.s)
         u, Y = Y, u
-        if stages === nothing  # the last stage is still to be read
-            foreach(i -> recycle!(tape, tape.taken[i]), 1:(length(tape.taken) - 1))
-            keepat!(tape.taken, length(tape.taken):length(tape.taken))
-        end
+        last = pop!(tape.taken)  # it is still to be read
+        put_taken!(stages, tape)
+        push!(tape.taken, last)
     end
-    stages === nothing ? foreach(s -> recycle!(tape, s), tape.taken) : append!(stages, tape.taken)
+    put_taken!(stages, tape)
     push!(steps.spare, Y)
     return u
 end
+
+"Keep the stages that were taken in a record, if there is one."
+put_taken!(::Nothing, tape::Tape) = recycle_taken!(tape)
+put_taken!(stages::Record, ::Tape) = keep_taken!(stages)
 
 "Pull back step `n`, whose stages follow `stages[offset]`."
 function pull_step!(p::Pull{T}, steps::Steps, n::Int, stages::Vector{<:Stage}, offset::Int) where {T}

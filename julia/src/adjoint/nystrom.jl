@@ -66,9 +66,8 @@ function remake!(tape::Tape, p::NystromPull{T}, steps::Steps, a::Int, b::Int, u,
     for n in a:b
         nystrom_step!(new, u, k, Y, p.field, p.tab, steps.t[n], steps.t[n + 1])
         copyto!(u, new)
-        stages === nothing && recycle_taken!(tape)
+        put_taken!(stages, tape)
     end
-    stages === nothing || append!(stages, tape.taken)
     push!(steps.spare, Y)
     return u
 end

@@ -42,9 +42,8 @@ function remake!(tape::Tape, p::SymplecticPull, steps::Steps, a::Int, b::Int, u,
     value!(p.sum, p.field, u, steps.t[a])
     for n in a:b
         substeps!(u, p.sum, p.field, p.tab, steps.t[n], steps.t[n + 1])
-        stages === nothing && recycle_taken!(tape)  # the last derivative is in `p.sum`
+        put_taken!(stages, tape)  # the last derivative is in `p.sum`
     end
-    stages === nothing || append!(stages, tape.taken)
     push!(steps.spare, Y)
     return u
 end

@@ -59,13 +59,19 @@ side have roles of their own, since the kernel may be the same.
 """
 function field_for(kernel::Int, batch::Int, products::Symbol, device::Int; role::Symbol = products)
     key = (kernel, batch, role, device, working_threads())
-    haskey(FIELDS, key) && return FIELDS[key]
+    if haskey(FIELDS, key)
+        make_room!(FIELDS[key].tape, all_tapes())
+        return FIELDS[key]
+    end
     if length(FIELD_ORDER) >= MAX_FIELDS
         discard!(pop!(FIELDS, popfirst!(FIELD_ORDER)).tape)
     end
     push!(FIELD_ORDER, key)
     return FIELDS[key] = Base.invokelatest(make_field, KERNELS[kernel], batch, products, DEVICES[device], working_threads())
 end
+
+"The tapes of all fields that are kept."
+all_tapes() = (f.tape for fields in (values(FIELDS), values(SAMPLE_FIELDS)...) for f in fields)
 
 function make_field(k::Kernel{T}, batch, products, device::Device = Processor(), threads = 1) where {T}
     device isa Processor || return TracedField(Workspace(k, batch, empty_vector(device, T)); products)
@@ -295,4 +301,4 @@ function release(kept::Int)
 end
 
 give_back!(::Any) = nothing
-give_back!(fw::Stepped) = foreach(s -> recycle!(fw.field.tape, s), fw.steps.stages)
+give_back!(fw::Stepped) = empty_record!(fw.steps.stages)

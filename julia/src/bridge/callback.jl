@@ -34,7 +34,9 @@ make_field(c::Callback, batch, products, ::Processor = Processor(), threads = 1)
 function forget_callback(kernel::Int)
     empty!(KERNELS[kernel].functions)
     KERNELS[kernel] = nothing
-    filter!(p -> first(first(p)) != kernel, FIELDS)
+    for key in filter(key -> first(key) == kernel, FIELD_ORDER)
+        discard!(pop!(FIELDS, key).tape)
+    end
     filter!(key -> first(key) != kernel, FIELD_ORDER)
     return
 end

@@ -68,12 +68,16 @@ working_threads() = min(Threads.nthreads(), MAX_TASKS[])
 
 "Fields for one sample, one for each thread that may work; those of at most `MAX_FIELDS` kernels are kept."
 function sample_fields(kernel::Int)
-    haskey(SAMPLE_FIELDS, kernel) || length(SAMPLE_FIELDS) < MAX_FIELDS || empty!(SAMPLE_FIELDS)
+    if !haskey(SAMPLE_FIELDS, kernel) && length(SAMPLE_FIELDS) >= MAX_FIELDS
+        foreach(fields -> foreach(f -> discard!(f.tape), fields), values(SAMPLE_FIELDS))
+        empty!(SAMPLE_FIELDS)
+    end
     fields = get!(() -> Any[], SAMPLE_FIELDS, kernel)
     tasks = working_threads()
     while length(fields) < tasks
         push!(fields, Base.invokelatest(make_field, KERNELS[kernel], 1, :joint))
     end
+    foreach(f -> make_room!(f.tape, all_tapes()), fields)
     return identity.(fields[1:tasks])  # of the fields' own type
 end
 

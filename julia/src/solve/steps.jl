@@ -6,7 +6,7 @@ state at every so many steps, from which the steps in between are made again.
 """
 mutable struct Steps{T,V<:AbstractVector{T}}
     const t::Vector{Time}                    # starts of the steps, and the end of the last
-    const stages::Vector{Stage{T,V}}         # of all steps; a stage that ends one step and begins the next comes once
+    const stages::Record{T,V}                # of all steps; a stage that ends one step and begins the next comes once
     const checkpoints::Vector{Pair{Int,V}}   # step => the state at its start
     const spare::Vector{V}                   # memory of states that are not kept any more
     every::Int                               # steps from one checkpoint to the next; 0: stages are kept
@@ -32,7 +32,7 @@ end
 "The same solve, to be interpolated."
 function dense(fw::Stepped{T}) where {T}
     if fw.dense[] === nothing
-        u0 = fw.steps.every == 0 ? fw.steps.stages[1].u : last(fw.steps.checkpoints[1])
+        u0 = fw.steps.every == 0 ? state_of(fw.steps.stages, 1) : last(fw.steps.checkpoints[1])
         o = fw.options
         options = Options(; o.solver, o.rtol, o.atol, o.dt, o.adaptive, o.max_steps, keep = :dense, o.control)
         values = similar(u0, T, length(u0), length(fw.ts))
@@ -49,10 +49,10 @@ dense(fw::Dense) = fw
 function forward_steps!(values, field::TracedField{T,V}, u0, ts::Vector{Time}, θ, o::Options) where {T,V}
     tape = field.tape
     tape.on = o.keep === :stages
-    tape.left = o.memory ÷ 2  # the other half is for stages without residuals
+    tape.left = o.memory ÷ 2  # the other half is for stages without residuals, or for more of small ones
     try
         integrator = integrator_for(field, u0, ts, o)
-        steps = Steps{T,V}(Time[], Stage{T,V}[], Pair{Int,V}[], V[], 0, o.memory)
+        steps = Steps{T,V}(Time[], Record(tape), Pair{Int,V}[], V[], 0, o.memory)
         tab = tableau(o.solver, T)
         summary = Base.invokelatest(step_through!, values, field, integrator, steps, tab, ts, o)::Summary
         tape.on || return summary, nothing
@@ -62,8 +62,7 @@ function forward_steps!(values, field::TracedField{T,V}, u0, ts::Vector{Time}, �
         rethrow()
     finally
         tape.on = false
-        foreach(s -> recycle!(tape, s), tape.taken)
-        empty!(tape.taken)
+        recycle_taken!(tape)
     end
 end
 
@@ -140,7 +139,7 @@ function start!(steps::Steps, tape::Tape, tab::Scheme, t)
     push!(steps.t, t)
     at = tab.fsal ? findlast(s -> s.t == t, tape.taken) : nothing
     for (i, stage) in enumerate(tape.taken)
-        i === at ? push!(steps.stages, stage) : recycle!(tape, stage)
+        i === at ? keep!(steps.stages, stage) : recycle!(tape, stage)
     end
     empty!(tape.taken)
     return
@@ -151,7 +150,7 @@ function accept!(steps::Steps, tape::Tape, tab::Scheme, t, u)
     push!(steps.t, t)
     kept = steps.every == 0 ? length(tape.taken) - tab.calls : length(tape.taken)
     for (i, stage) in enumerate(tape.taken)
-        i > kept ? push!(steps.stages, stage) : recycle!(tape, stage)
+        i > kept ? keep!(steps.stages, stage) : recycle!(tape, stage)
     end
     empty!(tape.taken)
     if steps.every == 0
@@ -173,9 +172,8 @@ end
 function thin!(steps::Steps, tape::Tape, tab::Scheme)
     steps.every = 1
     for n in 1:(length(steps.t) - 1)
-        push!(steps.checkpoints, n => copy(steps.stages[(n - 1) * tab.calls + 1].u))
+        push!(steps.checkpoints, n => copy(state_of(steps.stages, (n - 1) * tab.calls + 1)))
     end
-    foreach(s -> recycle!(tape, s), steps.stages)
-    empty!(steps.stages)
+    empty_record!(steps.stages)
     return
 end
