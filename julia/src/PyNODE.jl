@@ -12,7 +12,7 @@ using DiffEqBase: DiffEqBase
 using FastBroadcast: FastBroadcast, @.., Serial
 using FunctionWrappers: FunctionWrapper
 using JSON: JSON
-using LinearAlgebra: LinearAlgebra, BLAS, Symmetric, dot, eigen!, mul!, nullspace, svd!, transpose
+using LinearAlgebra: LinearAlgebra, BLAS, Symmetric, Transpose, dot, eigen!, mul!, nullspace, svd!, transpose
 using LuxCore: LuxCore
 using NNlib: batched_mul!, batched_transpose, tanh_fast
 using OrdinaryDiffEqCore: OrdinaryDiffEqCore, IController, ODEIntegrator, PIController, PIDController, alg_adaptive_order, alg_order,

@@ -14,10 +14,10 @@ end
 mutable struct Pull{T,V<:AbstractVector{T},F<:TracedField{T,V},G<:AbstractMatrix{T},S<:Scheme{T}}
     const field::F
     const tab::S
-    const ts::Vector{Time}
+    ts::Vector{Time}
     const lands::Bool
     const wants_t::Bool
-    const g::G                  # cotangents of the values, `(state, time)`
+    g::G                        # cotangents of the values, `(state, time)`
     const λ::V                  # cotangent of the state at the end of the step
     const k::Vector{V}          # the step's stages
     const kbar::Vector{V}       # their cotangents, and after their products those of the states at which they are evaluated
@@ -65,9 +65,19 @@ function discrete_pullback(fw::Stepped, g; wants_t::Bool = true)
 end
 
 "The same for the `θ` that is bound."
-function pull_back(fw::Stepped, g; wants_t::Bool = true)
+pull_back(fw::Stepped, g; wants_t::Bool = true) = pull_back!(Pull(fw, g, wants_t), fw)
+
+"Turn to another solve by the same method and options; the cotangent of `θ` will be added to what there is."
+function turn!(p::Pull, fw::Stepped, g)
+    p.ts, p.g, p.pending, p.shift = fw.ts, g, false, zero(Time)
+    p.save = p.stop = length(fw.ts)
+    fill!(p.λ, 0)
+    fill!(resize!(p.out.ts, length(fw.ts)), 0)
+    return p
+end
+
+function pull_back!(p::Pull, fw::Stepped)
     steps = fw.steps
-    p = Pull(fw, g, wants_t)
     last = length(steps.t) - 1
     if steps.every == 0
         for n in last:-1:1
@@ -80,7 +90,7 @@ function pull_back(fw::Stepped, g; wants_t::Bool = true)
             last = n - 1
         end
     end
-    p.λ .+= view(g, :, 1)
+    p.λ .+= view(p.g, :, 1)
     return p.out
 end
 

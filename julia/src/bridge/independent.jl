@@ -39,7 +39,8 @@ function forward_each_typed(fields::Vector{<:TracedField{T}}, r::Reader, x, solv
             copyto!(view(x, :, b, 1:size(values, 2)), view(values, (offset + 1):(offset + n), :))
             offset += n
         end
-        stats[:, b] .= (evaluations, summary.accepted, summary.rejected, Int(summary.outcome), summary.reached)
+        stats[1, b], stats[2, b], stats[3, b] = evaluations, summary.accepted, summary.rejected
+        stats[4, b], stats[5, b] = Int(summary.outcome), summary.reached
     end
     return each === nothing ? 0 : enter!(each)
 end
@@ -81,11 +82,17 @@ function pullback_each_typed(each::Each{F,T}, r::Reader) where {F,T}
     others = [(next!(r), next!(r), next!(r) == 1) for _ in 1:next!(r)]
     wants_t = dt_address != 0
     dts = wants_t ? reshape(wrap(Time, dt_address, times * batch), times, batch) : zeros(0, 0)
+    size = sum(first, states; init = 0)
     given = [from == 0 ? nothing : reshape(wrap(T, from, n * batch * times), n, batch, times) for (n, from, _) in states]
     function g(b)
         count = length(each.forwards[b].ts)
-        parts = zip(states, given)
-        return reduce(vcat, [x === nothing ? zeros(T, n, count) : x[:, b, 1:count] for ((n, _, _), x) in parts])
+        to, offset = Matrix{T}(undef, size, count), 0
+        for ((n, _, _), x) in zip(states, given)
+            of_state = view(to, (offset + 1):(offset + n), :)
+            x === nothing ? fill!(of_state, 0) : copyto!(of_state, view(x, :, b, 1:count))
+            offset += n
+        end
+        return to
     end
     total = pullback_each(each, g; wants_t) do b, c, count
         evaluations[b] = count

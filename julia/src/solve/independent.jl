@@ -7,6 +7,14 @@ struct SampleTheta{T,V<:AbstractVector{T}}
     rows::Vector{Matrix{T}}   # (size, sample)
 end
 
+"Zeros in the place of the tensors with rows."
+function clear_rows!(x, s::SampleTheta)
+    for (offset, rows) in zip(s.offsets, s.rows)
+        fill!(view(x, (offset + 1):(offset + size(rows, 1))), 0)
+    end
+    return
+end
+
 "Let a field have the `θ` of sample `b`."
 function bind_sample!(field::TracedField, s::SampleTheta, b::Int)
     for (offset, rows) in zip(s.offsets, s.rows)
@@ -43,8 +51,8 @@ end
 
 OrderedSum(total::V) where {V} = OrderedSum{V}(total, Dict{Int,V}(), V[], ReentrantLock(), 1)
 
-"A vector of zeros for the sum of a block."
-new_part!(s::OrderedSum) = fill!(lock(() -> isempty(s.spare) ? similar(s.total) : pop!(s.spare), s.lock), 0)
+"A vector for the sum of a block."
+new_part!(s::OrderedSum) = lock(() -> isempty(s.spare) ? similar(s.total) : pop!(s.spare), s.lock)
 
 "Add the sum of block `i`, and those that waited for it."
 function add_part!(s::OrderedSum, i::Int, part)
@@ -133,30 +141,39 @@ end
 """
     pullback_each(store!, each, g; wants_t = true) -> Vector
 
-The discrete adjoint of every sample; `g(b)` is its cotangent, `store!(b, cotangents, evaluations)` takes each result.
-Returns the sum of the cotangents of `θ` over the samples.
+The discrete adjoint of every sample; `g(b)` is its cotangent, `store!(b, cotangents, evaluations)` takes each result,
+which the next one overwrites, and of that of `θ` the tensors with rows alone. Returns the sum over the samples of the
+cotangents of the tensors that they share.
 """
 function pullback_each(store!, each::Each, g; wants_t::Bool = true)
     owned = [findall(==(task), each.owner) for task in 1:maximum(each.owner)]
     sums = OrderedSum(fill!(similar(first(each.forwards).field.dθ), 0))
     share_out(min(length(owned), MAX_TASKS[]), length(owned)) do _, take
         while (task = take()) != 0
-            for (k, i) in enumerate(owned[task])
-                part = new_part!(sums)
-                k == 1 && copyto!(each.forwards[first(each.blocks[i])].field.θ, each.θ.shared)
-                for b in each.blocks[i]
-                    forward = each.forwards[b]
-                    bind_sample!(forward.field, each.θ, b)
-                    before = sum(forward.field.counts)
-                    c = pull_back(forward, g(b); wants_t)
-                    store!(b, c, sum(forward.field.counts) - before)
-                    part .+= c.θ
-                end
-                add_part!(sums, i, part)
-            end
+            isempty(owned[task]) || pull_blocks!(store!, each, owned[task], g, sums, wants_t)
         end
     end
     return sums.total
+end
+
+"The discrete adjoint of the samples of some blocks, which were solved with the same field."
+function pull_blocks!(store!, each::Each, blocks::Vector{Int}, g, sums::OrderedSum, wants_t::Bool)
+    b = first(each.blocks[first(blocks)])
+    p = Pull(each.forwards[b], g(b), wants_t)
+    field = p.field
+    copyto!(field.θ, each.θ.shared)
+    for i in blocks
+        fill!(p.out.θ, 0)
+        for b in each.blocks[i]
+            bind_sample!(field, each.θ, b)
+            before = sum(field.counts)
+            clear_rows!(p.out.θ, each.θ)
+            pull_back!(turn!(p, each.forwards[b], g(b)), each.forwards[b])
+            store!(b, p.out, sum(field.counts) - before)
+        end
+        add_part!(sums, i, copyto!(new_part!(sums), p.out.θ))
+    end
+    return
 end
 
 """
