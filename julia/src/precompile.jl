@@ -65,7 +65,7 @@ function sample_run(dtype::String, solver::String, sensitivity::Union{Symbol,Not
     GC.@preserve z p g out dz dp ts dts back begin
         for keep in (1, sensitivity === :discrete ? 2 : 3)
             floats = Float64[1e-3, 1e-3, adaptive ? 0 : 0.3, 0, 0, 0, 0, 0]
-            call = Int[HOST, kernel, solver_number(solver), 2, 3, keep, products, adaptive, 1000, 2^30, address(ts)]
+            call = Int[HOST, kernel, solver_number(solver), 2, 3, keep, products, adaptive, 1000, 2^30, true, address(ts)]
             append!(call, listed(z, z, out), listed(p, p))
             kept = GC.@preserve call floats forward(address(call), length(call), address(floats))
             if kept != 0 && sensitivity !== nothing
@@ -98,7 +98,7 @@ function sample_event(dtype::String, solver::String)
     address(x) = Int(pointer(x))
     floats = Float64[1e-3, 1e-3, 0, 0, 0, 0, 0, 0]
     GC.@preserve z W ts signs directions floats begin
-        call = Int[HOST, kernel, event, 1, address(signs), address(directions), solver_number(solver), 2, 2, 0, 0, 1, 1000, 0]
+        call = Int[HOST, kernel, event, 1, address(signs), address(directions), solver_number(solver), 2, 2, 0, 0, 1, 1000, 0, false]
         append!(call, [address(ts), 1, 4, address(z), 0, 1, 4, address(W), 0])
         GC.@preserve call find_event(address(call), length(call), address(floats))
         times, counts, signs, results = Time[0, 1, 0, 1], [2, 2], [-1.0, -1.0], zeros(6)
@@ -120,7 +120,7 @@ function sample_each(dtype::String, solver::String)
     address(x) = Int(pointer(x))
     floats = Float64[1e-3, 1e-3, 0, 0, 0, 0, 0, 0]
     GC.@preserve z W ts counts out stats g dz dW dts evaluations floats for keep in (1, 2)
-        call = Int[kernel, solver_number(solver), 2, 3, keep, 1, 1000, 2^20, address(ts), address(counts), address(stats)]
+        call = Int[kernel, solver_number(solver), 2, 3, keep, 1, 1000, 2^20, true, address(ts), address(counts), address(stats)]
         append!(call, [1, 2, address(z), address(out), 1, 4, address(W), 0])
         kept = GC.@preserve call forward_each(address(call), length(call), address(floats))
         kept == 0 && continue
@@ -195,7 +195,7 @@ function sample_callback(dtype::String)
         kernel = GC.@preserve ints register_callback(dtype, address(ints), length(ints))
         for (keep, bytes) in ((1, 0), (2, 2^30), (2, 0))
             floats = Float64[1e-3, 1e-3, 0, 0, 0, 0, 0, 0]
-            ints = Int[HOST, kernel, solver_number("Tsit5"), 2, 3, keep, 0, 1, 1000, bytes, address(ts), 1, 4, address(z), address(out), 0]
+            ints = Int[HOST, kernel, solver_number("Tsit5"), 2, 3, keep, 0, 1, 1000, bytes, false, address(ts), 1, 4, address(z), address(out), 0]
             kept = GC.@preserve ints floats forward(address(ints), length(ints), address(floats))
             kept == 0 && continue
             ints = Int[HOST, sensitivity_number("discrete"), -1, 0, 1, 4, address(g), address(dz), 0]

@@ -16,7 +16,7 @@ function calls_of_sample(T, device, solver, sensitivity, ts, field = ("sample", 
     )
     kernel, discrete = PyNODE.register(field[1], lowercase(string(T)), field[2]), sensitivity === :discrete
     forward = Int[device, kernel, PyNODE.solver_number(solver), 2, 3, discrete ? 2 : 3, !discrete, solver != "RK4"]
-    append!(forward, [10_000, 2^30, address(x.ts), 1, 4, address(x.z), address(x.out), 1, 4, address(x.W)])
+    append!(forward, [10_000, 2^30, true, address(x.ts), 1, 4, address(x.z), address(x.out), 1, 4, address(x.W)])
     pullback = Int[device, PyNODE.sensitivity_number(sensitivity), -1, address(x.dts), 1, 4, address(x.g)]
     append!(pullback, [address(x.dz), 1, 4, address(x.dW)])
     return x, forward, pullback, Int[device, 2, address(x.at), 1, 4, address(x.between)]

@@ -75,6 +75,39 @@ end
     end
 end
 
+# Of large stages that are kept, nothing but the gradient in the times reads the values.
+@testset "stages without values: $solver, memory $memory" for solver in ("Tsit5", "DP5", "Vern7", "RK4"), memory in (2^30, 100_000)
+    u0, θ, ts = sin.(1.0:400.0) ./ 2, [0.4, -0.7, 0.6, 0.5], [0.0, 0.31, 0.74, 1.2]
+    g = reshape(sin.(1.0:1600.0), 400, 4)
+    adaptive = solver != "RK4"
+    field = sample_field(Float64, 200)
+    found = map((true, false, true)) do wants_t  # stages of the one kind are not the other's to use again
+        dt = adaptive ? 0.0 : 0.01
+        options = Options(; solver, rtol = 1e-8, atol = 1e-9, dt, adaptive, keep = :stages, memory, wants_t)
+        _, fw = forward!(zeros(400, 4), field, u0, ts, θ, options)
+        stages = fw.steps.stages.stages
+        @test isempty(stages) == (fw.steps.every > 0)
+        @test all(stage -> length(stage.k) == (wants_t ? 400 : 0), stages)
+        @test all(stage -> stage.bytes == sizeof(stage.u) + sizeof(stage.k) + stage.heavy * field.tape.bytes, stages)
+        wants_t || @test_throws ArgumentError discrete_pullback(fw, g)
+        c = discrete_pullback(fw, g; wants_t)
+        PyNODE.give_back!(fw)
+        c
+    end
+    @test found[2].u0 ≈ found[1].u0 rtol = 1e-14
+    @test found[2].θ ≈ found[1].θ rtol = 1e-14
+    @test found[2].ts == zeros(4)
+    @test found[3].ts == found[1].ts != zeros(4)
+end
+
+# 40 stages, of 3200 bytes and as many with values, some with residuals too.
+@testset "what fits the memory" for wants_t in (true, false)
+    how = (; solver = "RK4", dt = 0.1, adaptive = false, keep = :stages, memory = 200_000)
+    u0, θ = sin.(1.0:400.0) ./ 2, [0.4, -0.7, 0.6, 0.5]
+    _, fw = forward!(zeros(400, 2), sample_field(Float64, 200), u0, [0.0, 1.0], θ, Options(; how..., wants_t))
+    @test (fw.steps.every > 0) == wants_t
+end
+
 # A whole solve and its pullback where the arrays are a GPU's, so to speak: no entry is read or written by itself.
 @testset "arrays without scalar indexing, $solver" for solver in ("Tsit5", "RK4", "Vern7", "DP8"), memory in (2^30, 1500)
     adaptive = solver != "RK4"
@@ -102,7 +135,7 @@ end
     @test stages >= 1000
     @test isempty(fw.steps.stages.stages)
     @test sum(length, fw.steps.stages.chunks) <= stages * tape.size + PyNODE.CHUNK
-    @test length(tape.light) + length(tape.heavy) <= 20  # a step's
+    @test sum(length, tape.spare) <= 20  # a step's
     found = discrete_pullback(fw, ones(2, 2))
     chunks = length(fw.steps.stages.chunks)
     PyNODE.give_back!(fw)
@@ -128,12 +161,12 @@ end
     @test map(PyNODE.spare, tapes) == held
     filled = PyNODE.MAX_SPARE - PyNODE.SPARE[]
     Threads.atomic_add!(PyNODE.SPARE, filled)
-    stage = pop!(tapes[1].heavy)
+    stage = pop!(PyNODE.free_stages(tapes[1], true, true))
     @test !PyNODE.claim!(tapes[1], stage.bytes)
     PyNODE.make_room!(tapes[1], tapes)
     @test PyNODE.spare(tapes[1]) == held[1] - stage.bytes && map(PyNODE.spare, tapes[2:3]) == [0, 0]
     @test PyNODE.claim!(tapes[1], stage.bytes)
-    push!(tapes[1].heavy, stage)
+    push!(PyNODE.free_stages(tapes[1], true, true), stage)
     Threads.atomic_sub!(PyNODE.SPARE, filled + stage.bytes)
     PyNODE.discard!(tapes[1])
     @test PyNODE.SPARE[] == before

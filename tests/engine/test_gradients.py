@@ -102,3 +102,20 @@ def test_old_spectral_norm_in_training(engine: str) -> None:
     torch.testing.assert_close(gradient(engine), trained, rtol=1e-8, atol=1e-10)
     # torch's rk4 is the 3/8 rule.
     torch.testing.assert_close(trained, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.julia
+@pytest.mark.parametrize("batching", ["joint", "independent"])
+def test_values_of_the_stages_are_kept_for_gradients_of_the_times_alone(batching: str) -> None:
+    from juliacall import Main as jl
+
+    for wanted in (False, True):
+        z0 = torch.ones(3, 2, dtype=torch.float64, requires_grad=True)
+        t = torch.tensor([0.0, 0.4, 1.0], dtype=torch.float64, requires_grad=wanted)
+        z = pynode.solve(lambda t, z: torch.tanh(z) * t, z0, t, engine="julia", batching=batching).z
+        kept = jl.seval("PyNODE.KEPT[PyNODE.NEXT[]]")
+        one = kept if batching == "joint" else kept.forwards[0]
+        numbers = 6 if batching == "joint" else 2
+        assert {len(stage.k) for stage in one.steps.stages} == {numbers if wanted else 0}
+        z.sum().backward()
+        assert (t.grad is not None) == wanted

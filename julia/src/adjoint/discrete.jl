@@ -19,7 +19,7 @@ mutable struct Pull{T,V<:AbstractVector{T},F<:TracedField{T,V},G<:AbstractMatrix
     const wants_t::Bool
     g::G                        # cotangents of the values, `(state, time)`
     const λ::V                  # cotangent of the state at the end of the step
-    const k::Vector{V}          # the step's stages
+    const k::Vector{V}          # the values of the step's stages, where they are known
     const kbar::Vector{V}       # their cotangents, and after their products those of the states at which they are evaluated
     const active::Vector{Bool}  # whether these are not zero
     const sources::Vector{V}    # what stages' cotangents are sums of: λ, and `kbar`
@@ -77,6 +77,7 @@ function turn!(p::Pull, fw::Stepped, g)
 end
 
 function pull_back!(p::Pull, fw::Stepped)
+    p.wants_t && !fw.options.wants_t && throw(ArgumentError("cotangents of the times are wanted, for which nothing was kept"))
     steps = fw.steps
     last = length(steps.t) - 1
     if steps.every == 0
@@ -84,7 +85,7 @@ function pull_back!(p::Pull, fw::Stepped)
             pull_step!(p, steps, n, stages_behind(steps.stages, (n - 1) * p.tab.calls, p.tab.s)...)
         end
     else
-        bytes = p.tab.calls * max(2sizeof(p.λ), p.field.tape.size)
+        bytes = p.tab.calls * max((1 + p.wants_t) * sizeof(p.λ), p.field.tape.size)
         for (n, u) in Iterators.reverse(steps.checkpoints)
             pull_steps!(p, steps, n, last, u, max(1, steps.memory ÷ 2 ÷ bytes))
             last = n - 1
@@ -120,7 +121,7 @@ memory goes to `steps.spare` afterwards.
 """
 function remake(p::Pull, steps::Steps, a::Int, b::Int, u, stages)
     tape = p.field.tape
-    tape.on, tape.left = true, 0
+    switch_on!(tape, p.wants_t, 0)
     try
         return remake!(tape, p, steps, a, b, keep!(steps, u), keep!(steps, u), stages)
     finally
@@ -131,22 +132,20 @@ end
 
 function remake!(tape::Tape, p::Pull{T}, steps::Steps, a::Int, b::Int, u, Y, stages) where {T}
     field, tab, threads = p.field, p.tab, p.field.threads
-    stage_at(t, Y) = (value!(p.sum, field, Y, t); tape.taken[end])
-    tab.fsal && (p.k[tab.s] = stage_at(steps.t[a], u).k)
+    k = copy(p.kbar)  # these are free between the steps, but for a first one that waits for its product
+    tab.fsal && (k[1] = p.ubar; value!(k[tab.s], field, u, steps.t[a]))
     for n in a:b
         t, step = steps.t[n], steps.t[n + 1] - steps.t[n]
         h = T(step)
-        tab.fsal && (p.k[1] = p.k[tab.s])
+        tab.fsal && ((k[1], k[tab.s]) = (k[tab.s], k[1]))
         for j in (tab.fsal ? 2 : 1):(tab.s)
             row = view(tab.A, j, :)
-            move!(combine!(Y, u, h, row, p.k, j - 1, threads), p.moves, n, tab.c[j], row, p.k, j - 1)
-            p.k[j] = stage_at(t + tab.c[j] * step, Y).k
+            move!(combine!(Y, u, h, row, k, j - 1, threads), p.moves, n, tab.c[j], row, k, j - 1)
+            value!(k[j], field, Y, t + tab.c[j] * step)
         end
-        move!(combine!(Y, u, h, tab.b, p.k, tab.s, threads), p.moves, n, one(h), tab.b, p.k, tab.s)
+        move!(combine!(Y, u, h, tab.b, k, tab.s, threads), p.moves, n, one(h), tab.b, k, tab.s)
         u, Y = Y, u
-        last = pop!(tape.taken)  # it is still to be read
         put_taken!(stages, tape)
-        push!(tape.taken, last)
     end
     put_taken!(stages, tape)
     push!(steps.spare, Y)
@@ -164,9 +163,7 @@ function pull_step!(p::Pull{T}, steps::Steps, n::Int, stages::Vector{<:Stage}, o
     t, ends = steps.t[n], steps.t[n + 1]
     h = T(ends - t)
     dt, dh = zero(Time), zero(Time)
-    for j in 1:s
-        p.k[j] = stages[offset + j].k
-    end
+    foreach(j -> p.k[j] = stages[offset + j].k, 1:s)
     fill!(p.active, false)
     # The first stage of the later step is the last one of this step.
     if p.pending

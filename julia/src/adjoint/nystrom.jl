@@ -61,10 +61,9 @@ function change_of(p, b, c, y, v, f, h)
 end
 
 function remake!(tape::Tape, p::NystromPull{T}, steps::Steps, a::Int, b::Int, u, Y, stages) where {T}
-    k = [similar(u) for _ in 1:(p.tab.s)]
-    new = similar(u)
+    new = p.ubar
     for n in a:b
-        nystrom_step!(new, u, k, Y, p.field, p.tab, steps.t[n], steps.t[n + 1])
+        nystrom_step!(new, u, p.kbar, Y, p.field, p.tab, steps.t[n], steps.t[n + 1])
         copyto!(u, new)
         put_taken!(stages, tape)
     end

@@ -75,7 +75,7 @@ to the columns of `values`. `moves` is `nothing` where the times do not move.
 function follow!(values, field::TracedField{T,V}, fw::Stepped{T}, u0, moves, keep::Bool) where {T,V}
     tape, tab, o, ts = field.tape, tableau(fw.options.solver, T), fw.options, fw.ts
     steps = Steps{T,V}(Time[], Record(tape), Pair{Int,V}[], V[], 0, o.memory)
-    tape.on, tape.left = keep, o.memory ÷ 2
+    keep && switch_on!(tape, o.wants_t, o.memory ÷ 2)
     try
         follow_steps!(values, field, fw, u0, moves, steps, tab)
     finally

@@ -94,9 +94,10 @@ next!(r::Reader) = r.data[r.at += 1]
 One forward solve.
 
 Integers: device, kernel, solver, batch, number of times, what to keep, products (0 joint, 1 split), adaptive, max_steps,
-bytes of memory for the steps, address of the times; number of state tensors, then for each its size, address and the
-address of its results; number of tensors of `θ`, then for each its size and address. The times, and their cotangents, are
-the processor's and of type `Time`, all else is the device's and of the state's type.
+bytes of memory for the steps, whether the times' cotangents are to follow, address of the times; number of state tensors,
+then for each its size, address and the address of its results; number of tensors of `θ`, then for each its size and
+address. The times, and their cotangents, are the processor's and of type `Time`, all else is the device's and of the state's
+type.
 Floats: rtol, atol, dt, 0, 0, whether `set_step_control`, `set_mass` and `set_split` were called for this; on return
 evaluations, accepted and rejected steps, outcome, the time reached. Outcome -1: the state, a conditioning tensor or a
 parameter is not finite, and nothing was solved.
@@ -114,7 +115,7 @@ function forward(ints::Int, n_ints::Int, floats::Int)
 end
 
 function forward_typed(device, field::TracedField{T}, r::Reader, x, solver, times, keep) where {T}
-    adaptive, max_steps, memory = next!(r) == 1, next!(r), next!(r)
+    adaptive, max_steps, memory, wants_t = next!(r) == 1, next!(r), next!(r), next!(r) == 1
     ts = copy(wrap(Time, next!(r), times))
     states = [(next!(r), next!(r), next!(r)) for _ in 1:next!(r)]
     field.counts[3] += 1
@@ -122,8 +123,9 @@ function forward_typed(device, field::TracedField{T}, r::Reader, x, solver, time
     u0 = gather!(similar(field.u), device, [(n, from) for (n, from, _) in states])
     allfinite(u0, length(u0)) && allfinite(field.θ, length(field.dθ)) || (x[4] = -1; return 0)
     control, mass, split = asked_control(x), x[7] == 1 ? MASS[] : nothing, x[8] == 1 ? SPLIT[] : nothing
-    options =
-        Options(; solver, rtol = x[1], atol = x[2], dt = x[3], adaptive, max_steps, keep, memory, control, mass, split)
+    options = Options(;
+        solver, rtol = x[1], atol = x[2], dt = x[3], adaptive, max_steps, keep, memory, wants_t, control, mass, split,
+    )
     before = evaluations(field, split)
     # The results of a single tensor are written where they belong.
     single = length(states) == 1

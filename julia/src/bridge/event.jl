@@ -26,7 +26,7 @@ search_of(::TracedField{T}, m::Int, signs::Int, directions::Int, b::Int = 1) whe
     Search{T}(wrap(Float64, signs, b * m)[((b - 1) * m + 1):(b * m)], wrap(Float64, directions, m))
 
 function find_event_typed(device, field::TracedField{T}, event, r::Reader, x, search, solver, times) where {T}
-    adaptive, max_steps, _ = next!(r) == 1, next!(r), next!(r)
+    adaptive, max_steps, _, _ = next!(r) == 1, next!(r), next!(r), next!(r)
     ts = copy(wrap(Time, next!(r), times))
     states = [(next!(r), next!(r), next!(r)) for _ in 1:next!(r)]
     u0 = gather!(similar(field.u), device, [(n, from) for (n, from, _) in states])

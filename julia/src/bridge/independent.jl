@@ -3,12 +3,12 @@
 """
     forward_each(ints, n_ints, floats) -> Int
 
-Integers: kernel, solver, batch, number of times, what to keep, adaptive, max_steps, bytes of memory for
-the steps of a sample, address of the times (times of each
-sample one after the other), address of how many each sample has, address of the results (evaluations, accepted and
-rejected steps, outcome, time reached of each sample, as floats); number of state tensors, then for each the size of a
-sample, its address and the address of its results; number of tensors of `θ`, then for each its size (of a sample, if it
-has rows), its address, and whether it has a row for each sample.
+Integers: kernel, solver, batch, number of times, what to keep, adaptive, max_steps, bytes of memory for the
+steps of a sample, whether the times' cotangents are to follow, address of the times (times of each sample one after the
+other), address of how many each sample has, address of the results (evaluations, accepted and rejected steps, outcome, time
+reached of each sample, as floats); number of state tensors, then for each the size of a sample, its address and the address
+of its results; number of tensors of `θ`, then for each its size (of a sample, if it has rows), its address, and whether it
+has a row for each sample.
 Floats: rtol, atol, dt.
 
 Returns the number under which the solves are kept for `pullback_each`; 0 if nothing was to be kept.
@@ -21,7 +21,7 @@ function forward_each(ints::Int, n_ints::Int, floats::Int)
 end
 
 function forward_each_typed(fields::Vector{<:TracedField{T}}, r::Reader, x, solver, batch, times, keep) where {T}
-    adaptive, max_steps, memory = next!(r) == 1, next!(r), next!(r)
+    adaptive, max_steps, memory, wants_t = next!(r) == 1, next!(r), next!(r), next!(r) == 1
     all_times, counts = reshape(wrap(Time, next!(r), times * batch), times, batch), wrap(Int, next!(r), batch)
     stats = reshape(wrap(Float64, next!(r), 5 * batch), 5, batch)
     states = [(next!(r), next!(r), next!(r)) for _ in 1:next!(r)]
@@ -31,7 +31,8 @@ function forward_each_typed(fields::Vector{<:TracedField{T}}, r::Reader, x, solv
     u0 = [reduce(vcat, [x[:, b] for x in from]) for b in 1:batch]
     ts = [all_times[1:counts[b], b] for b in 1:batch]
     foreach(x -> fill!(x, T(NaN)), to)
-    o = Options(; solver, rtol = x[1], atol = x[2], dt = x[3], adaptive, max_steps, keep, memory, control = asked_control(x))
+    control = asked_control(x)
+    o = Options(; solver, rtol = x[1], atol = x[2], dt = x[3], adaptive, max_steps, keep, memory, wants_t, control)
     each = forward_each!(fields, u0, ts, θ, o) do b, values, summary, evaluations
         offset = 0
         for x in to

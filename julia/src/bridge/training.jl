@@ -123,7 +123,7 @@ function train(ints::Int, n_ints::Int, floats::Int)
     field, loss = field_for(kernel, batch, :joint, HOST), field_for(next!(r), times, :joint, HOST)
     options = Options(;
         solver = SOLVER_NAMES[solver], rtol = x[1], atol = x[2], dt = x[3], adaptive = adaptive == 1, max_steps, memory,
-        keep = :stages,
+        keep = :stages, wants_t = false,
     )
     x[1:5] .= 0
     Base.invokelatest(train_typed, field, loss, r, x, ts, options)

@@ -84,23 +84,19 @@ end
 
 (p::PythonProgram)(_) = call!(p.callback, p.f)
 
-"As `PythonProgram`, of a stage whose graph is number `n`; `u` and `k` are its state and value."
+"As `PythonProgram`, of a stage whose graph is number `n`; `u` is its state."
 struct GraphProgram{T}
     callback::Callback{T}
     f::PythonFunction
     n::Int
     u::Vector{T}
-    k::Vector{T}
 end
 
 function (p::GraphProgram)(_)
     c = p.callback
     c.call[1] = p.n
-    p.f === record_function || return call!(c, p.f)
-    copyto!(c.u, p.u)
-    call!(c, p.f)
-    copyto!(p.k, c.du)
-    return nothing
+    p.f === record_function && copyto!(c.u, p.u)
+    return call!(c, p.f)
 end
 
 "Let Python drop the graph of a number, unless it has forgotten all of them; this may run after an error."

@@ -117,9 +117,9 @@ function record!(du, f::TracedField{T}, u, t) where {T}
     else
         copy_shared!(f.u, u, f.threads)
         f.value(T(t))
-        copy_shared!(stage.k, f.du, f.threads)
     end
-    copy_shared!(du, stage.k, f.threads)
+    isempty(stage.k) || copy_shared!(stage.k, f.du, f.threads)
+    copy_shared!(du, f.du, f.threads)
     return nothing
 end
 

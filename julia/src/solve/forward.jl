@@ -10,6 +10,7 @@ Base.@kwdef struct Options
     max_steps::Int = 10_000
     keep::Symbol = :ends        # of the steps: nothing (:ends, :saved), :stages (discrete adjoint), or :dense
     memory::Int = 2^30          # bytes that the steps kept for the discrete adjoint may take
+    wants_t::Bool = true        # whether it is to give the times' cotangents
     control::Union{Nothing,StepControl} = nothing
     mass::Union{Nothing,Mass} = nothing
     split::Union{Nothing,Split} = nothing

@@ -57,7 +57,7 @@ function stages_behind(r::Record, offset::Int, n::Int)
     tape = r.tape
     tape.size == 0 && return r.stages, offset
     while length(tape.window) < n
-        push!(tape.window, make_stage(tape, tape.workspace, tape.bytes > 0))
+        push!(tape.window, make_small_stage(tape, tape.workspace))
     end
     for j in 1:n
         chunk, at = place(r, offset + j)

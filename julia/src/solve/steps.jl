@@ -48,8 +48,8 @@ dense(fw::Dense) = fw
 
 function forward_steps!(values, field::TracedField{T,V}, u0, ts::Vector{Time}, θ, o::Options) where {T,V}
     tape = field.tape
-    tape.on = o.keep === :stages
-    tape.left = o.memory ÷ 2  # the other half is for stages without residuals, or for more of small ones
+    # The other half is for stages without residuals, or for more of small ones.
+    o.keep === :stages && switch_on!(tape, o.wants_t, o.memory ÷ 2)
     try
         integrator = integrator_for(field, u0, ts, o)
         steps = Steps{T,V}(Time[], Record(tape), Pair{Int,V}[], V[], 0, o.memory)

@@ -1,8 +1,8 @@
 # What a solve records of the field's evaluations, for the discrete adjoint.
 
 """
-One evaluation of a field: `k = f(t, u)`. A heavy stage holds the residuals too, from which `product` goes on where the
-other stages compute the value again.
+One evaluation of a field: `k = f(t, u)`, of which `k` is empty where nothing reads it. A heavy stage holds the residuals
+too, from which `product` goes on where the other stages compute the value again.
 """
 mutable struct Stage{T,V<:AbstractVector{T}}
     t::Time
@@ -17,27 +17,27 @@ mutable struct Stage{T,V<:AbstractVector{T}}
 end
 
 """
-The evaluations of a field while `on`, in `taken`. Stages are made as they are needed and come back to be used again; the
-heavy ones may take `left` bytes. Small ones are heavy wherever there are residuals.
+The evaluations of a field while `on`, in `taken`, with their `values` where a gradient in the times is to follow. Stages are
+made as they are needed and come back to be used again; the heavy ones may take `left` bytes. Small ones have all that there is.
 """
 mutable struct Tape{T,V<:AbstractVector{T}}
     on::Bool
+    values::Bool
     left::Int
-    refused::Bool                    # whether memory that came back was let go, since too much waits to be used again
+    refused::Bool                            # whether memory that came back was let go, since too much waits to be used again
     const taken::Vector{Stage{T,V}}
-    const light::Vector{Stage{T,V}}  # to be used again
-    const heavy::Vector{Stage{T,V}}
+    const spare::Vector{Vector{Stage{T,V}}}  # to be used again, by what they hold
     const chunks::Vector{Vector{UInt8}}
-    const window::Vector{Stage{T,V}}  # where small stages are read
+    const window::Vector{Stage{T,V}}         # where small stages are read
     const workspace::Union{Workspace{T,V},Callback{T}}
-    const bytes::Int                 # of a heavy stage; 0 where there are no residuals
-    const size::Int                  # of a small stage's block; 0 where stages are large
+    const bytes::Int                         # of residuals; 0 where there are none
+    const size::Int                          # of a small stage's block; 0 where stages are large
 end
 
-Tape{T,V}(workspace, bytes::Int, size::Int) where {T,V} =
-    Tape{T,V}(
-        false, 0, false, (Stage{T,V}[] for _ in 1:3)..., Vector{UInt8}[], Stage{T,V}[], workspace, bytes, size,
-    )
+function Tape{T,V}(workspace, bytes::Int, size::Int) where {T,V}
+    S = Stage{T,V}
+    return Tape{T,V}(false, false, 0, false, S[], [S[] for _ in 1:4], Vector{UInt8}[], S[], workspace, bytes, size)
+end
 
 "Bytes of arrays up to which a stage is small."
 const SMALL = 2^12
@@ -45,47 +45,54 @@ const SMALL = 2^12
 function Tape(w::Workspace{T,V}) where {T,V}
     residuals = (w.kernel.graph.nodes[i] for i in w.kernel.residuals)
     bytes = sum(n -> elements(n.shape, w.batch) * sizeof(eltype_of(n, T)), residuals; init = 0)
-    bytes == 0 || (bytes += 2sizeof(w.u))
     size = isempty(w.blocks) && V === Vector{T} ? block_size(w) : 0
-    return size == 0 || size > SMALL ? Tape{T,V}(w, bytes, 0) : Tape{T,V}(w, bytes == 0 ? 0 : size, size)
+    return Tape{T,V}(w, bytes, size > SMALL ? 0 : size)
 end
 
 Tape(c::Callback{T}) where {T} = Tape{T,Vector{T}}(c, c.bytes, 0)
 
+"Start to record evaluations, of which the heavy ones may take so many bytes."
+function switch_on!(tape::Tape, values::Bool, left::Int)
+    tape.on, tape.values, tape.left = true, values, left
+    return
+end
+
 function take!(tape::Tape)
-    stage = next_stage!(tape, tape.bytes > 0 && (tape.size > 0 || tape.bytes <= tape.left))
+    small = tape.size > 0
+    room = tape.left - (1 + tape.values) * sizeof(tape.workspace.u)
+    stage = next_stage!(tape, tape.bytes > 0 && (small || tape.bytes <= room), small || tape.values)
     tape.left -= stage.bytes
     push!(tape.taken, stage)
     return stage
 end
 
-function next_stage!(tape::Tape, heavy::Bool)
-    spare = heavy ? tape.heavy : tape.light
-    isempty(spare) && return make_stage(tape, tape.workspace, heavy)
-    stage = pop!(spare)
+"The stages to be used again that are heavy, or not, and have values, or not."
+free_stages(tape::Tape, heavy::Bool, values::Bool) = tape.spare[1 + heavy + 2values]
+
+function next_stage!(tape::Tape, heavy::Bool, values::Bool)
+    free = free_stages(tape, heavy, values)
+    isempty(free) && return make_stage(tape, heavy, values)
+    stage = pop!(free)
     counts(tape) && Threads.atomic_sub!(SPARE, stage.bytes)
     return stage
 end
 
-function make_stage(tape::Tape{T,V}, w::Workspace, heavy::Bool) where {T,V}
-    tape.size > 0 && return make_small_stage(tape, w)
-    u, k = similar(w.u), similar(w.u)
-    residuals = heavy ? new_residuals(w) : no_residuals(w)
-    return bound_stage(tape, w, heavy, u, k, residuals, heavy ? tape.bytes : 2sizeof(u), UInt8[])
+function make_stage(tape::Tape{T,V}, heavy::Bool, values::Bool) where {T,V}
+    tape.size > 0 && return make_small_stage(tape, tape.workspace)
+    like = tape.workspace.u
+    u, k = similar(like), similar(like, values ? length(like) : 0)
+    record, product, graph = heavy ? residuals_of(tape.workspace, u) : (identity_of, identity_of, 0)
+    bytes = sizeof(u) + sizeof(k) + (heavy ? tape.bytes : 0)
+    return Stage{T,V}(zero(Time), u, k, heavy, record, product, bytes, graph, UInt8[])
 end
 
-function bound_stage(tape::Tape{T,V}, w::Workspace, heavy::Bool, u, k, residuals, bytes::Int, block) where {T,V}
-    record = heavy ? bind(w, w.kernel.record; u, du = k, residuals) : identity_of
-    product = heavy ? bind(w, w.kernel.replay; u, residuals) : identity_of
-    return Stage{T,V}(zero(Time), u, k, heavy, record, product, bytes, 0, block)
-end
+"The programs that write residuals, and read them, and Python's number of these."
+residuals_of(w::Workspace, u, residuals = new_residuals(w)) =
+    bind(w, w.kernel.record; u, residuals), bind(w, w.kernel.replay; u, residuals), 0
 
-function make_stage(tape::Tape{T,V}, c::Callback, heavy::Bool) where {T,V}
-    u, k = similar(c.u), similar(c.u)
-    n = heavy ? (c.graphs[] += 1) : 0
-    record = heavy ? GraphProgram(c, record_function, n, u, k) : identity_of
-    product = heavy ? GraphProgram(c, replay_function, n, u, k) : identity_of
-    return Stage{T,V}(zero(Time), u, k, heavy, record, product, heavy ? tape.bytes : 2sizeof(u), n, UInt8[])
+function residuals_of(c::Callback, u)
+    n = (c.graphs[] += 1)
+    return GraphProgram(c, record_function, n, u), GraphProgram(c, replay_function, n, u), n
 end
 
 identity_of(_) = nothing
@@ -111,7 +118,9 @@ function make_small_stage(tape::Tape{T,V}, w::Workspace) where {T,V}
     u, k = next_array(T, (length(w.u),)), next_array(T, (length(w.u),))
     nodes = (w.kernel.graph.nodes[i] for i in w.kernel.residuals)
     residuals = Any[next_array(eltype_of(n, T), sizes(n.shape, w.batch)) for n in nodes]
-    return bound_stage(tape, w, tape.bytes > 0, u, k, residuals, tape.size, block)
+    heavy = tape.bytes > 0
+    record, product, _ = heavy ? residuals_of(w, u, residuals) : (identity_of, identity_of, 0)
+    return Stage{T,V}(zero(Time), u, k, heavy, record, product, tape.size, 0, block)
 end
 
 "Whether a tape's stages are counted in `SPARE`: of small ones there are as many as an evaluated step has."
@@ -122,7 +131,7 @@ function recycle!(tape::Tape, stage::Stage)
     tape.left += stage.bytes
     stage.graph == 0 || drop!(tape.workspace, stage.graph)
     counts(tape) && !claim!(tape, stage.bytes) && return
-    push!(stage.heavy ? tape.heavy : tape.light, stage)
+    push!(free_stages(tape, stage.heavy, !isempty(stage.k)), stage)
     return
 end
 
@@ -149,12 +158,13 @@ end
 
 "Bytes that wait to be used again."
 spare(tape::Tape) =
-    (counts(tape) ? sum(s -> s.bytes, Iterators.flatten((tape.light, tape.heavy)); init = 0) : 0) + sum(length, tape.chunks; init = 0)
+    (counts(tape) ? sum(s -> s.bytes, Iterators.flatten(tape.spare); init = 0) : 0) + sum(length, tape.chunks; init = 0)
 
 "Let go of what waits to be used again."
 function discard!(tape::Tape)
     Threads.atomic_sub!(SPARE, spare(tape))
-    foreach(empty!, (tape.light, tape.heavy, tape.chunks))
+    foreach(empty!, tape.spare)
+    empty!(tape.chunks)
     return
 end
 

@@ -67,7 +67,7 @@ def solve_samples(
     assert solver.julia is not None
     values = [lowered.kernel, session.number("solver", solver.julia), batch, times]
     values += [1 if how is None else 2, int(solver.adaptive), problem.max_steps, memory // batch]
-    values += [t.data_ptr(), counts.data_ptr(), results.data_ptr(), len(z0)]
+    values += [int(problem.wants["t"][0]), t.data_ptr(), counts.data_ptr(), results.data_ptr(), len(z0)]
     for z, o in zip(z0, out, strict=True):
         values += (z.numel() // batch, z.data_ptr(), o.data_ptr())
     data, address, length = integers(values + list(layout))

@@ -46,7 +46,7 @@ def find_event(session: Session, problem: Problem, search: EventSearch, device: 
     assert solver.julia is not None
     values = [device.number, lowered.kernel, of_event.kernel, n, signs.data_ptr(), directions.data_ptr()]
     values += [session.number("solver", solver.julia), batch, len(t), 0, int(split)]
-    values += [int(solver.adaptive), problem.max_steps, 0, t.data_ptr(), len(z0)]
+    values += [int(solver.adaptive), problem.max_steps, 0, 0, t.data_ptr(), len(z0)]
     for z in z0:
         values += (z.numel(), z.data_ptr(), 0)
     data, address, length = integers(values + addresses(lowered.values) + addresses(of_event.values))

@@ -75,7 +75,8 @@ class Solve:
             batch,
             n,
         ]
-        values += [_KEEP[keep], int(split), int(solver.adaptive), problem.max_steps, memory, None, len(z0)]
+        values += [_KEEP[keep], int(split), int(solver.adaptive), problem.max_steps, memory, int(problem.wants["t"][0])]
+        values += [None, len(z0)]
         for z in z0:
             values += (z.numel(), None, None)
         values.append(len(lowered.values))
