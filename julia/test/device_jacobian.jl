@@ -2,8 +2,8 @@
 
 using LinearAlgebra
 using Random: Xoshiro, shuffle
-using PyNODE: Blocks, BlockJacobian, Elimination, Jacobian, Places, Processor, empty_vector, factorise!, prototype, solve_blocks!,
-    subtract_identity!
+using PyNODE: Blocks, BlockJacobian, Elimination, Jacobian, Places, Processor, TimeGradient, empty_vector, factorise!, prototype,
+    solve_blocks!, subtract_identity!
 
 "The matrix that blocks are of."
 function whole(x::Blocks)
@@ -72,6 +72,58 @@ end
     jac(J, on_device(u), on_device(θ), 0.7)
     @test whole(J) ≈ expected rtol = 1e-14
     slope = similar(field.u)
-    PyNODE.BlockTimeGradient(field)(slope, on_device(u), on_device(θ), 0.7)
+    TimeGradient(field)(slope, on_device(u), on_device(θ), 0.7)
     @test Array(slope) ≈ fill(cos(0.7), 10)
+end
+
+# dz/dt = t Σ z - z, the sum over the samples: the Jacobian is of blocks at t = 0 alone.
+const COUPLED = graph(
+    ["t", "z", "cotangent"],
+    [
+        input(0, []), input(1, [[1, 0], 2]), input(2, [[1, 0], 2]),
+        node("sum", [1], [1, 2]; dims = [0], keepdim = true),
+        node("mul", [3, 0], [1, 2]),
+        node("sub", [4, 1], [[1, 0], 2]),                                  # 5: value
+        node("sum", [2], [1, 2]; dims = [0], keepdim = true),
+        node("mul", [6, 3], [1, 2]),
+        node("sum", [7], []; dims = [0, 1], keepdim = false),              # 8: of t
+        node("mul", [6, 0], [1, 2]),
+        node("sub", [9, 2], [[1, 0], 2]),                                  # 10: of z
+    ],
+    [5],
+    [8, 10],
+)
+
+# dz/dt = -z, of samples that are apart.
+const DECAY = graph(
+    ["t", "z", "cotangent"],
+    [
+        input(0, []), input(1, [[1, 0], 2]), input(2, [[1, 0], 2]), node("neg", [1], [[1, 0], 2]), node("neg", [2], [[1, 0], 2]),
+    ],
+    [3],
+    [nothing, 4],
+)
+
+field_of(x, like = Float64[]) = TracedField(Workspace(PyNODE.Kernel{Float64}(x), 5, like))
+
+@testset "the Jacobian of samples that depend on one another at times" begin
+    jac, u = Jacobian(field_of(COUPLED)), randn(Xoshiro(3), 10)
+    J, sums = zeros(10, 10), [Float64(isodd(i) == isodd(k)) for i in 1:10, k in 1:10]
+    for t in (0.0, 1.0, 0.0, 2.0)
+        jac(J, u, jac.field.θ, t)
+        @test J ≈ t * sums - I rtol = 1e-14
+    end
+end
+
+@testset "products that the operations spare" for like in (Float64[], empty_vector(Like(), Float64))
+    field = field_of(DECAY, like)
+    u, slope = fill!(similar(field.u), 1), fill!(similar(field.u), NaN)
+    TimeGradient(field)(slope, u, field.θ, 0.3)
+    @test Array(slope) == zeros(10)
+    @test field.counts[2] == 0
+    like isa Vector || return
+    J = zeros(10, 10)
+    Jacobian(field)(J, u, field.θ, 0.3)
+    @test J == -I
+    @test field.counts[2] == 2
 end

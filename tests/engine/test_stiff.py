@@ -102,6 +102,22 @@ def test_batch_as_blocks(solver: str) -> None:
     )
 
 
+@pytest.mark.parametrize("lowering", ["trace", "callback"])
+def test_samples_that_depend_on_one_another_from_a_time_on(lowering: str) -> None:
+    """Their Jacobian is of blocks at first; a solver that goes on with these takes 3735 steps."""
+
+    def mixed(t: Tensor, z: Tensor) -> Tensor:
+        return 400 * torch.relu(t - 0.5) * (z.mean(0, keepdim=True) - z) - z + torch.sin(t)
+
+    z0 = torch.linspace(-1, 1, 8, dtype=torch.float64).reshape(4, 2)
+    tight = {"rtol": 1e-7, "atol": 1e-9, "engine": "julia"}
+    found = pynode.solve(mixed, z0, [0.0, 2.0], solver="rodas5p", lowering=lowering, **tight)
+    assert found.stats.n_accepted < 200
+    torch.testing.assert_close(
+        found.z, pynode.solve(mixed, z0, [0.0, 2.0], solver="vern9", **tight).z, rtol=1e-5, atol=1e-6
+    )
+
+
 def test_switching_takes_the_explicit_method_where_it_can() -> None:
     network = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2)).double()
     options = {"engine": "julia", "rtol": 1e-6, "atol": 1e-8}

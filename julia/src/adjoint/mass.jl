@@ -112,7 +112,7 @@ function velocity!(rate, field::TracedField, m::Mass, J, z, t)
     M, N = m.matrix, m.left
     value!(rate, field, z, t)
     slope = similar(rate)
-    isempty(N) ? fill!(slope, 0) : TimeGradient(field, fill!(similar(rate), 0))(slope, z, field.θ, t)
+    isempty(N) ? fill!(slope, 0) : TimeGradient(field)(slope, z, field.θ, t)
     for e in field.samples
         rate[e] .= (M + N * (transpose(N) * J[e, e])) \ (rate[e] .- N * (transpose(N) * (rate[e] .+ slope[e])))
     end

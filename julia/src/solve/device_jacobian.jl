@@ -12,8 +12,7 @@ struct Places{M<:AbstractMatrix{Int},V<:AbstractVector{Int}}
 end
 
 function Places(f::TracedField)
-    whole = length(f.samples) == 1 || !samples_apart(f.tape.workspace.kernel.graph)
-    blocks = whole ? [collect(eachindex(f.u))] : f.samples
+    blocks = samples_apart(f) ? f.samples : [collect(eachindex(f.u))]
     entries = [entries[i] for entries in blocks, i in eachindex(first(blocks))]
     block, row = similar(f.samples[1], length(f.u)), similar(f.samples[1], length(f.u))
     for at in CartesianIndices(entries)
@@ -67,23 +66,9 @@ function (j::BlockJacobian)(J::Blocks, u, p, t)
     return nothing
 end
 
-"The derivative in time of a field on a device: a product for each number of the state, or none where all is constant."
-struct BlockTimeGradient{G<:TimeGradient}
-    products::G
-    constant::Bool
-end
-
-function BlockTimeGradient(f::TracedField)
-    g = f.tape.workspace.kernel.graph
-    constant = !any(i -> istime(g, g.nodes[i]), live(g, g.value, Dict{Int,Int}()))
-    return BlockTimeGradient(TimeGradient(f, fill!(similar(f.dz), 0)), constant)
-end
-
-(g::BlockTimeGradient)(dT, u, p, t) = (g.constant ? fill!(dT, 0) : g.products(dT, u, p, t); nothing)
-
 function derivatives(f::TracedField)
     jac = BlockJacobian(f)
-    return (; jac, jac_prototype = prototype(jac), sparsity = nothing, tgrad = BlockTimeGradient(f))
+    return (; jac, jac_prototype = prototype(jac), sparsity = nothing, tgrad = TimeGradient(f))
 end
 
 "`W = J - scale I`."

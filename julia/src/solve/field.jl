@@ -163,6 +163,11 @@ function product!(f::TracedField{T}, program, v, u, t) where {T}
     return nothing
 end
 
+"Whether no sample of a field depends on another, as far as the operations tell."
+samples_apart(f::TracedField) = samples_apart(f.tape.workspace)
+samples_apart(w::Workspace) = samples_apart(w.kernel.graph)
+samples_apart(::Callback) = false
+
 "The last product with the derivative of `f` in `t`."
 slope(f::TracedField) = f.dt isa Array ? f.dt[1] : only(Array(f.dt))
 

@@ -2,23 +2,20 @@
 
 """
 The state's Jacobian from vector-Jacobian products: row by row, or, where no sample depends on another, a row of every
-sample at once.
+sample at once. Where the operations do not tell, each Jacobian is tried as such.
 """
 struct Jacobian{T,V<:AbstractVector{T}}
     field::TracedField{T,V}
     v::V
-    samples::Vector{Vector{Int}}     # entries of the state that belong to each sample
-    separate::Base.RefValue{Bool}    # whether the samples' blocks are all there is
-    known::Base.RefValue{Bool}
+    apart::Bool  # whether no sample depends on another, whatever the numbers
 end
 
-Jacobian(f::TracedField) = Jacobian(f, fill!(similar(f.dz), 0), f.samples, Ref(false), Ref(false))
+Jacobian(f::TracedField) = Jacobian(f, fill!(similar(f.dz), 0), samples_apart(f))
 
 function (j::Jacobian)(J, u, p, t)
     rebind!(j.field, p)
     settle!(j.field.tape.workspace, j.field, u, t)
-    length(j.samples) > 1 && !j.known[] && look!(j, u, t)
-    j.separate[] ? blocks!(J, j, u, t) : rows!(J, j, u, t)
+    length(j.field.samples) > 1 && (blocks!(J, j, u, t); j.apart || iswhole(J, j, u, t)) || rows!(J, j, u, t)
     return nothing
 end
 
@@ -34,27 +31,22 @@ end
 
 function blocks!(J, j::Jacobian, u, t)
     fill!(J, 0)
-    for i in eachindex(first(j.samples))
+    for i in eachindex(first(j.field.samples))
         fill!(j.v, 0)
-        foreach(entries -> j.v[entries[i]] = 1, j.samples)
+        foreach(entries -> j.v[entries[i]] = 1, j.field.samples)
         row!(j.field.tape.workspace, j.field, j.v, u, t)
-        for entries in j.samples
+        for entries in j.field.samples
             J[entries[i], entries] .= view(j.field.dz, entries)
         end
     end
     return
 end
 
-"Whether the samples' blocks are the whole Jacobian: by one product of either with an arbitrary vector."
-function look!(j::Jacobian{T}, u, t) where {T}
-    w = T[cos(0.7 * i) for i in eachindex(j.v)]
-    row!(j.field.tape.workspace, j.field, w, u, t)
-    whole, J = copy(j.field.dz), zeros(T, length(w), length(w))
-    all(isfinite, whole) || return
-    blocks!(J, j, u, t)
-    j.separate[] = isapprox(transpose(J) * w, whole; rtol = sqrt(eps(T)))
-    j.known[] = true
-    return
+"Whether the samples' blocks in `J` are the whole Jacobian: by one product of either with an arbitrary vector."
+function iswhole(J, j::Jacobian{T}, u, t) where {T}
+    j.v .= (cos(T(0.7) * i) for i in eachindex(j.v))
+    row!(j.field.tape.workspace, j.field, j.v, u, t)
+    return isapprox(transpose(J) * j.v, j.field.dz; rtol = sqrt(eps(T)))
 end
 
 "What products at one point have in common is computed first, where Python computes them."
@@ -76,17 +68,27 @@ function row!(c::Callback, f::TracedField, v, u, t)
     return call!(c, row_function)
 end
 
-"The derivative of a field in `t`, entry by entry from vector-Jacobian products, at once where Python computes it."
+"""
+The derivative of a field in `t`, entry by entry from vector-Jacobian products, at once where Python computes it; none of
+them where the operations tell that it is zero.
+"""
 struct TimeGradient{F<:TracedField,V}
     field::F
     v::V
+    zero::Bool
 end
+
+TimeGradient(f::TracedField) = TimeGradient(f, fill!(similar(f.dz), 0), !reads_time(f.tape.workspace))
 
 function (g::TimeGradient)(dT, u, p, t)
     rebind!(g.field, p)
-    slopes!(dT, g.field.tape.workspace, g, u, t)
+    g.zero ? fill!(dT, 0) : slopes!(dT, g.field.tape.workspace, g, u, t)
     return nothing
 end
+
+"Whether a field may depend on the time."
+reads_time(w::Workspace) = (g = w.kernel.graph; any(i -> istime(g, g.nodes[i]), live(g, g.value, Dict{Int,Int}())))
+reads_time(::Callback) = true
 
 function slopes!(dT, ::Workspace, g::TimeGradient, u, t)
     for i in eachindex(g.v)
@@ -128,8 +130,7 @@ make_ode_function(f::TracedField, ::Val; further...) =
 make_ode_function(f::TracedField, ::Val{:stiff}) = make_ode_function(f, Val(:explicit); derivatives(f)...)
 
 "The derivatives that a field brings to a solver of stiff fields; `device_jacobian.jl` has those of a field on a device."
-derivatives(f::TracedField{T,Vector{T}}) where {T} =
-    (; jac = Jacobian(f), tgrad = TimeGradient(f, fill!(similar(f.dz), 0)))
+derivatives(f::TracedField{T,Vector{T}}) where {T} = (; jac = Jacobian(f), tgrad = TimeGradient(f))
 
 # Of a field of kind `:plain` the solver takes differences: it has no tangent, or autograd does not see all of it.
 make_ode_function(f::TracedField, ::Val{:free}) =

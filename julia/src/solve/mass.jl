@@ -70,4 +70,4 @@ function combine_rows!(x, rows, samples)
 end
 
 mass_function(f::TracedField, m::Mass) =
-    mass_function(f, f, Jacobian(f), TimeGradient(f, fill!(similar(f.dz), 0)), m.matrix, m.left)
+    mass_function(f, f, Jacobian(f), TimeGradient(f), m.matrix, m.left)
