@@ -62,7 +62,7 @@ class Repeated:
         numbers: Sequence[float],
     ) -> None:
         self.latest, self.engine, self.throw, self.form = latest, engine, throw, form
-        self.times, self.numbers = times, numbers
+        self.times, self.numbers = times.clone(), numbers  # they may be the user's own, who changes them in place
         self.of_state = problem.field.function is not function  # which had to be given the time
         self.is_tuple, self.tracked = form.is_tuple, torch.is_grad_enabled()
         self.known = problem.known
@@ -107,6 +107,7 @@ class Repeated:
         return outcome(run, z, function, self.form, given, times, self.numbers)
 
 
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 _outline = attrgetter("dtype", "requires_grad", "shape", "device")
 
 
@@ -121,5 +122,7 @@ class _Outlines:
         if not self.kinds:
             return not tensors
         if list(map(type, tensors)) != self.kinds or list(map(_outline, tensors)) != self.outlines:
+            return False
+        if any(map(_is_wrapped, tensors)):  # that a transform has left
             return False
         return torch.is_inference_mode_enabled() or not any(map(Tensor.is_inference, tensors))

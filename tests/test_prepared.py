@@ -1,6 +1,8 @@
 """A prepared solve is `solve`, and so is one like the one before: the same numbers, bit for bit, whatever changes."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -411,3 +413,155 @@ def test_a_class_that_changes(engine):
     expected = solve(lambda t, z: 2 * layer(z), x, T, engine=engine).z
     for z in found():
         torch.testing.assert_close(z, expected)
+
+
+class OfState(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, z):
+        return self.layer(z)
+
+
+class Twice(OfState):
+    def forward(self, z):
+        return 2 * self.layer(z)
+
+
+class Timed(OfState):
+    def forward(self, t, z):
+        return self.layer(z) * (1 + t)
+
+
+class Sparse(OfState):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("matrix", torch.eye(2).to_sparse())
+
+    def forward(self, z):
+        return torch.sparse.mm(self.matrix, self.layer(z).T).T
+
+
+class Mixed(OfState):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("scale", torch.tensor([1.0, 2.0], dtype=torch.float64))
+
+    def forward(self, z):
+        return self.layer(z) * self.scale.float()
+
+
+class WithProperty(OfState):
+    @property
+    def factor(self):
+        return 1.0
+
+    def forward(self, z):
+        return self.factor * self.layer(z)
+
+
+class TimedTwice(OfState):
+    def forward(self, t, z):
+        return 2 * self.layer(z) * (1 + t)
+
+
+class Tripled(nn.Linear):
+    def forward(self, z):
+        return 3 * super().forward(z)
+
+
+def tripled(module, *gradients):
+    return tuple(None if g is None else 3 * g for g in gradients[0])
+
+
+CHANGES = {
+    "a sparse buffer": (Sparse, lambda field: field.matrix.mul_(3)),
+    "a buffer of another dtype": (Mixed, lambda field: field.scale.mul_(3)),
+    "the class": (OfState, lambda field: setattr(field, "__class__", Twice)),
+    "the class of one that takes the time": (Timed, lambda field: setattr(field, "__class__", TimedTwice)),
+    "a submodule's class": (OfState, lambda field: setattr(field.layer, "__class__", Tripled)),
+    "a backward hook": (OfState, lambda field: field.layer.register_full_backward_hook(tripled)),
+    "a backward pre-hook": (OfState, lambda field: field.layer.register_full_backward_pre_hook(tripled)),
+    "a forward hook": (OfState, lambda field: field.layer.register_forward_hook(lambda module, inputs, out: 3 * out)),
+}
+
+
+def by_new_field(field, z0, engine):
+    """What a field gives, and a new one that is like it, with gradients."""
+    found = []
+    for f in (field, copy.deepcopy(field)):
+        z = solve(f, z0, T, engine=engine).z
+        found.append((z, *torch.autograd.grad(z.square().sum(), f.layer.parameters())))
+    return found
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_changes_that_are_seen(what, engine):
+    make, change = CHANGES[what]
+    field, z0 = make(), torch.randn(3, 2)
+    before, *_ = [by_new_field(field, z0, engine)[0] for _ in range(4)]
+    change(field)
+    for _ in range(4):
+        found, expected = by_new_field(field, z0, engine)
+        for a, b in zip(found, expected, strict=True):
+            assert torch.equal(a, b)
+        assert any(not torch.equal(a, b) for a, b in zip(found, before, strict=True))
+
+
+def test_code_and_hooks_of_all_modules_that_change(engine):
+    class OwnCode(OfState):
+        def forward(self, z):
+            return self.layer(z)
+
+    class OwnProperty(WithProperty):
+        @property
+        def factor(self):
+            return 2.0
+
+    for kind, place, code in (
+        (OwnCode, OwnCode.forward, Twice.forward.__code__),
+        (OwnProperty, OwnProperty.factor.fget, (lambda self: 3.0).__code__),
+    ):
+        field, z0 = kind(), torch.randn(3, 2)
+        before, *_ = [by_new_field(field, z0, engine)[0] for _ in range(4)]
+        place.__code__ = code
+        found, expected = by_new_field(field, z0, engine)
+        assert torch.equal(found[0], expected[0])
+        assert not torch.equal(found[0], before[0])
+        hook = torch.nn.modules.module.register_module_forward_hook(
+            lambda module, inputs, output: 2 * output if isinstance(module, nn.Linear) else None
+        )
+        try:
+            hooked, expected = by_new_field(field, z0, engine)
+        finally:
+            hook.remove()
+        assert torch.equal(hooked[0], expected[0])
+        assert not torch.equal(hooked[0], found[0])
+        assert torch.equal(by_new_field(field, z0, engine)[0][0], found[0])
+
+
+@pytest.mark.parametrize("kind", [OfState, Timed])
+def test_nothing_of_the_users_is_held(kind, engine):
+    field, z0, t = kind(), torch.randn(3, 2), T.double()
+    for _ in range(3):
+        solve(field, z0, t, engine=engine)
+    t += 1
+    other = T.double()
+    assert torch.equal(
+        solve(field, z0, other, engine=engine).z, solve(copy.deepcopy(field), z0, other, engine=engine).z
+    )
+    for _ in range(4):
+        field.last = solve(field, z0, T, engine=engine).z
+    held = weakref.ref(field), weakref.ref(other)
+    del field, other
+    gc.collect()
+    assert [x() for x in held] == [None, None]
+
+
+def test_a_tensor_that_a_transform_has_left(engine):
+    field, z0, left = OfState(), torch.randn(3, 2), []
+    for _ in range(3):
+        expected = solve(field, z0, T, engine=engine).z
+    torch.vmap(lambda x: (left.append(x), x)[1])(z0[None])
+    assert torch.equal(solve(field, left[0], T, engine=engine).z, expected)

@@ -79,6 +79,7 @@ class Field:
             place of the parameters that they depend on; then what it captures otherwise. Complex ones are pairs of
             real numbers, `(…, 2)`.
         names: of the parameters.
+        dtype: the state's.
         optional: the names of those whose gradient is `None`, rather than zero, where the solution does not depend on
             them.
         time_dtype: in which the function gets the time: the state's, or double where it asks for that.
@@ -103,7 +104,7 @@ class Field:
             raise FieldError(f"field must be an nn.Module or a callable f(t, z, *args), got {type(function).__name__}")
         self.function = function
         self.is_tuple, self.autocast = is_tuple, autocast
-        self.unwraps = False
+        self.unwraps, self.dtype = False, z0[0].dtype
         self.time_dtype = time_dtype(function, z0[0].dtype)
         self.memory = memory_of(function)
         self._values: Mapping[str, Tensor] = {}
@@ -165,7 +166,7 @@ class Field:
         return found if found.found["parameters"] is self.parameters else None
 
     def _key(self, n_states: int, shapes: tuple[Any, ...]) -> tuple[Any, ...]:
-        found = fingerprint(self.reads, self.memory.attributes)
+        found = fingerprint(self.reads, self.dtype, self.memory.attributes)
         kept = tuple((k, v) for k, v in found.items() if k not in self.memory.volatile)
         followed = frozenset(n for n, x in self.named_tensors().items() if is_wrapped(x) or moves(x))
         return kept, followed, frozenset(self.memory.late), self.is_tuple, n_states, shapes
@@ -275,7 +276,7 @@ class Field:
 
     def state(self) -> dict[Any, Any]:
         """What evaluations depend on although the copy shares it with the user, to be compared with later."""
-        return contents(Reads(self._live.frozen.function), self.memory.attributes, self.memory.volatile)
+        return contents(Reads(self._live.frozen.function), self.dtype, self.memory.attributes, self.memory.volatile)
 
     def arrays(self) -> Arrays | None:
         """The NumPy arrays that the function reads; `None` without any, and where a look at its places was enough."""
@@ -305,7 +306,7 @@ class Field:
         """
         known = next((key[0] for key, facts in self.memory.facts.items() if facts is self.facts), ())
         before = {place: value for place, value in known if isinstance(place, tuple)}
-        now = fingerprint(Reads(self.function), self.memory.attributes)
+        now = fingerprint(Reads(self.function), self.dtype, self.memory.attributes)
         changed = ["".join(k) for k, value in before.items() if k in now and now[k] != value]
         if changed:
             raise FieldError(
@@ -357,10 +358,10 @@ class Field:
         """What one evaluation shows: what it reads, and which parts of the field matter."""
         import_for_fields()
         check_norms(self.reads.owners)
-        before = fingerprint(self.reads)
+        before = fingerprint(self.reads, self.dtype)
         with untransformed(), unhooked():
             names, differentiates, jumps, cached = self._examine(z0, t0, args)
-        after = fingerprint(self.reads)
+        after = fingerprint(self.reads, self.dtype)
         self.memory.volatile |= {k for k in after if isinstance(k, tuple) and after[k] != before.get(k)}
         runs_on = next(filter(None, (getattr(type(o), "runs_on", None) for o in self.reads.owners.values())), None)
         own = _own_module(self.function)
@@ -446,13 +447,25 @@ class Latest:
         assert made is not None
         self.watch, self.signature, self.module, self.by = watch, signature, weakref.ref(made[0]), made[1]
         self.default_dtype, self.sees_all = torch.get_default_dtype(), watch.sees_all and not field.memory.late
-        names = ("is_tuple", "autocast", "unwraps", "time_dtype", "memory", "facts", "parameters", "parametrized")
+        # Of sparse tensors engines make dense copies.
+        self.sees_all &= all(x.layout is torch.strided for x in field.named_tensors().values())
+        names = (
+            "is_tuple",
+            "autocast",
+            "unwraps",
+            "dtype",
+            "time_dtype",
+            "memory",
+            "facts",
+            "parameters",
+            "parametrized",
+        )
         self.found = {name: getattr(field, name) for name in (*names, "_values", "_tensors")} | {"_watch": watch}
 
     @staticmethod
     def of(field: Field, n_states: int, shapes: tuple[Any, ...]) -> Latest | None:
         """That of a `Field`; `None` where a look at its places is not enough."""
-        watch = Watch.of(field.function, field.reads, field.memory.attributes)
+        watch = Watch.of(field.function, field.reads, field.dtype, field.memory.attributes)
         return None if watch is None else Latest(field, watch, (field.is_tuple, n_states, shapes))
 
     def holds(self, function: Any) -> bool:

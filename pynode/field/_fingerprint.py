@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import types
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Set
@@ -16,14 +17,20 @@ from torch import Tensor, nn
 from pynode.field._bindings import INTERNAL, Reads, captured_by, is_plain_object, of_a_library, slots_of
 from pynode.field._parametrized import requires_grad
 
-__all__ = ["attributes_read", "contents", "fingerprint"]
+__all__ = ["HOOKS", "attributes_read", "contents", "fingerprint", "hooks_of_all"]
 
 # Whose attribute, by the owner's prefix, and its name.
 Attribute = tuple[str, str]
 
 _PLAIN = (int, float, str, bool, bytes, complex, type(None), torch.dtype, torch.device, torch.Size, type)
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_GLOBAL: list[dict[int, Any]] = [getattr(torch.nn.modules.module, f"_global{name}") for name in HOOKS]
 _DEEP = 8  # containers and objects within one another that are looked into
+
+
+def hooks_of_all() -> list[Any]:
+    """The hooks that PyTorch runs of every module."""
+    return list(itertools.chain.from_iterable(map(dict.values, _GLOBAL)))
 
 
 @contextlib.contextmanager
@@ -61,17 +68,20 @@ def _matters(owner: nn.Module, name: str) -> bool:
     return name in owner.__dict__ or not type(owner).__module__.startswith("torch.")
 
 
-def fingerprint(reads: Reads, attributes: set[Attribute] | None = None) -> dict[Any, Any]:
+def fingerprint(reads: Reads, dtype: torch.dtype, attributes: set[Attribute] | None = None) -> dict[Any, Any]:
     """What a trace depends on, by where it is found; all values can be hashed.
 
     Args:
         reads: what the field reads.
+        dtype: the state's.
         attributes: the attributes of modules that matter; all of the instances' own when `None`.
     """
-    freeze = functools.partial(_freeze, apart={id(part) for part in reads.parts.values()})
+    freeze = functools.partial(_freeze, dtype=dtype, apart={id(part) for part in reads.parts.values()})
     key: dict[Any, Any] = {}
+    if of_all := hooks_of_all():
+        key["hooks"] = freeze(of_all, 2)
     for name, tensor in (*reads.tensors.items(), *reads.captured.items()):
-        key[name] = _outline(tensor)
+        key[name] = _outline(tensor, dtype)
     for name in reads.parametrized:
         key[name] = requires_grad(reads.parametrized, name)
     for prefix, owner in reads.owners.items():
@@ -79,7 +89,7 @@ def fingerprint(reads: Reads, attributes: set[Attribute] | None = None) -> dict[
         if isinstance(owner, torch.jit.ScriptModule):
             key[prefix, "script"] = (id(owner._c), owner.training)
             continue
-        hooks = [tuple(owner.__dict__[name].values()) for name in _HOOKS]
+        hooks = [tuple(owner.__dict__[name].values()) for name in HOOKS]
         if any(hooks):
             key[prefix, "hooks"] = freeze(hooks, 2)
         if attributes is None:
@@ -118,9 +128,9 @@ def _attribute(freeze: Callable[[Any, int], Any], owner: nn.Module, name: str) -
     return freeze(getattr(kind, name, None), _DEEP)
 
 
-def _outline(x: Tensor) -> tuple[Any, ...]:
-    # Indices and masks become part of a trace with their values.
-    values = () if x.is_floating_point() else (id(x), _version(x))
+def _outline(x: Tensor, dtype: torch.dtype) -> tuple[Any, ...]:
+    # Indices and masks become part of a trace with their values, as do numbers of another dtype than the state's.
+    values = () if x.dtype is dtype or (x.is_floating_point() and x.requires_grad) else (id(x), _version(x))
     return (x.shape, x.dtype, x.device, x.requires_grad, *values)
 
 
@@ -128,15 +138,15 @@ def _version(x: Tensor) -> int:
     return -1 if x.is_inference() else x._version
 
 
-def contents(reads: Reads, attributes: set[Attribute], volatile: set[Any]) -> dict[Any, Any]:
+def contents(reads: Reads, dtype: torch.dtype, attributes: set[Attribute], volatile: set[Any]) -> dict[Any, Any]:
     """As `fingerprint`, less what evaluations change, and with the tensors' versions."""
-    found = {key: value for key, value in fingerprint(reads, attributes).items() if key not in volatile}
+    found = {key: value for key, value in fingerprint(reads, dtype, attributes).items() if key not in volatile}
     for name, tensor in (*reads.tensors.items(), *reads.captured.items()):
         found[name] = (id(tensor), _version(tensor))
     return found
 
 
-def _freeze(value: Any, depth: int, apart: Set[int]) -> Any:
+def _freeze(value: Any, depth: int, dtype: torch.dtype, apart: Set[int]) -> Any:
     """A value as something that can be hashed, equal for as long as nothing within it changes.
 
     Objects and functions whose ids are among `apart` are looked at on their own, and nothing more than once.
@@ -144,7 +154,7 @@ def _freeze(value: Any, depth: int, apart: Set[int]) -> Any:
     if isinstance(value, _PLAIN):
         return value
     if isinstance(value, Tensor):
-        return _outline(value)
+        return _outline(value, dtype)
     if isinstance(value, np.ndarray):
         return (value.shape, value.dtype.str, hash(value.tobytes()))
     if isinstance(value, nn.Module) or id(value) in apart:  # looked at on its own
@@ -152,19 +162,22 @@ def _freeze(value: Any, depth: int, apart: Set[int]) -> Any:
     if not depth:
         return id(value)
     if isinstance(value, list | tuple | deque):
-        return tuple(_freeze(v, depth - 1, apart) for v in value)
+        return tuple(_freeze(v, depth - 1, dtype, apart) for v in value)
     if isinstance(value, dict):
-        return tuple((k, _freeze(v, depth - 1, apart)) for k, v in value.items() if isinstance(k, _PLAIN))
+        return tuple((k, _freeze(v, depth - 1, dtype, apart)) for k, v in value.items() if isinstance(k, _PLAIN))
     if isinstance(value, set | frozenset):
-        return frozenset(_freeze(v, depth - 1, apart) for v in value)
+        return frozenset(_freeze(v, depth - 1, dtype, apart) for v in value)
     if isinstance(value, types.FunctionType):
         if of_a_library(value) and not value.__closure__:  # its globals lead everywhere, and stay what they are
             return value
-        return (value.__code__, *((k, _freeze(v, depth - 1, apart)) for k, v in captured_by(value)))
+        return (value.__code__, *((k, _freeze(v, depth - 1, dtype, apart)) for k, v in captured_by(value)))
     if isinstance(value, types.MethodType):
-        return (_freeze(value.__func__, depth - 1, apart), _freeze(value.__self__, depth - 1, apart))
+        return (_freeze(value.__func__, depth - 1, dtype, apart), _freeze(value.__self__, depth - 1, dtype, apart))
     if isinstance(value, functools.partial):
-        return tuple(_freeze(v, depth - 1, apart) for v in (value.func, value.args, value.keywords))
+        return tuple(_freeze(v, depth - 1, dtype, apart) for v in (value.func, value.args, value.keywords))
     if is_plain_object(value):
-        return (type(value), _freeze({**getattr(value, "__dict__", {}), **dict(slots_of(value))}, depth - 1, apart))
+        return (
+            type(value),
+            _freeze({**getattr(value, "__dict__", {}), **dict(slots_of(value))}, depth - 1, dtype, apart),
+        )
     return id(value)

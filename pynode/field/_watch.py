@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from pynode.field._bindings import INTERNAL, Reads, captured_by, of_a_library
 from pynode.field._derived import made_of
+from pynode.field._fingerprint import HOOKS, hooks_of_all
 
 __all__ = ["Watch"]
 
-_IMMUTABLE = (int, float, str, bool, bytes, complex, type(None), Tensor, nn.Module)
-_HELD = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks")
+_IMMUTABLE = (int, float, str, bool, bytes, complex, type(None), Tensor)
+_HELD = ("_parameters", "_buffers", "_modules", *HOOKS)
 
 
 def _names(owner: nn.Module) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
@@ -47,8 +48,8 @@ class Watch:
     def __init__(self, reads: Reads, attributes: set[tuple[str, str]], derived: bool) -> None:
         # Not the modules' dictionaries, which may come to hold what holds the modules, as a solution does.
         owners = reads.owners.values()
-        self.owners = [(weakref.ref(o), _names(o), len(o.__dict__)) for o in owners]
-        self.held = [x for o, (_, names, _) in zip(owners, self.owners, strict=True) for x in names(o.__dict__)]
+        self.owners = [(weakref.ref(o), type(o), _names(o), len(o.__dict__)) for o in owners]
+        self.held = [x for o, (*_, names, _) in zip(owners, self.owners, strict=True) for x in names(o.__dict__)]
         self.places = [o.__dict__[name] for o in owners for name in _HELD]  # held above
         self.lengths = list(map(len, self.places))
         self.filled = list(filter(None, self.places))
@@ -58,13 +59,14 @@ class Watch:
         self.prefixes, self.named = list(reads.owners), reads.tensors
         self.sees_all, self.derived = not (reads.opaque or reads.arrays), derived
         self.methods = [
-            (type(reads.owners[prefix]), name, getattr(type(reads.owners[prefix]), name, None))
+            (kind, name, getattr(kind, name, None), _code(getattr(kind, name, None)))
             for prefix, name in attributes
             if prefix in reads.owners  # not what a field made of this one has been seen to read
+            for kind in (type(reads.owners[prefix]),)
         ]
 
     @staticmethod
-    def of(function: Any, reads: Reads, attributes: set[tuple[str, str]]) -> Watch | None:
+    def of(function: Any, reads: Reads, dtype: torch.dtype, attributes: set[tuple[str, str]]) -> Watch | None:
         """A watch, or `None` where a look at the places would not be enough."""
         if made_of(function) is None or reads.captured or reads.parametrized:
             return None
@@ -74,14 +76,17 @@ class Watch:
             return None
         if any(isinstance(owner, torch.jit.ScriptModule) for owner in reads.owners.values()):
             return None
+        if hooks_of_all():
+            return None
         for owner in reads.owners.values():
             own = owner.__dict__.items()
             if not all(isinstance(value, _IMMUTABLE) for name, value in own if name not in INTERNAL):
                 return None
-        if not all(x.is_floating_point() for x in reads.tensors.values()):
+        # Of another dtype their values matter; and a graph may lead to what holds the module.
+        if not all((x.dtype is dtype or x.requires_grad) and x.grad_fn is None for x in reads.tensors.values()):
             return None
         watch = Watch(reads, attributes, derived)
-        for _, _, method in watch.methods:
+        for _, _, method, _ in watch.methods:
             if (
                 isinstance(method, types.FunctionType)
                 and not _is_fixed(method)
@@ -99,9 +104,9 @@ class Watch:
     def unchanged(self) -> bool:
         """Whether all is where it was."""
         held: list[Any] = []
-        for ref, names, length in self.owners:
+        for ref, kind, names, length in self.owners:
             owner = ref()
-            if owner is None or len(owner.__dict__) != length:
+            if type(owner) is not kind or len(owner.__dict__) != length:
                 return False
             try:
                 held += names(owner.__dict__)
@@ -116,4 +121,13 @@ class Watch:
         for x, shape, dtype, device, requires_grad in self.tensors:
             if x.requires_grad is not requires_grad or x.shape != shape or x.dtype is not dtype or x.device != device:
                 return False
-        return all(getattr(kind, name, None) is method for kind, name, method in self.methods)
+        for kind, name, method, code in self.methods:
+            now = getattr(kind, name, None)
+            if now is not method or _code(now) is not code:
+                return False
+        return not hooks_of_all()
+
+
+def _code(method: Any) -> Any:
+    """What may become another while a method, or a property, stays the same object."""
+    return getattr(method.fget if isinstance(method, property) else method, "__code__", None)

@@ -43,7 +43,7 @@ class InClass(nn.Module):
 @pytest.mark.parametrize("make", [Tied, lambda: nn.Sequential(nn.Linear(2, 3), nn.GELU(), nn.Linear(3, 2))])
 def test_a_module_that_has_not_changed_is_known_without_a_walk(make: Callable[[], nn.Module]) -> None:
     module = make()
-    watch = Watch.of(module, Reads(module), set())
+    watch = Watch.of(module, Reads(module), torch.float32, set())
     assert watch is not None
     known, walked = watch.reads(), Reads(module)
     assert known is not None
@@ -60,7 +60,7 @@ def test_a_module_that_has_not_changed_is_known_without_a_walk(make: Callable[[]
 
 def test_a_module_with_more_than_its_own_attributes_is_walked_through() -> None:
     module = InClass()
-    watch = Watch.of(module, Reads(module), set())
+    watch = Watch.of(module, Reads(module), torch.float32, set())
     assert watch is None or watch.reads() is None
 
 
@@ -69,7 +69,7 @@ def test_the_same_things_by_other_names(kind: str) -> None:
     module = nn.Sequential(OrderedDict(a=nn.Linear(2, 2), b=nn.Tanh(), c=nn.Linear(2, 2)))
     module.register_parameter("x", nn.Parameter(torch.ones(2)))
     module.register_parameter("y", nn.Parameter(torch.zeros(2)))
-    watch = Watch.of(module, Reads(module), set())
+    watch = Watch.of(module, Reads(module), torch.float32, set())
     assert watch is not None
     one, other = ("a", "c") if kind == "modules" else ("x", "y")
     a, b = getattr(module, one), getattr(module, other)
