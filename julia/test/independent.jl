@@ -16,9 +16,9 @@ using PyNODE: MAX_BLOCKS, OrderedSum, SampleTheta, add_part!, blocks, forward_ea
         lock(() -> (found[b] = copy(values); counts[b] = n), guard)
     end
     @test sort(unique(each.owner)) ⊆ 1:tasks
-    gradients = Dict{Int,Any}()
+    gradients, sums = Dict{Int,Any}(), Set{UInt}()
     total = pullback_each(each, g) do b, c, n
-        lock(() -> gradients[b] = deepcopy(c), guard)
+        lock(() -> (gradients[b] = deepcopy(c); push!(sums, objectid(c.θ))), guard)
         @test n > 0
     end
     alone, shared = make_field(kernel, 1, :joint), zeros(2)
@@ -35,6 +35,7 @@ using PyNODE: MAX_BLOCKS, OrderedSum, SampleTheta, add_part!, blocks, forward_ea
         @test gradients[b].ts == c.ts
     end
     @test total[3:4] == shared
+    @test length(sums) <= tasks  # what the samples share is added up as it comes
 end
 
 @testset "samples are parted the same way whatever solves them" begin

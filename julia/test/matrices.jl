@@ -137,3 +137,11 @@ end
     z = draw(4, 5)
     @test evaluate(g, [z]) == z .* (0:4)'
 end
+
+@testset "a transposed matrix times one column, $T, $n × $m" for T in (Float32, Float64), (n, m) in ((2, 16), (16, 2), (8, 64), (40, 40), (3, 1))
+    w, x, y = T.(sin.(reshape(1:(n * m), n, m))), T.(cos.(reshape(1:n, n, 1))), fill(T(NaN), m, 1)
+    exact = transpose(Float64.(w)) * Float64.(x)
+    @test PyNODE.multiply!(y, transpose(w), x, false) ≈ exact rtol = 10eps(T) * n
+    @test PyNODE.multiply!(y, transpose(w), x, true) ≈ 2exact rtol = 10eps(T) * n
+    @test_throws DimensionMismatch PyNODE.multiply!(y, transpose(w), x[2:end, :], false)
+end
