@@ -171,6 +171,8 @@ def _freeze(value: Any, depth: int, dtype: torch.dtype, apart: Set[int]) -> Any:
         if of_a_library(value) and not value.__closure__:  # its globals lead everywhere, and stay what they are
             return value
         return (value.__code__, *((k, _freeze(v, depth - 1, dtype, apart)) for k, v in captured_by(value)))
+    if isinstance(value, property):
+        return _freeze(value.fget, depth, dtype, apart)
     if isinstance(value, types.MethodType):
         return (_freeze(value.__func__, depth - 1, dtype, apart), _freeze(value.__self__, depth - 1, dtype, apart))
     if isinstance(value, functools.partial):
