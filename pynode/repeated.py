@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pynode.derivatives import Failed, Run, differentiable
 from pynode.engine.protocol import Engine, Problem
-from pynode.field import Latest
+from pynode.field._field import Latest
 from pynode.field._outside import is_recording
 from pynode.field._transforms import is_active
 from pynode.nn._signature import of_state

@@ -6,7 +6,6 @@ from pynode.field._explain import Explanation as Explanation
 from pynode.field._explain import StepCost as StepCost
 from pynode.field._explain import explain as explain
 from pynode.field._field import Field as Field
-from pynode.field._field import Latest as Latest
 from pynode.field._graph import FieldGraph as FieldGraph
 from pynode.field._interpreter import interpret as interpret
 from pynode.field._trace import trace as trace
@@ -16,7 +15,6 @@ __all__ = [
     "Explanation",
     "Field",
     "FieldGraph",
-    "Latest",
     "StepCost",
     "explain",
     "interpret",

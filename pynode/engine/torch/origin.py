@@ -33,7 +33,7 @@ def counts_from_zero(problem: Problem) -> bool:
 
 def from_zero(problem: Problem) -> Problem:
     """The problem with its times counted from the first."""
-    given = {f.name: getattr(problem, f.name) for f in fields(problem)}
+    given = {f.name: getattr(problem, f.name) for f in fields(problem) if f.init}
     return _FromZero(**{**given, "t": problem.t - problem.t[0], "origin": problem.t[0]})
 
 
