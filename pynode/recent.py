@@ -35,32 +35,38 @@ class Recent:
     """
 
     def __init__(self, keywords: list[Any], t: Tensor) -> None:
-        self.keywords, self.kinds, self.t = keywords, list(map(type, keywords)), t.detach().clone()
-        self.engine = os.environ.get("PYNODE_ENGINE")
+        self.keywords, self.kinds, self.engine = keywords, list(map(type, keywords)), os.environ.get("PYNODE_ENGINE")
+        self._take(t)
+
+    def _take(self, t: Tensor) -> None:
+        self.t = t.detach().clone()
         self.repeated: dict[bool, Repeated] = {}
 
     @staticmethod
     def of(field: Callable[..., Any], t: Any, asked: Asked) -> Recent | None:
         """That of the solve before, if this one is asked for the same; else this one's is kept for the next."""
-        if type(t) is not Tensor or t.requires_grad or is_active() or is_recording():
+        if type(t) is not Tensor or t.dim() != 1 or t.requires_grad or is_active() or is_recording():
             return None
         if not asked.is_plain or made_of(field) is None:
             return None
         memory, keywords = memory_of(field), list(vars(asked).values())
         found: Recent | None = memory.recent
-        if found is not None and found._is_of(keywords, t):
-            return found
-        plain = t.dim() == 1 and all([x == () if type(x) is tuple else isinstance(x, _PLAIN) for x in keywords])
+        if found is not None and found._asks_for(keywords):
+            if found._is_over(t):
+                return found
+            found._take(t)
+            return None
+        plain = all([x == () if type(x) is tuple else isinstance(x, _PLAIN) for x in keywords])
         memory.recent = Recent(keywords, t) if plain else None
         return None
 
-    def _is_of(self, keywords: list[Any], t: Tensor) -> bool:
-        if list(map(type, keywords)) != self.kinds or keywords != self.keywords:
-            return False
+    def _asks_for(self, keywords: list[Any]) -> bool:
+        same = list(map(type, keywords)) == self.kinds and keywords == self.keywords
+        return same and os.environ.get("PYNODE_ENGINE") == self.engine
+
+    def _is_over(self, t: Tensor) -> bool:
         own = self.t
-        if t.dtype is not own.dtype or t.device != own.device or t.shape != own.shape or not torch.equal(t, own):
-            return False
-        return os.environ.get("PYNODE_ENGINE") == self.engine
+        return t.dtype is own.dtype and t.device == own.device and t.shape == own.shape and torch.equal(t, own)
 
     def solve(self, field: Callable[..., Any], z0: Any, t: Any, args: Sequence[Tensor]) -> Solution | None:
         """The solution, if there is what solves the like; else `None`."""

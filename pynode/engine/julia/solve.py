@@ -87,9 +87,10 @@ class Solve:
         # Of a kernel autograd looks at the parameters, which come first, and are saved.
         self.beside = self.read[len(problem.parameters) :] if isinstance(lowered, Traced) else self.read
         self.kernel: Kernel | None = None
-        as_it_is = all([x.layout is torch.strided and x.is_floating_point() for x in (*problem.args, *self.read)])
-        if isinstance(lowered, Traced) and self.device.stream is None and as_it_is:
-            self.kernel = Kernel(self.device, lowered.kernel, self.read)
+        if problem.known is not None and isinstance(lowered, Traced) and self.device.stream is None:
+            read = (*problem.args, *self.read)
+            if all([x.layout is torch.strided and x.is_floating_point() for x in read]):
+                self.kernel = Kernel(self.device, lowered.kernel, self.read)
 
     def again(self, problem: Problem, started: float) -> Integration:
         """Integrate another problem; see `__call__`."""
