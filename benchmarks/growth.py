@@ -7,8 +7,7 @@ the midpoint rule, two evaluations each; on the last each sample has steps of it
 The packages take turns; a figure is the least of the rounds, in milliseconds of the process's processor time, on which
 other programs have little influence. A package leaves an axis where a call would take longer than `--limit` seconds.
 
-Give each axis a process of its own: large solves before small ones make these slower. Prints a table for each axis, and
-with `--out` writes the rows (`growth.json`) and a figure (`growth.png`) to a folder.
+Prints a table for each axis, and with `--out` writes the rows (`growth.json`) and a figure (`growth.png`) to a folder.
 """
 
 from __future__ import annotations
