@@ -49,30 +49,32 @@ function (text, batches)
         w = PyNODE.Workspace(kernel, batch)
         u2, du2 = copy(u), zero(w.du)
         copyto!(w.θ, θ), copyto!(w.u, u), copyto!(w.v, v)
-        residuals = PyNODE.new_residuals(w)
-        prologue, value, vjp = (PyNODE.bind(w, p) for p in (kernel.prologue, kernel.value, kernel.vjp))
-        record = PyNODE.bind(w, kernel.record; u = u2, du = du2, residuals)
-        replay = PyNODE.bind(w, kernel.replay; u = u2, residuals)
-        # Each twice, so that what is left over from a run would show.
-        prologue(t), run!(value, t), run!(vjp, t)
-        allocated = (bytes(value, t), bytes(vjp, t))
-        products = map(copy, (w.dz, w.dθ, w.dt))
-        GC.@preserve u2 du2 begin
+        held = Any[w, u2, du2]  # programs do not keep the memory of these alive
+        GC.@preserve held begin
+            residuals = PyNODE.new_residuals(w)
+            prologue, value, vjp = (PyNODE.bind(w, p) for p in (kernel.prologue, kernel.value, kernel.vjp))
+            record = PyNODE.bind(w, kernel.record; u = u2, du = du2, residuals)
+            replay = PyNODE.bind(w, kernel.replay; u = u2, residuals)
+            # Each twice, so that what is left over from a run would show.
+            prologue(t), run!(value, t), run!(vjp, t)
+            allocated = (bytes(value, t), bytes(vjp, t))
+            products = map(copy, (w.dz, w.dθ, w.dt))
             run!(record, t), run!(replay, t)
             recorded = (bytes(record, t), bytes(replay, t))
+            whole = (allocated..., recorded..., w.du, products..., du2, w.dz, w.dθ, w.dt)
+            batch > 1 && PyNODE.samples_apart(kernel.graph) || return whole
+            parted = PyNODE.Workspace(kernel, batch; threads = 2, rows = 2)
+            push!(held, parted)
+            copyto!(parted.θ, θ), copyto!(parted.u, u), copyto!(parted.v, v)
+            residuals = PyNODE.new_residuals(parted)
+            record = PyNODE.bind(parted, kernel.record; u = u2, du = du2, residuals)
+            replay = PyNODE.bind(parted, kernel.replay; u = u2, residuals)
+            prologue, value, vjp = (PyNODE.bind(parted, p) for p in (kernel.prologue, kernel.value, kernel.vjp))
+            foreach(p -> p(t), (prologue, value, vjp))
+            once = map(copy, (parted.du, parted.dz, parted.dθ, parted.dt))
+            record(t), replay(t)
+            return (whole..., once..., du2, parted.dz, parted.dθ, parted.dt)
         end
-        whole = (allocated..., recorded..., w.du, products..., du2, w.dz, w.dθ, w.dt)
-        batch > 1 && PyNODE.samples_apart(kernel.graph) || return whole
-        parted = PyNODE.Workspace(kernel, batch; threads = 2, rows = 2)
-        copyto!(parted.θ, θ), copyto!(parted.u, u), copyto!(parted.v, v)
-        residuals = PyNODE.new_residuals(parted)
-        record = PyNODE.bind(parted, kernel.record; u = u2, du = du2, residuals)
-        replay = PyNODE.bind(parted, kernel.replay; u = u2, residuals)
-        prologue, value, vjp = (PyNODE.bind(parted, p) for p in (kernel.prologue, kernel.value, kernel.vjp))
-        foreach(p -> p(t), (prologue, value, vjp))
-        once = map(copy, (parted.du, parted.dz, parted.dθ, parted.dt))
-        GC.@preserve u2 du2 (record(t), replay(t))
-        return (whole..., once..., du2, parted.dz, parted.dθ, parted.dt)
     end
 end
 """
