@@ -112,6 +112,7 @@ def prepare(field: Callable[..., Any], like: tuple[Any, Tensor | Sequence[float]
     For small problems that are solved again and again, whose solves take as long as looking at their arguments. Times,
     tolerances, names and numbers are looked at once, and taken as they are then. The field, its parameters and all else
     that it reads are looked at in each call, so that training changes them as ever.
+    `solve` by itself spares most of that where a call differs from the one before in the state alone.
 
         solve = pynode.prepare(field, like=(z0, t), rtol=1e-6)
         for _ in range(100):
