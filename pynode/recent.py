@@ -26,20 +26,20 @@ _PLAIN = (str, float, int, type(None), Sensitivity)  # of which two that are equ
 class Recent:
     """What a solve of a module, or of a field made of it, was asked for: states at some times, by plain keywords.
 
+    It stays what it is when the next solve asks for something else, since another thread may be about to go by it.
+
     Args:
         keywords: those of `solve`.
+        kinds: their types.
+        engine: what `PYNODE_ENGINE` said.
         t: the times.
 
     Attributes:
         repeated: what solves the like once more, by whether gradients are enabled.
     """
 
-    def __init__(self, keywords: list[Any], t: Tensor) -> None:
-        self.keywords, self.kinds, self.engine = keywords, list(map(type, keywords)), os.environ.get("PYNODE_ENGINE")
-        self._take(t)
-
-    def _take(self, t: Tensor) -> None:
-        self.t = t.detach().clone()
+    def __init__(self, keywords: list[Any], kinds: list[type], engine: str | None, t: Tensor) -> None:
+        self.keywords, self.kinds, self.engine, self.t = keywords, kinds, engine, t.detach().clone()
         self.repeated: dict[bool, Repeated] = {}
 
     @staticmethod
@@ -54,10 +54,11 @@ class Recent:
         if found is not None and found._asks_for(keywords):
             if found._is_over(t):
                 return found
-            found._take(t)
+            memory.recent = Recent(found.keywords, found.kinds, found.engine, t)
             return None
         plain = all([x == () if type(x) is tuple else isinstance(x, _PLAIN) for x in keywords])
-        memory.recent = Recent(keywords, t) if plain else None
+        kinds, engine = list(map(type, keywords)), os.environ.get("PYNODE_ENGINE")
+        memory.recent = Recent(keywords, kinds, engine, t) if plain else None
         return None
 
     def _asks_for(self, keywords: list[Any]) -> bool:

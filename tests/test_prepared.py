@@ -12,6 +12,7 @@ from torch.distributions import MultivariateNormal
 from pynode import At, Event, prepare, solve
 from pynode.control import PiecewiseConstant
 from pynode.errors import FieldError, InputError, SolveError
+from pynode.field._memory import memory_of
 from pynode.models import CNF, NODE
 from pynode.nn import ConcatSquash, TimeSequential
 
@@ -383,32 +384,27 @@ def test_models_look_at_what_may_have_changed(engine):
 
 
 def test_a_class_that_changes(engine):
-    class OfState(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Linear(2, 2)
+    class Changing(OfState):
+        forward = OfState.forward
 
-        def forward(self, z):
-            return self.layer(z)
-
-    field, x = OfState(), torch.randn(3, 2)
+    field, x = Changing(), torch.randn(3, 2)
 
     def found():
         return [solve(field, x, T, engine=engine).z for _ in range(4)]
 
     before = found()
-    OfState.forward = lambda self, t, z: t * self.layer(z)
+    Changing.forward = lambda self, t, z: t * self.layer(z)
     after = found()
     expected = solve(lambda t, z: t * field.layer(z), x, T, engine=engine).z
     assert all(torch.equal(z, before[0]) for z in before)
     for z in after:
         torch.testing.assert_close(z, expected)
-    OfState.forward = lambda self, z: 2 * self.layer(z)
+    Changing.forward = lambda self, z: 2 * self.layer(z)
     expected = solve(lambda t, z: 2 * field.layer(z), x, T, engine=engine).z
     for z in found():
         torch.testing.assert_close(z, expected)
     layer = nn.Linear(2, 2)
-    OfState.layer = property(lambda self: layer)
+    Changing.layer = property(lambda self: layer)
     del field.layer
     expected = solve(lambda t, z: 2 * layer(z), x, T, engine=engine).z
     for z in found():
@@ -565,3 +561,15 @@ def test_a_tensor_that_a_transform_has_left(engine):
         expected = solve(field, z0, T, engine=engine).z
     torch.vmap(lambda x: (left.append(x), x)[1])(z0[None])
     assert torch.equal(solve(field, left[0], T, engine=engine).z, expected)
+
+
+def test_what_one_thread_is_about_to_go_by_stays_as_another_solves_over_other_times(engine):
+    field, z0 = Timed(), torch.randn(3, 2)
+    for _ in range(3):
+        expected = solve(field, z0, T, engine=engine).z
+    found = memory_of(field).recent
+    for _ in range(3):
+        solve(field, z0, 2 * T, engine=engine)
+    solution = found.solve(field, z0, T, ())
+    assert (solution is None) == (engine == "torch")
+    assert solution is None or torch.equal(solution.z, expected)
