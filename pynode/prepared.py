@@ -48,6 +48,7 @@ class Prepared:
         each = settings.independent or settings.rtol.each or settings.atol.each
         self._first = 0 if each else 1  # of a shape's sizes the first that may not differ
         self._version, self._given = settings.given._version, settings.given.clone()
+        self._times = self._given.double()
         self._repeated: dict[bool, Repeated] = {}  # what solves the like once more, by whether gradients are enabled
 
     @outside_of_compile
@@ -69,7 +70,7 @@ class Prepared:
         settings = self._settings
         repeated = self._repeated.get(torch.is_grad_enabled())
         if repeated is not None and settings.given._version == self._version:
-            solution = repeated.solve(self.field, z0, args, settings.given)
+            solution = repeated.solve(self.field, z0, args, settings.given, self._times, settings.numbers)
             if solution is not None:
                 return solution
         return self._solve(z0, args)

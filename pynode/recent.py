@@ -14,6 +14,7 @@ from pynode.field._memory import memory_of
 from pynode.field._outside import is_recording
 from pynode.field._transforms import is_active
 from pynode.problem.asked import Asked
+from pynode.problem.inputs import check_times
 from pynode.repeated import Repeated
 from pynode.sensitivity import Sensitivity
 from pynode.solution import Solution
@@ -33,43 +34,50 @@ class Recent:
         kinds: their types.
         engine: what `PYNODE_ENGINE` said.
         t: the times.
-
-    Attributes:
         repeated: what solves the like once more, by whether gradients are enabled.
+
+    Raises:
+        InputError: the times are not usable.
     """
 
-    def __init__(self, keywords: list[Any], kinds: list[type], engine: str | None, t: Tensor) -> None:
-        self.keywords, self.kinds, self.engine, self.t = keywords, kinds, engine, t.detach().clone()
-        self.repeated: dict[bool, Repeated] = {}
+    def __init__(
+        self, keywords: list[Any], kinds: list[type], engine: str | None, t: Tensor, repeated: dict[bool, Repeated]
+    ) -> None:
+        self.keywords, self.kinds, self.engine, self.repeated = keywords, kinds, engine, repeated
+        with torch.inference_mode(False):  # or another solve could not be differentiated
+            self.t, self.numbers = check_times(t.detach().clone(), t)
+            self.times = self.t.double()
 
     @staticmethod
     def of(field: Callable[..., Any], t: Any, asked: Asked) -> Recent | None:
-        """That of the solve before, if this one is asked for the same; else this one's is kept for the next."""
-        if type(t) is not Tensor or t.dim() != 1 or t.requires_grad or is_active() or is_recording():
+        """What this solve is asked for, if the one before was asked for the like; else it is kept for the next.
+
+        Raises:
+            InputError: the times are not usable.
+        """
+        if type(t) is not Tensor or t.dim() != 1 or t.requires_grad or not t.is_cpu or is_active() or is_recording():
             return None
         if not asked.is_plain or made_of(field) is None:
             return None
         memory, keywords = memory_of(field), list(vars(asked).values())
         found: Recent | None = memory.recent
-        if found is not None and found._asks_for(keywords):
-            if found._is_over(t):
-                return found
-            memory.recent = Recent(found.keywords, found.kinds, found.engine, t)
-            return None
+        if found is not None and found._asks_for(keywords) and found._is_like(t):
+            if not torch.equal(t, found.t):
+                memory.recent = found = Recent(found.keywords, found.kinds, found.engine, t, found.repeated)
+            return found
         plain = all([x == () if type(x) is tuple else isinstance(x, _PLAIN) for x in keywords])
         kinds, engine = list(map(type, keywords)), os.environ.get("PYNODE_ENGINE")
-        memory.recent = Recent(keywords, kinds, engine, t) if plain else None
+        memory.recent = Recent(keywords, kinds, engine, t, {}) if plain else None
         return None
 
     def _asks_for(self, keywords: list[Any]) -> bool:
         same = list(map(type, keywords)) == self.kinds and keywords == self.keywords
         return same and os.environ.get("PYNODE_ENGINE") == self.engine
 
-    def _is_over(self, t: Tensor) -> bool:
-        own = self.t
-        return t.dtype is own.dtype and t.device == own.device and t.shape == own.shape and torch.equal(t, own)
+    def _is_like(self, t: Tensor) -> bool:
+        return t.dtype is self.t.dtype and t.shape == self.t.shape
 
     def solve(self, field: Callable[..., Any], z0: Any, t: Any, args: Sequence[Tensor]) -> Solution | None:
         """The solution, if there is what solves the like; else `None`."""
         repeated = self.repeated.get(torch.is_grad_enabled())
-        return None if repeated is None else repeated.solve(field, z0, args, t)
+        return None if repeated is None else repeated.solve(field, z0, args, t, self.times, self.numbers)

@@ -1,4 +1,4 @@
-"""A solve like one that was made before, of the same field and over the same times, for other numbers."""
+"""A solve like one that was made before, of the same field and at as many times, for other numbers."""
 
 from __future__ import annotations
 
@@ -41,8 +41,6 @@ class Repeated:
         function: the user's field.
         state: the tensors that were solved.
         args: the conditioning tensors.
-        times: the times, in double.
-        numbers: what they are.
 
     Attributes:
         tracked: whether gradients were enabled.
@@ -58,11 +56,8 @@ class Repeated:
         function: Callable[..., Any],
         state: Sequence[Tensor],
         args: Sequence[Tensor],
-        times: Tensor,
-        numbers: Sequence[float],
     ) -> None:
         self.latest, self.engine, self.throw, self.form = latest, engine, throw, form
-        self.times, self.numbers = times.clone(), numbers  # they may be the user's own, who changes them in place
         self.of_state = problem.field.function is not function  # which had to be given the time
         self.is_tuple, self.tracked = form.is_tuple, torch.is_grad_enabled()
         self.known = problem.known
@@ -71,14 +66,24 @@ class Repeated:
         self.followed = any(problem.wanted)
         self.levels = [frozenset[int]()] * len(problem.inputs)
 
-    def solve(self, function: Callable[..., Any], z0: Any, args: Any, given: Tensor) -> Solution | None:
+    def solve(
+        self,
+        function: Callable[..., Any],
+        z0: Any,
+        args: Any,
+        given: Tensor,
+        times: Tensor,
+        numbers: Sequence[float],
+    ) -> Solution | None:
         """The solution, or `None` where something is not as it was.
 
         Args:
             function: the user's field.
             z0: a state.
             args: conditioning tensors.
-            given: the same times as before, in their own dtype.
+            given: times, as many as before, in their own dtype, which is the same too.
+            times: the same, in double, in memory that nobody changes.
+            numbers: what they are.
         """
         if torch.is_grad_enabled() is not self.tracked or torch._C._is_any_autocast_enabled():
             return None
@@ -92,7 +97,6 @@ class Repeated:
         field = self.latest.again(of_state(function) if self.of_state else function, state[0].dtype)
         if field is None:
             return None
-        times = self.times
         inputs = (*state, times, *args, *field.parameters)
         z0, args = tuple([x.detach() for x in state]), tuple([x.detach() for x in args])
         problem = Problem(field=field, z0=z0, t=times, args=args, parameters=field.parameters, **self.rest)
@@ -104,7 +108,7 @@ class Repeated:
             z = differentiable(run, inputs) if self.followed else run.solve(inputs)
         except Failed:
             pass  # the run tells of it
-        return outcome(run, z, function, self.form, given, times, self.numbers)
+        return outcome(run, z, function, self.form, given, times, numbers)
 
 
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor

@@ -262,6 +262,6 @@ def _solve(
     numbers = settings.numbers if on_field is None else None
     solution = outcome(run, z, field, form, given, times, numbers, with_cost=running_cost is not None, again=again)
     if problem.known and latest is not None and repeated is not None:
-        made = Repeated(latest, problem, chosen, asked.throw, form, field, state, args, times, settings.numbers)
+        made = Repeated(latest, problem, chosen, asked.throw, form, field, state, args)
         repeated[made.tracked] = made
     return solution

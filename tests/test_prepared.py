@@ -573,3 +573,22 @@ def test_what_one_thread_is_about_to_go_by_stays_as_another_solves_over_other_ti
     solution = found.solve(field, z0, T, ())
     assert (solution is None) == (engine == "torch")
     assert solution is None or torch.equal(solution.z, expected)
+
+
+@pytest.mark.parametrize("kind", [Timed, Field])
+def test_times_that_change_at_each_call(kind, engine):
+    """As many of a dtype are solved by what the solve before has found out, and are the right ones."""
+    field, z0 = kind(), torch.randn(3, 2)
+    asked = {"engine": engine, "rtol": 1e-5}
+    each = [T, 2 * T, T + 1, 1 - T, T.double(), T.double() / 3, T[:3], T[1:4], T.double()[:3], 5 * T - 7]
+    for t in [*each, *each, *(torch.rand(5).sort()[0] for _ in range(5))]:
+        new = copy.deepcopy(field)
+        solution, expected = solve(field, z0, t, **asked), solve(new, z0, t, **asked)
+        assert torch.equal(solution.z, expected.z)
+        assert torch.equal(solution.t, t)
+        gradient = torch.autograd.grad(solution.z.square().sum(), list(field.parameters()))
+        assert all(map(torch.equal, gradient, torch.autograd.grad(expected.z.square().sum(), list(new.parameters()))))
+    with pytest.raises(InputError, match="monotone"):
+        solve(field, z0, T[[0, 2, 1, 3, 4]], **asked)
+    with pytest.raises(InputError, match="finite"):
+        solve(field, z0, T / 0, **asked)

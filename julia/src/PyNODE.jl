@@ -52,6 +52,7 @@ include("lower/rows.jl")
 include("lower/convolution.jl")
 include("lower/kernel.jl")
 include("lower/apart.jl")
+include("lower/memory.jl")
 include("lower/workspace.jl")
 
 include("solve/progress.jl")

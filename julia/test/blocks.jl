@@ -66,6 +66,39 @@ end
     @test !isempty(a.sums) && all(map(===, a.sums, b.sums))
 end
 
+@testset "how many samples a block has" begin
+    # z of so many features, through a product with a matrix, which is as wide as that.
+    function rows(width, wide)
+        nodes = [
+            input(0, [[1, 0], width]), input(1, [width, wide]), node("mm", [0, 1], [[1, 0], wide]),
+            node("sum", [2], [[1, 0], 1]; dims = [1], keepdim = true), node("mul", [0, 3], [[1, 0], width]),
+        ]
+        return PyNODE.rows_of_blocks(graph(["z", "parameter"], nodes, [4]))
+    end
+    @test rows(64, 64) == 1_000_000 ÷ 64^2  # what OpenBLAS packs nothing for
+    @test rows(128, 128) == 256             # its rows would be too few
+    @test rows(8, 512) == 128               # what stays in a cache
+    @test rows(2, 2) == 2^15 ÷ 2
+    few = PyNODE.part_batch(PyNODE.Kernel{Float32}(CONDITIONED), 7, 1)
+    @test few.rows == 7 && few.threads == 1
+end
+
+@testset "a stage's arrays in one block, of $batch samples in blocks of $rows" for (batch, rows) in ((1000, 1000), (1000, 300), (2^18, 2^15))
+    w = PyNODE.Workspace(PyNODE.Kernel{Float64}(CONDITIONED), batch; rows)
+    tape = PyNODE.Tape(w)
+    for values in (false, true), heavy in (false, true)
+        stage = PyNODE.make_stage(tape, heavy, values)
+        @test length(stage.u) == 2batch && length(stage.k) == 2batch * values
+        first, last = UInt(pointer(stage.block)), UInt(pointer(stage.block)) + length(stage.block)
+        @test first <= UInt(pointer(stage.u)) && UInt(pointer(stage.u)) + sizeof(stage.u) <= last
+        @test stage.bytes <= length(stage.block) <= stage.bytes + 64 * (2 + 4 * length(w.kernel.residuals) * cld(batch, rows))
+    end
+    memory = PyNODE.Memory(200, 64)
+    a, b = PyNODE.next_array!(memory, Float64, (3, 3)), PyNODE.next_array!(memory, Float32, (2,))
+    @test size(a) == (3, 3) && UInt(pointer(b)) - UInt(pointer(a)) == 128
+    @test_throws ArgumentError PyNODE.next_array!(memory, Float64, (2,))
+end
+
 @testset "which samples are apart" begin
     value(nodes, kinds = ["z"]) = graph(kinds, nodes, [length(nodes) - 1])
     apart(nodes...) = PyNODE.samples_apart(value(collect(nodes)))

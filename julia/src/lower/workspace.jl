@@ -156,11 +156,15 @@ function bind(w::Workspace, p::Program; u = w.u, du = w.du, residuals = no_resid
     return Bound(p.run, Tuple(buffers), batch, w.small)
 end
 
-"Buffers for residuals; of a workspace in blocks, a list of them for each."
-function new_residuals(w::Workspace{T}) where {T}
-    isempty(w.blocks) || return [map(new_residuals, blocks) for blocks in w.blocks]
-    return Any[room(w.like, w.kernel.graph.nodes[i], T, length(w.samples)) for i in w.kernel.residuals]
+"Buffers for residuals, of a memory if one is given; of a workspace in blocks, a list of them for each."
+function new_residuals(w::Workspace{T}, memory::Union{Nothing,Memory} = nothing) where {T}
+    isempty(w.blocks) || return [map(b -> new_residuals(b, memory), blocks) for blocks in w.blocks]
+    batch = length(w.samples)
+    return Any[new_residual(w, w.kernel.graph.nodes[i], batch, memory) for i in w.kernel.residuals]
 end
+
+new_residual(w::Workspace{T}, n::Node, batch, ::Nothing) where {T} = room(w.like, n, T, batch)
+new_residual(::Workspace{T}, n::Node, batch, m::Memory) where {T} = next_array!(m, eltype_of(n, T), sizes(n.shape, batch))
 
 "In the place of residuals for programs that have none."
 function no_residuals(w::Workspace)
@@ -232,8 +236,26 @@ function put_sums!(p::InBlocks)
     return
 end
 
-"Numbers that the widest array of a block has at most, so that a block's arrays stay in a processor's cache."
-const CACHED = 2^17
+"Numbers that the widest array of a block has at most, where blocks are not too short for that: all its arrays stay in a cache."
+const CACHED = 2^15
+
+"Samples that a block has, where the batch has them, so that its products are worth the packing of the weights."
+const LEAST_ROWS = 256
+
+"""
+Multiplications up to which OpenBLAS, on processors with AVX-512, packs no matrix for a product, and samples that a block needs to
+be worth keeping to that: a gradient of weights then takes down to two thirds of the time.
+"""
+const UNPACKED, LEAST_UNPACKED = 1_000_000, 96
+
+"Samples that a block of a kernel has at most."
+function rows_of_blocks(g::Graph)
+    widest = maximum(n -> elements(n.shape, 1), of_samples(g); init = 1)
+    rows = max(LEAST_ROWS, CACHED ÷ max(widest, 1))
+    unpacked = UNPACKED ÷ max(largest_product(g), 1)
+    unpacked < LEAST_UNPACKED && return rows
+    return min(rows, unpacked, max(LEAST_ROWS ÷ 2, 2CACHED ÷ max(widest, 1)))
+end
 
 """
     part_batch(kernel, batch, threads)
@@ -245,8 +267,7 @@ function part_batch(k::Kernel, batch::Int, threads::Int)
     g = k.graph
     small = threads > 1 && THREADED_PRODUCT < work(g, batch) < 2WORTH_A_THREAD
     whole = (; threads = 1, rows = batch, small)
-    widest = maximum(n -> elements(n.shape, 1), of_samples(g); init = 1)
-    rows = max(256, CACHED ÷ max(widest, 1))
+    rows = rows_of_blocks(g)
     batch > 1 && (threads > 1 || rows < batch) && samples_apart(g) || return whole
     threads = clamp(work(g, batch) ÷ WORTH_A_THREAD, 1, min(threads, batch))
     return (; threads, rows, small)

@@ -13,7 +13,7 @@ mutable struct Stage{T,V<:AbstractVector{T}}
     const product::FunctionWrapper{Nothing,Tuple{T}}
     const bytes::Int
     const graph::Int            # Python's number of the residuals, where Python has them
-    const block::Vector{UInt8}  # the memory of all its arrays, of a small one; see `Record`
+    const block::Vector{UInt8}  # the memory of all its arrays, on a processor; of a small one see `Record`
 end
 
 """
@@ -77,14 +77,28 @@ function next_stage!(tape::Tape, heavy::Bool, values::Bool)
     return stage
 end
 
-function make_stage(tape::Tape{T,V}, heavy::Bool, values::Bool) where {T,V}
-    tape.size > 0 && return make_small_stage(tape, tape.workspace)
-    like = tape.workspace.u
-    u, k = similar(like), similar(like, values ? length(like) : 0)
-    record, product, graph = heavy ? residuals_of(tape.workspace, u) : (identity_of, identity_of, 0)
-    bytes = sizeof(u) + sizeof(k) + (heavy ? tape.bytes : 0)
-    return Stage{T,V}(zero(Time), u, k, heavy, record, product, bytes, graph, UInt8[])
+make_stage(tape::Tape, heavy::Bool, values::Bool) =
+    tape.size > 0 ? make_small_stage(tape, tape.workspace) : make_stage(tape, tape.workspace, heavy, values)
+
+function make_stage(tape::Tape{T,V}, w, heavy::Bool, values::Bool) where {T,V}
+    u, k = similar(w.u), similar(w.u, values ? length(w.u) : 0)
+    record, product, graph = heavy ? residuals_of(w, u) : (identity_of, identity_of, 0)
+    return Stage{T,V}(zero(Time), u, k, heavy, record, product, stage_bytes(tape, u, k, heavy), graph, UInt8[])
 end
+
+# On a processor all arrays of a stage lie in one block.
+function make_stage(tape::Tape{T,V}, w::Workspace{T,Vector{T}}, heavy::Bool, values::Bool) where {T,V}
+    numbers, residuals = length(w.u), heavy ? length(w.kernel.residuals) * max(1, sum(length, w.blocks; init = 0)) : 0
+    memory = Memory((1 + values) * numbers * sizeof(T) + heavy * tape.bytes + (2 + residuals) * CACHE_LINE, CACHE_LINE)
+    u, k = next_array!(memory, T, (numbers,)), next_array!(memory, T, (values ? numbers : 0,))
+    record, product, _ = heavy ? residuals_of(w, u, new_residuals(w, memory)) : (identity_of, identity_of, 0)
+    return Stage{T,V}(zero(Time), u, k, heavy, record, product, stage_bytes(tape, u, k, heavy), 0, memory.block)
+end
+
+stage_bytes(tape::Tape, u, k, heavy::Bool) = sizeof(u) + sizeof(k) + heavy * tape.bytes
+
+"Bytes to a multiple of which the arrays of a large stage are aligned."
+const CACHE_LINE = 64
 
 "The programs that write residuals, and read them, and Python's number of these."
 residuals_of(w::Workspace, u, residuals = new_residuals(w)) =
@@ -97,30 +111,24 @@ end
 
 identity_of(_) = nothing
 
-"Bytes that an array takes in a block: where the next one begins, vector instructions find it aligned."
-room_in_block(E, n) = cld(n * sizeof(E), 16) * 16
+"Bytes to a multiple of which the arrays of a small stage are aligned, as vector instructions have it."
+const VECTOR = 16
 
-"The bytes of a stage's block: its time, its state and value, and the residuals."
+"The bytes of a small stage's block: its time, its state and value, and the residuals."
 function block_size(w::Workspace{T}) where {T}
     residuals = (w.kernel.graph.nodes[i] for i in w.kernel.residuals)
-    of_residuals = sum(n -> room_in_block(eltype_of(n, T), elements(n.shape, w.batch)), residuals; init = 0)
-    return room_in_block(Time, 1) + 2room_in_block(T, length(w.u)) + of_residuals
+    of_residuals = sum(n -> room_of(VECTOR, eltype_of(n, T), elements(n.shape, w.batch)), residuals; init = 0)
+    return room_of(VECTOR, Time, 1) + 2room_of(VECTOR, T, length(w.u)) + of_residuals
 end
 
-"A stage whose arrays lie one after the other in its block."
+"A stage whose arrays lie one after the other in its block, behind its time."
 function make_small_stage(tape::Tape{T,V}, w::Workspace) where {T,V}
-    block, offset = zeros(UInt8, tape.size), room_in_block(Time, 1)
-    function next_array(E, shape)
-        x = unsafe_wrap(Array, Ptr{E}(pointer(block, offset + 1)), shape)
-        offset += room_in_block(E, length(x))
-        return x
-    end
-    u, k = next_array(T, (length(w.u),)), next_array(T, (length(w.u),))
-    nodes = (w.kernel.graph.nodes[i] for i in w.kernel.residuals)
-    residuals = Any[next_array(eltype_of(n, T), sizes(n.shape, w.batch)) for n in nodes]
-    heavy = tape.bytes > 0
-    record, product, _ = heavy ? residuals_of(w, u, residuals) : (identity_of, identity_of, 0)
-    return Stage{T,V}(zero(Time), u, k, heavy, record, product, tape.size, 0, block)
+    memory, heavy = Memory(tape.size, VECTOR), tape.bytes > 0
+    fill!(memory.block, 0)
+    next_array!(memory, Time, (1,))
+    u, k = next_array!(memory, T, (length(w.u),)), next_array!(memory, T, (length(w.u),))
+    record, product, _ = heavy ? residuals_of(w, u, new_residuals(w, memory)) : (identity_of, identity_of, 0)
+    return Stage{T,V}(zero(Time), u, k, heavy, record, product, tape.size, 0, memory.block)
 end
 
 "Whether a tape's stages are counted in `SPARE`: of small ones there are as many as an evaluated step has."
