@@ -29,7 +29,7 @@ const WORTH_HUGE_PAGES, HUGE_PAGE, ADVICE = 2^23, 2^21, 14
 
 """
 Let the system lay memory that is new in pages of 2 MB, where it has such. Of the usual ones a solve writes hundreds of thousands
-for the first time, which takes as long as what it computes.
+for the first time, which takes up to a sixth of a gradient's time.
 """
 function in_huge_pages!(block::Vector{UInt8})
     @static if Sys.islinux()
