@@ -9,8 +9,6 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-import torch
-
 __all__ = ["deferred", "import_for_fields", "import_for_traces"]
 
 
@@ -50,10 +48,5 @@ def import_for_traces() -> None:
     """Import what torch imports when a field is traced for the first time."""
     import_for_fields()
     with deferred():
-        from torch.fx.experimental.proxy_tensor import make_fx
-
-        def gradient(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return torch.autograd.grad((x * x).sum(), x)
-
-        with torch.enable_grad():
-            make_fx(gradient, tracing_mode="symbolic")(torch.ones(2, 3, requires_grad=True))
+        import torch.fx.experimental.proxy_tensor
+        import torch.fx.experimental.symbolic_shapes  # noqa: F401

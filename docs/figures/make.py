@@ -1,6 +1,6 @@
 """The figures of the guides: `python docs/figures/make.py` computes and writes them, on the torch engine.
 
-Memory, and the steps of independent samples, are read from the tables of benchmarks/README.md.
+Memory, the steps of independent samples, and how time grows are read from the tables of benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ def figures(points: int | None = None) -> dict[str, Figure]:
         "sensitivities.svg": gradients(points),
         "memory.svg": memory(),
         "batching.svg": batching(),
+        "growth.svg": growth(),
     }
 
 
@@ -140,7 +141,7 @@ def memory() -> Figure:
     """Peak memory of a gradient against the length of the integration."""
     figure, axes = panels(2)
     steps = (10, 20, 40, 80)
-    rows = table("## Memory against the length of the integration")
+    _, *rows = table("## Memory against the length of the integration")
     for axis, engine in zip(axes, ("julia", "torch"), strict=True):
         curves = {
             row[1]: list(zip(steps, map(float, row[2:6]), strict=True))
@@ -162,7 +163,7 @@ def memory() -> Figure:
 def batching() -> Figure:
     """Steps of a joint solve and of independent ones."""
     figure, (axis,) = panels(1)
-    rows = table("## 2026-11-26: joint and independent batching")
+    _, *rows = table("## 2026-11-26: joint and independent batching")
     names = ("joint", "independent, the slowest sample")
     draw(
         axis,
@@ -178,20 +179,53 @@ def batching() -> Figure:
     return figure
 
 
-def table(heading: str) -> list[list[str]]:
-    """The rows of the first table behind a heading of the benchmarks."""
+def growth() -> Figure:
+    """Time of a gradient against the batch, the width, steps and samples."""
+    axes_of = {
+        "batch": "samples in the batch",
+        "width": "width of the network",
+        "steps": "steps of one sample",
+        "samples": "samples with steps of their own",
+    }
+    names = [
+        "pynode julia",
+        "pynode torch",
+        "torchdiffeq",
+        "diffrax",
+        "torchode",
+    ]
+    figure, axes = panels(2, 2)
+    for axis, (of, label) in zip(axes, axes_of.items(), strict=True):
+        header, *rows = table("## 2026-11-28: growth", of)
+        curves: dict[str, list[tuple[float, float]]] = {x: [] for x in names}
+        for size, *cells in rows:
+            for name, cell in zip(header[1:], cells, strict=True):
+                if name in curves and cell != "–":  # forward, gradient (…)
+                    milliseconds = cell.split("(")[0].split(",")[1]
+                    curves[name].append((float(size), float(milliseconds)))
+        draw(axis, curves)
+        axis.set(xlabel=label, ylabel="loss and gradient, ms")
+        axis.legend(fontsize=8)
+    return figure
+
+
+def table(heading: str, of: str = "") -> list[list[str]]:
+    """The first table behind a heading of the benchmarks that begins so, with its header."""
     lines = TABLES.read_text().split(f"{heading}\n")[1].splitlines()
-    after = itertools.dropwhile(lambda line: line[:2] != "| ", lines)
-    _, _, *rows = itertools.takewhile(lambda line: line[:2] == "| ", after)
+    after = itertools.dropwhile(
+        lambda line: not line.startswith(f"| {of}"), lines
+    )
+    header, _, *rows = itertools.takewhile(lambda line: line[:2] == "| ", after)
     return [
-        [cell.strip() for cell in row.strip("|").split("|")] for row in rows
+        [cell.strip() for cell in row.strip("|").split("|")]
+        for row in (header, *rows)
     ]
 
 
-def panels(n: int) -> tuple[Figure, list]:
-    """A figure with n panels in a row."""
-    figure = Figure(figsize=(4.2 * n, 3.6), layout="constrained")
-    axes = figure.subplots(1, n, squeeze=False)[0]
+def panels(n: int, rows: int = 1) -> tuple[Figure, list]:
+    """A figure with rows of n panels."""
+    figure = Figure(figsize=(4.2 * n, 3.6 * rows), layout="constrained")
+    axes = figure.subplots(rows, n, squeeze=False).reshape(-1)
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(True, alpha=0.25)
@@ -199,10 +233,12 @@ def panels(n: int) -> tuple[Figure, list]:
 
 
 def draw(axis: object, curves: dict[str, list[tuple[float, float]]]) -> None:
-    """A line with markers for each curve, on logarithmic axes."""
+    """A line with markers for each curve with points, on logarithmic axes."""
     for (name, points), colour, marker in zip(
         curves.items(), COLOURS, MARKERS, strict=False
     ):
+        if not points:
+            continue
         axis.loglog(
             *zip(*points, strict=True),
             color=colour,

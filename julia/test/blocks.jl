@@ -47,7 +47,7 @@ end
     kernel = PyNODE.Kernel{Float64}(CONDITIONED)
     @test PyNODE.samples_apart(kernel.graph)
     batch = 7
-    x, a, W, v = randn(2, batch), randn(2, batch), randn(2, 2), randn(2, batch)
+    x, a, W, v = (randn(Xoshiro(i), 2, n) for (i, n) in enumerate((batch, batch, 2, batch)))
     expected, _ = products_of(PyNODE.Workspace(kernel, batch), x, a, W, v, 0.7)
     for (threads, rows, blocks) in ((2, 7, 2), (1, 2, 4), (3, 2, 4), (2, 1, 7))
         w = PyNODE.Workspace(kernel, batch; threads, rows)
@@ -75,10 +75,9 @@ end
         ]
         return PyNODE.rows_of_blocks(graph(["z", "parameter"], nodes, [4]))
     end
-    @test rows(64, 64) == 1_000_000 ÷ 64^2  # what OpenBLAS packs nothing for
-    @test rows(128, 128) == 256             # its rows would be too few
-    @test rows(8, 512) == 128               # what stays in a cache
-    @test rows(2, 2) == 2^15 ÷ 2
+    @test rows(8, 512) == 128
+    @test rows(2, 2) == 2^13 ÷ 2  # what stays in a cache
+    @test PyNODE.part_batch(PyNODE.Kernel{Float32}(CONDITIONED), 2^23, 1).rows == 2^23 ÷ 1024
     few = PyNODE.part_batch(PyNODE.Kernel{Float32}(CONDITIONED), 7, 1)
     @test few.rows == 7 && few.threads == 1
 end
@@ -91,7 +90,7 @@ end
         @test length(stage.u) == 2batch && length(stage.k) == 2batch * values
         first, last = UInt(pointer(stage.block)), UInt(pointer(stage.block)) + length(stage.block)
         @test first <= UInt(pointer(stage.u)) && UInt(pointer(stage.u)) + sizeof(stage.u) <= last
-        @test stage.bytes <= length(stage.block) <= stage.bytes + 64 * (2 + 4 * length(w.kernel.residuals) * cld(batch, rows))
+        @test stage.bytes <= length(stage.block) < stage.bytes + 2 * 64
     end
     memory = PyNODE.Memory(200, 64)
     a, b = PyNODE.next_array!(memory, Float64, (3, 3)), PyNODE.next_array!(memory, Float32, (2,))

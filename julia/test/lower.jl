@@ -188,6 +188,74 @@ end
     )
 end
 
+# z Wᵀ + b of so many features, and its products.
+linear(n) = graph(
+    ["t", "z", "parameter", "parameter", "cotangent"],
+    [
+        input(0, []), input(1, [[1, 0], n]), input(2, [n, n]), input(3, [n]), input(4, [[1, 0], n]),
+        node("permute", [2], [n, n]; dims = [1, 0]),
+        node("mm", [1, 5], [[1, 0], n]),
+        node("add", [3, 6], [[1, 0], n]),
+        node("mm", [4, 2], [[1, 0], n]),
+        node("permute", [4], [n, [1, 0]]; dims = [1, 0]),
+        node("mm", [9, 1], [n, n]),
+        node("sum", [4], [n]; dims = [0], keepdim = false),
+    ],
+    [7],
+    [nothing, 8, 10, 11],
+)
+
+@testset "weights of $n × $n turned for a batch of $batch in blocks of $rows" for n in (3, 16, 40),
+    (batch, rows) in ((1, 1), (2, 2), (3, 2), (5, 2), (7, 7)), like in (Float64[], JLArray(Float64[]))
+
+    @test PyNODE.turned_weights(linear(n)) == (n < 8 ? [] : [6])
+    like isa JLArray && rows < batch && continue
+    w = PyNODE.Workspace(PyNODE.Kernel{Float64}(linear(n)), batch, like; rows)
+    prologue, value, vjp = (PyNODE.bind(w, p) for p in (w.kernel.prologue, w.kernel.value, w.kernel.vjp))
+    for seed in 1:2  # the weights of the last time are not kept
+        z, v, W, b = (randn(Xoshiro(seed), s...) for s in ((n, batch), (n, batch), (n, n), (n,)))
+        foreach(copyto!, (w.θ, w.u, w.v), ([vec(W); b], vec(z), vec(v)))
+        foreach(p -> p(0.0), (prologue, value, vjp))
+        expected = (vec(W' * z .+ b), vec(W * v), [vec(z * v'); vec(sum(v; dims = 2))])
+        @test all(((x, y),) -> isapprox(Array(x), y; rtol = 1e-14), zip((w.du, w.dz, w.dθ), expected))
+    end
+end
+
+@testset "products of $m × $k and $k × $n in parts, in $T" for (m, k, n) in ((128, 128, 64), (64, 300, 256), (30, 1200, 40)),
+    T in (Float32, Float64)
+
+    threads = PyNODE.BLAS.get_num_threads()
+    PyNODE.BLAS.set_num_threads(1)
+    a, b, c = randn(Xoshiro(1), T, m, k), randn(Xoshiro(2), T, k, n), zeros(T, m, n)
+    for right in (b, transpose(permutedims(b)))
+        @test PyNODE.parts_of_product(c, a, right) > 1
+        for (add, expected) in ((false, a * b), (true, 2a * b))
+            PyNODE.multiply!(c, a, right, add)
+            @test c ≈ expected rtol = 100eps(T)
+        end
+        @test (@allocated PyNODE.multiply!(c, a, right, false)) == 0
+    end
+    PyNODE.BLAS.set_num_threads(threads)
+end
+
+# Loops over them tell the compiler that no round waits for another: a number of one of two types lies in memory that all
+# rounds share.
+@testset "operations have numbers of one type, of $T" for T in (Float32, Float64)
+    types = Dict(:ifelse => (Bool, T, T), :polygamma_of => (Int, T), :! => (Bool,))
+    for (name, f) in PyNODE.POINTWISE
+        operation = Core.eval(PyNODE, f)
+        given = name in (:logical_and, :logical_or, :logical_xor) ? (Bool, Bool) : get(types, f, nothing)
+        given = something(given, hasmethod(operation, Tuple{T,T}) && !hasmethod(operation, Tuple{T}) ? (T, T) : (T,))
+        name in (:sub, :add, :mul, :atan2, :lt, :le, :gt, :ge, :eq, :ne, :maximum, :minimum) && (given = (T, T))
+        @test only(Base.return_types(operation, given)) in (T, Bool)
+    end
+    of(numbers) = PyNODE.compiled(numbers, (:x,), :(x[1] = $(numbers(0.1)) * x[1]))
+    x = [one(T)]
+    of(T == Float32 ? Float64 : Float32)([1.0])
+    of(T)(x)
+    @test x[1] === T(0.1)
+end
+
 @testset "expressions" begin
     x, y = draw(4, 5), draw(1, 5)
     B = [1, 0]

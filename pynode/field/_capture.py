@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx
 from torch._decomp import core_aten_decompositions, get_decompositions
 from torch._dispatch.python import enable_python_dispatcher
+from torch._guards import SLoc
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.backends import opt_einsum
 from torch.func import functionalize
@@ -218,6 +219,16 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
     return {op: f for op, f in table.items() if getattr(op, "overloadpacket", op) not in _KEPT}
 
 
+class Sizes(ShapeEnv):
+    """Symbolic sizes that do not note where torch met them; `Assumptions` notes where a field did.
+
+    To tell its own files from others, torch would import its compiler and exporter, a quarter of a second.
+    """
+
+    def _get_stack_summary(self, is_debug: bool = False, framework_loc: str | None = None) -> tuple[SLoc, str]:
+        return SLoc(framework_loc, None), ""
+
+
 class Captured:
     """What `capture` returns.
 
@@ -261,7 +272,7 @@ def capture(
         TraceError: the function does something that a graph cannot hold.
         BoundToBatch: it makes a number of the batch size.
     """
-    env = ShapeEnv()
+    env = Sizes()
     mode = FakeTensorMode(shape_env=env, allow_non_fake_inputs=True)
     mode.cache_enabled = False  # what is cached would stay: a hundred kilobytes for each trace
     batch: Any = None

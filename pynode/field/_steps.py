@@ -1,8 +1,8 @@
 """The steps that the julia engine makes of a graph: which operations are fused, and which copies there are.
 
 This says in Python what `julia/src/lower/lower.jl` decides (`plan!`, `affine!`, `materialise!`) and what
-`julia/src/lower/kernel.jl` computes before a solve (`frontier`), so that it can be told without a Julia; the tests hold
-the two together.
+`julia/src/lower/kernel.jl` computes before a solve (`frontier`; `turned_weights` in `products.jl`), so that it can be
+told without a Julia; the tests hold the two together.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ CHEAP = {
     *("where", "logical_not", "logical_and", "logical_or", "cast", "expand", "full"),
 }
 _SHORT = 16
+_LEAST_TURNED, _MOST_TURNED = 8, 2**18  # see `julia/src/lower/products.jl`
 _LOOPED = {*POINTWISE, "cast", "expand", "full"}
 _WITHOUT_COPY = {"sum", "amax", "amin", "prod", "cumsum", "cumprod", "index_select", "index_add", "slice", "flip"}
 _WITHOUT_COPY |= {"cummax", "cummin", "logcumsumexp"}
@@ -67,10 +68,13 @@ def computed_once(graph: FieldGraph) -> list[int]:
             if known and any(j in fixed for j in operands):
                 fixed.add(i)
     found: set[int] = set()
+    turned = _turned_weights(graph, fixed)
 
     def visit(i: int) -> None:
         op = graph.nodes[i].op
-        if op in ("permute", "reshape", "expand", "slice"):  # views are left to where they are used
+        if i in turned:
+            found.add(i)
+        elif op in ("permute", "reshape", "expand", "slice"):  # other views are left to where they are used
             for j in _operands(graph.nodes[i]):
                 visit(j)
         elif op not in ("input", *_GIVEN):
@@ -85,6 +89,27 @@ def computed_once(graph: FieldGraph) -> list[int]:
         elif i in wanted:
             visit(i)
     return sorted(found)
+
+
+def _turned_weights(graph: FieldGraph, fixed: Collection[int]) -> set[int]:
+    """The transpositions of weights, of a size worth it, that matrix products alone read, as the second factor."""
+    readers: dict[int, list[Node]] = {}
+    for i in graph.live((*graph.value, *graph.vjp)):
+        for j in set(_operands(graph.nodes[i])):
+            readers.setdefault(j, []).append(graph.nodes[i])
+    found = set()
+    for i in readers.keys() & set(fixed) - {*graph.value, *graph.vjp}:
+        node = graph.nodes[i]
+        if node.op != "permute" or node.attr("dims") != (1, 0) or node.dtype != "float":
+            continue
+        rows, columns = node.shape
+        if not (isinstance(rows, int) and isinstance(columns, int)):
+            continue
+        if columns < _LEAST_TURNED or rows * columns > _MOST_TURNED:
+            continue
+        if all(n.op == "mm" and n.inputs[1] == i and n.inputs[0] != i for n in readers[i]):
+            found.add(i)
+    return found
 
 
 def _operands(node: Node) -> list[int]:

@@ -37,8 +37,7 @@ def measure_peak(cell: Cell, make: Callable[[], Adapter], with_gradient: bool, r
         report("ending", memory_reason="the peak of a process is known on Linux alone")
         return
     # Large blocks go back to the system when they are freed, so that the peak is of what is in use.
-    with contextlib.suppress(OSError, AttributeError):  # another library's malloc
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 65536)
+    _tell_malloc("mallopt", _M_MMAP_THRESHOLD, 65536)
     assert cell.setting is not None
     small = _small(cell.problem)
     adapter = make()
@@ -86,11 +85,18 @@ def _small(problem: Problem) -> Problem | None:
 
 
 def _collect() -> None:
+    """Give back to the system what is free; a solve would use it first, and the resident memory rise by less."""
     gc.collect()
     if "juliacall" in sys.modules:
         from juliacall import Main
 
-        Main.seval("GC.gc()")
+        Main.seval("GC.gc(true)")
+    _tell_malloc("malloc_trim", 0)
+
+
+def _tell_malloc(name: str, *numbers: int) -> None:
+    with contextlib.suppress(OSError, AttributeError):  # another library's malloc
+        getattr(ctypes.CDLL(None), name)(*numbers)
 
 
 def _resident(key: str) -> float:

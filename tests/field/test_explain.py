@@ -286,7 +286,7 @@ function (text)
         order = PyNODE.live(g, outputs, given)
         l = PyNODE.Lowering(
             g, Float64, given, PyNODE.BufferSpec[], 0, copy(given), Bool[], Dict(), Dict(), Set(), Expr[], Dict(),
-            Set(outputs), Dict(), Dict(), Dict(), 0, 1,
+            Set(outputs), Dict(), Dict(), Dict(), Int[], 0, 1,
         )
         PyNODE.plan!(l, order)
         return sort!(collect(l.virtual)), sort!(collect(keys(l.sums))), count(s -> !s.alias, program.specs)

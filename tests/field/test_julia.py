@@ -165,6 +165,53 @@ def drawn(case: Case) -> tuple[str, list[tuple[Any, ...]], list[list[Tensor]]]:
     return json.dumps(graph.to_dict()), inputs, outputs
 
 
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float64), (torch.float64, torch.float32)])
+@pytest.mark.parametrize("of", ["numbers", "softplus"])
+def test_a_field_of_two_dtypes(of: str, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
+    """The numbers in a field are those of the state's dtype, whatever the dtype of an earlier solve."""
+    first = dtypes[0] is torch.float32  # the other order is that of another field
+    net = torch.nn.Softplus(1.7 if first else 1.9)
+
+    def field(t: Tensor, z: Tensor) -> Tensor:
+        return net(z) if of == "softplus" else -0.1 * torch.sin(z) if first else -0.1 * torch.cos(z)
+
+    torch.manual_seed(0)
+    start = torch.randn(5, 4, dtype=torch.float64)
+    for dtype in dtypes:
+        found, expected = (
+            gradient(field, start.to(dtype), engine=engine, solver="midpoint", dt=0.1) for engine in ("julia", "torch")
+        )
+        assert error(found, expected) <= (1e-5 if dtype is torch.float32 else 1e-14)
+
+
+def gradient(field: Callable[..., Any], z0: Tensor, **options: Any) -> list[Tensor]:
+    """The last state, and the gradient of its sum."""
+    z0 = z0.clone().requires_grad_()
+    z = pynode.solve(field, z0, [0.0, 1.0], **options).z[-1]
+    return [z.detach(), *torch.autograd.grad(z.sum(), z0)]
+
+
+@pytest.mark.parametrize("batch", [3, 300, 2000])
+def test_what_samples_share_in_blocks(batch: int) -> None:
+    """An embedding of the time, which all samples share, beside a batch that is parted into blocks."""
+    torch.manual_seed(0)
+    embed = torch.nn.Sequential(torch.nn.Linear(3, 128), torch.nn.Tanh(), torch.nn.Linear(128, 128), torch.nn.Tanh())
+    into, out = torch.nn.Linear(2, 128), torch.nn.Linear(128, 2)
+    module = torch.nn.ModuleList([embed, into, out]).double()
+
+    def field(t: Tensor, z: Tensor) -> Tensor:
+        return out(torch.tanh(into(z) + embed(torch.stack([t, t.sin(), t.cos()]))))  # type: ignore[no-any-return]
+
+    z0, weights = torch.randn(batch, 2, dtype=torch.float64), list(module.parameters())
+    found, expected = (
+        torch.autograd.grad(
+            pynode.solve(field, z0, [0.0, 1.0], engine=engine, solver="midpoint", dt=0.25).z.square().sum(), weights
+        )
+        for engine in ("julia", "torch")
+    )
+    assert error(found, expected) <= 1e-11
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -74,6 +74,8 @@ class Exact:
         if self.mark and where == "prepare":
             with open(self.mark, "a") as file:
                 file.write(f"{os.getpid()}\n")
+        if self.behave == "allocate in holes" and where == "prepare":
+            self.between_holes = [np.ones(4096) for _ in range(6000)][::2]
         what = self.behave.removeprefix("gradient ") if where == "gradient" else self.behave
         if where == "prepare" or (self.behave.startswith("gradient") and where != "gradient"):
             return
@@ -83,6 +85,8 @@ class Exact:
             time.sleep(0.5)
         elif what == "allocate":
             np.ones((2 if where == "solve" else 6) * 2**20)  # 16 MB, and 48
+        elif what == "allocate in holes":
+            [np.ones(4096) for _ in range(1536)]  # 48 MB
         elif what == "tell":
             variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "JULIA_NUM_THREADS", "PYTHON_JULIACALL_THREADS", "NPROC")
             raise RuntimeError(" ".join([str(torch.get_num_threads()), *map(os.environ.get, variables)]))

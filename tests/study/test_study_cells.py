@@ -1,5 +1,6 @@
 """Whatever a contender does, a row comes of it."""
 
+import platform
 import re
 import sys
 import tempfile
@@ -102,6 +103,14 @@ def test_the_peak_is_what_a_call_allocates():
     assert row["peak_mb"] == pytest.approx(16, abs=2)
     assert row["gradient_peak_mb"] == pytest.approx(48, abs=2)
     assert row["memory_reason"] is None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone gives free memory back when it is told to")
+def test_the_peak_counts_memory_that_was_free():
+    """Free blocks of the heap, which a call would use first, have gone back to the system."""
+    (row,) = study(["allocate in holes"], measures=["state", "memory"]).run(progress=False)
+    assert row["peak_mb"] == pytest.approx(45, abs=6)
 
 
 def test_no_second_call_where_there_is_no_time_for_it():

@@ -90,14 +90,5 @@ function work(g::Graph, batch::Int)
     end
 end
 
-"Multiplications, for one sample, of the largest matrix product in an evaluation; 0 where there is none."
-function largest_product(g::Graph)
-    fixed = Dict(i => 0 for i in frontier(g))
-    return maximum(live(g, g.value, fixed); init = 0) do i
-        n = g.nodes[i]
-        haskey(fixed, i) || n.op !== :mm ? 0 : elements(n.shape, 1) * dimsize(g.nodes[n.inputs[1]].shape[1], 1)
-    end
-end
-
 "Products that a number of a convolution is the sum of."
 patch(g::Graph, n::Node) = elements(g.nodes[n.inputs[2]].shape, 1) ÷ max(1, dimsize(n.shape[end - 1], 1))

@@ -95,10 +95,7 @@ function loops!(l::Lowering, to::Symbol, e, indices, sizes)
     d = over[something(findlast(>=(4l.threads), lengths), argmax(lengths))]
     arrays = sort!(collect(keys(indices)))
     body = loops(to, e, indices, over, length(sizes), d)
-    loop = @RuntimeGeneratedFunction(:(function ($(arrays...), t, batch, part)
-        $body
-        return nothing
-    end))
+    loop = compiled(l.T, (arrays..., :t, :batch, :part), body)
     holder = newbuffer!(l, (_...) -> loop; contiguous = false, alias = false)
     return :(in_parts($(bufsym(holder)), $(l.threads), size($to, $d), $(arrays...), t, batch))
 end

@@ -27,20 +27,25 @@ theta_inputs(g::Graph) = [inputs_of(g, :arg); inputs_of(g, :parameter); inputs_o
 "Operations without operands."
 const GIVEN = (:const, :full, :arange)
 
-"Nodes that do not depend on `t`, the state or a cotangent and that the rest reads."
-function frontier(g::Graph)
+"For each node whether it depends on parameters and their like, and neither on `t` nor on the state or a cotangent."
+function static_nodes(g::Graph)
     static = falses(length(g.nodes))
     for (i, n) in enumerate(g.nodes)
         static[i] = n.op === :input ? g.inputs[n.attrs["index"] + 1].kind in (THETA..., FIXED...) :
             !(n.op in GIVEN) && all(j -> static[j] || g.nodes[j].op in GIVEN, operands(n)) &&
             any(j -> static[j], operands(n))
     end
-    found = Int[]
-    # A view of a parameter is left to where it is used, which may need it only transposed.
+    return static
+end
+
+"The static nodes that the rest reads, and what is made of parameters once for it."
+function frontier(g::Graph)
+    static, found, turned = static_nodes(g), Int[], turned_weights(g)
+    # Other views of a parameter are left to where they are used.
     function visit(i)
         n = g.nodes[i]
         (i in found || n.op === :input || n.op in GIVEN) && return
-        n.op in (:permute, :reshape, :expand, :slice) ? foreach(visit, operands(n)) : push!(found, i)
+        !(i in turned) && n.op in (:permute, :reshape, :expand, :slice) ? foreach(visit, operands(n)) : push!(found, i)
     end
     needed = live(g, [g.value; filter(!iszero, g.vjp)], Dict{Int,Int}())
     for i in needed
@@ -107,7 +112,8 @@ function Kernel{T}(g::Graph; batch::Int = 0, threads::Int = 1) where {T}
     end
     wanted(kinds...) = reduce(vcat, (get(products, kind, Pair{Int,Int}[]) for kind in kinds))
     every = wanted(:z, :arg, :parameter, :t)
-    program(given, count, outputs) = lower(g, T, given, count, outputs; batch, threads)
+    turned = turned_weights(g)
+    program(given, count, outputs) = lower(g, T, given, count, outputs; turned, batch, threads)
     return Kernel{T}(
         g,
         first.(kept),

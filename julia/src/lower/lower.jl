@@ -49,6 +49,7 @@ mutable struct Lowering
     bias::Dict{Int,Int}              # product => the bias that it starts from
     sums::Dict{Int,Int}              # sum of product and bias => the product
     rows::Dict{Int,Int}              # product with a convolution's weights' derivative => buffer with its sums, see `Rows`
+    turned::Vector{Int}              # transpositions of weights that the prologue makes, see `turned_weights`
     batch::Int                       # for several threads: the batch size
     threads::Int                     # that share operations on large arrays
 end
@@ -197,7 +198,7 @@ function sources(l::Lowering, i, found = Int[])
 end
 
 """
-    lower(graph, T, given, n_given, outputs; batch, threads) -> Program
+    lower(graph, T, given, n_given, outputs; turned, batch, threads) -> Program
 
 Lower what `outputs` need to a program.
 
@@ -206,12 +207,15 @@ Lower what `outputs` need to a program.
 - `given`: node => buffer (of `1:n_given`) that the caller fills before a run.
 - `outputs`: pairs `node => buffer`; the buffer (of `1:n_given`) is written, or with `nothing` the program
   keeps the result in a buffer of its own, listed in `Program.outputs`.
+- `turned`: transpositions of weights that are made once, see `turned_weights`.
 - `batch`, `threads`: of several threads, which share operations on large arrays; the batch size is then settled.
 """
-function lower(graph::Graph, T::DataType, given::Dict{Int,Int}, n_given::Int, outputs; batch::Int = 0, threads::Int = 1)
+function lower(
+    graph::Graph, T::DataType, given::Dict{Int,Int}, n_given::Int, outputs; turned = Int[], batch::Int = 0, threads::Int = 1
+)
     wanted = [first(o) for o in outputs]
     order = live(graph, wanted, given)
-    l = Lowering(graph, T, given, BufferSpec[], n_given, copy(given), trues(n_given), Dict(), Dict(), Set(), Expr[], Dict(), Set(wanted), Dict(), Dict(), Dict(), batch, threads)
+    l = Lowering(graph, T, given, BufferSpec[], n_given, copy(given), trues(n_given), Dict(), Dict(), Set(), Expr[], Dict(), Set(wanted), Dict(), Dict(), Dict(), turned, batch, threads)
     plan!(l, order)
     place = Dict{Int,Int}()
     for (i, b) in outputs
@@ -233,11 +237,22 @@ function lower(graph::Graph, T::DataType, given::Dict{Int,Int}, n_given::Int, ou
     used = Set{Symbol}()
     foreach(s -> symbols!(used, s), l.statements)
     unpack = [:($(bufsym(k)) = buffers[$k]) for k in 1:n if bufsym(k) in used]
-    body = Expr(:block, unpack..., l.statements..., :(return nothing))
-    run = @RuntimeGeneratedFunction(:(function (buffers, t, batch)
+    body = Expr(:block, unpack..., l.statements...)
+    return Program(compiled(T, (:buffers, :t, :batch), body), l.specs, [get(l.buffer, i, 0) for i in wanted])
+end
+
+"""
+    compiled(T, arguments, body)
+
+A function of numbers of type `T`. RuntimeGeneratedFunctions takes functions for the same whose bodies are printed alike, and
+prints 0.1f0 as 0.1: the type stands in the body, so that no function has the numbers of another type's.
+"""
+function compiled(T::DataType, arguments, body::Expr)
+    return @RuntimeGeneratedFunction(:(function ($(arguments...),)
+        $T
         $body
+        return nothing
     end))
-    return Program(run, l.specs, [get(l.buffer, i, 0) for i in wanted])
 end
 
 function symbols!(found, e)

@@ -78,7 +78,12 @@ function lower_op!(l::Lowering, ::Val{:permute}, i, n, into)
     perm = Tuple(r - dims[r - j] for j in 0:(r - 1))
     source = bufsym(materialise!(l, n.inputs[1]; contiguous = true))
     b = destination!(l, n, into)
-    emit!(l, :(permutedims!($(bufsym(b)), $source, $perm)))
+    to = bufsym(b)
+    if turned_parameter(l, i) !== nothing
+        emit!(l, :(is_turned($source, batch) && turn!($to, $source)))
+    else
+        emit!(l, perm == (2, 1) ? :(turn!($to, $source)) : :(permutedims!($to, $source, $perm)))
+    end
     l.buffer[i] = b
 end
 
@@ -241,70 +246,4 @@ function rounds(index::Vector{Int})
         push!(found[r], place)
     end
     return found
-end
-
-# ---- matrix products ------------------------------------------------------------------------------------------
-
-"`c = a b`, or `c += a b`."
-multiply!(c, a, b, add::Bool) = add ? mul!(c, a, b, true, true) : mul!(c, a, b)
-
-"Numbers of a transposed matrix up to which a loop takes its product with one column; OpenBLAS takes 0.1 µs for the least."
-const LOOPED = 512
-
-function multiply!(c::Matrix{T}, a::Transpose{T,Matrix{T}}, b::Matrix{T}, add::Bool) where {T<:AbstractFloat}
-    length(a) <= LOOPED && size(b, 2) == 1 || return add ? mul!(c, a, b, true, true) : mul!(c, a, b)
-    w = parent(a)
-    n, m = size(w)
-    length(c) == m && length(b) == n || throw(DimensionMismatch("a $m × $n matrix, a column of $(length(b)) and one of $(length(c))"))
-    add || fill!(c, zero(T))
-    @inbounds if n < 8
-        for j in 1:n
-            x = b[j]
-            @simd ivdep for i in 1:m
-                c[i] = muladd(w[j, i], x, c[i])
-            end
-        end
-    else
-        for i in 1:m
-            sum = c[i]
-            @simd for j in 1:n
-                sum = muladd(w[j, i], b[j], sum)
-            end
-            c[i] = sum
-        end
-    end
-    return c
-end
-
-"A factor of a matrix product: a transposition is left to the product."
-function factor!(l::Lowering, i::Int, transposed)
-    n = l.graph.nodes[i]
-    swapped = isswap(n) && !haskey(l.given, i)
-    source = swapped ? n.inputs[1] : i
-    # Columns of a matrix that are some apart are as good as contiguous ones.
-    s = l.graph.nodes[source]
-    strided = s.op === :slice && length(s.shape) == 2 && s.attrs["step"] == 1
-    b = bufsym(materialise!(l, source; contiguous = !strided))
-    return swapped ? :($transposed($b)) : b
-end
-
-function lower_op!(l::Lowering, ::Val{:mm}, i, n, into)
-    # PyTorch's rows are Julia's columns: (x y)ᵀ = yᵀ xᵀ.
-    x, y = factor!(l, n.inputs[1], :transpose), factor!(l, n.inputs[2], :transpose)
-    b = destination!(l, n, into)
-    if haskey(l.bias, i)
-        materialise!(l, l.bias[i])
-        assign!(l, b, n.shape, l.bias[i])
-        emit!(l, :(multiply!($(bufsym(b)), $y, $x, true)))
-    else
-        emit!(l, :(multiply!($(bufsym(b)), $y, $x, false)))
-    end
-    l.buffer[i] = b
-end
-
-function lower_op!(l::Lowering, ::Val{:bmm}, i, n, into)
-    x, y = factor!(l, n.inputs[1], :batched_transpose), factor!(l, n.inputs[2], :batched_transpose)
-    b = destination!(l, n, into)
-    emit!(l, :(batched_mul!($(bufsym(b)), $y, $x)))
-    l.buffer[i] = b
 end

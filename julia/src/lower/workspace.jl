@@ -66,15 +66,19 @@ function Workspace(
     whole = threads == 1 && rows >= batch
     whole && return workspace(1:batch, dθ, front(batch), Dict{Program,Vector{Any}}(), Vector{Workspace{T,V}}[])
     size = sum(last, shared_places(g, batch); init = 0)
+    common = front_is_shared(g) ? front(1) : nothing
     function blocks_of(samples)
         shared, scratch = zeros_of(size), Dict{Int,Dict{Program,Vector{Any}}}()
         return map(parted(samples, cld(length(samples), rows))) do part
             own = get!(() -> Dict{Program,Vector{Any}}(), scratch, length(part))
-            workspace(part, shared, front(length(part)), own, Vector{Workspace{T,V}}[])
+            workspace(part, shared, common === nothing ? front(length(part)) : common, own, Vector{Workspace{T,V}}[])
         end
     end
     return workspace(1:batch, dθ, Any[], Dict{Program,Vector{Any}}(), map(blocks_of, parted(1:batch, threads)))
 end
+
+"Whether nothing that is computed once for all evaluations has samples: then blocks have it in common."
+front_is_shared(g::Graph) = all(i -> all(d -> d isa Int, g.nodes[i].shape), frontier(g))
 
 "Of inputs that all samples share: behind how many numbers of `dθ` the cotangent lies, and of a block's `shared`; its length."
 function shared_places(g::Graph, batch::Int)
@@ -166,6 +170,13 @@ end
 new_residual(w::Workspace{T}, n::Node, batch, ::Nothing) where {T} = room(w.like, n, T, batch)
 new_residual(::Workspace{T}, n::Node, batch, m::Memory) where {T} = next_array!(m, eltype_of(n, T), sizes(n.shape, batch))
 
+"The bytes of a workspace's residuals in all blocks, of which each array takes a multiple of `align`."
+function residual_bytes(w::Workspace{T}, align::Int) where {T}
+    isempty(w.blocks) || return sum(b -> residual_bytes(b, align), Iterators.flatten(w.blocks))
+    nodes = (w.kernel.graph.nodes[i] for i in w.kernel.residuals)
+    return sum(n -> room_of(align, eltype_of(n, T), elements(n.shape, length(w.samples))), nodes; init = 0)
+end
+
 "In the place of residuals for programs that have none."
 function no_residuals(w::Workspace)
     isempty(w.blocks) || return [map(no_residuals, blocks) for blocks in w.blocks]
@@ -195,6 +206,10 @@ struct InBlocks{T,V,W<:Workspace{T,V}}
 end
 
 function bind_blocks(w::Workspace{T,V}, p::Program, u, du, residuals) where {T,V}
+    if p === w.kernel.prologue && front_is_shared(w.kernel.graph)
+        once = bind(w.blocks[1][1], p; u, du, residuals = residuals[1][1])
+        return Bound(once.run, once.buffers, w.batch, w.small)  # of the batch, which decides what is made
+    end
     programs = map(w.blocks, residuals) do blocks, of_blocks
         map((b, r) -> FunctionWrapper{Nothing,Tuple{T}}(bind(b, p; u, du, residuals = r)), blocks, of_blocks)
     end
@@ -237,25 +252,16 @@ function put_sums!(p::InBlocks)
 end
 
 "Numbers that the widest array of a block has at most, where blocks are not too short for that: all its arrays stay in a cache."
-const CACHED = 2^15
+const CACHED = 2^13
 
-"Samples that a block has, where the batch has them, so that its products are worth the packing of the weights."
-const LEAST_ROWS = 256
+"Samples that a block has, where the batch has them, so that what surrounds its operations is little beside them."
+const LEAST_ROWS = 128
 
-"""
-Multiplications up to which OpenBLAS, on processors with AVX-512, packs no matrix for a product, and samples that a block needs to
-be worth keeping to that: a gradient of weights then takes down to two thirds of the time.
-"""
-const UNPACKED, LEAST_UNPACKED = 1_000_000, 96
+"Blocks that a batch has at most, since each takes ten microseconds to be made ready where its evaluations are kept."
+const MOST_BLOCKS = 1024
 
-"Samples that a block of a kernel has at most."
-function rows_of_blocks(g::Graph)
-    widest = maximum(n -> elements(n.shape, 1), of_samples(g); init = 1)
-    rows = max(LEAST_ROWS, CACHED ÷ max(widest, 1))
-    unpacked = UNPACKED ÷ max(largest_product(g), 1)
-    unpacked < LEAST_UNPACKED && return rows
-    return min(rows, unpacked, max(LEAST_ROWS ÷ 2, 2CACHED ÷ max(widest, 1)))
-end
+"Samples that a block of a kernel has at most, in batches that are not too large for that."
+rows_of_blocks(g::Graph) = max(LEAST_ROWS, CACHED ÷ max(1, maximum(n -> elements(n.shape, 1), of_samples(g); init = 1)))
 
 """
     part_batch(kernel, batch, threads)
@@ -267,7 +273,7 @@ function part_batch(k::Kernel, batch::Int, threads::Int)
     g = k.graph
     small = threads > 1 && THREADED_PRODUCT < work(g, batch) < 2WORTH_A_THREAD
     whole = (; threads = 1, rows = batch, small)
-    rows = rows_of_blocks(g)
+    rows = max(rows_of_blocks(g), cld(batch, MOST_BLOCKS))
     batch > 1 && (threads > 1 || rows < batch) && samples_apart(g) || return whole
     threads = clamp(work(g, batch) ÷ WORTH_A_THREAD, 1, min(threads, batch))
     return (; threads, rows, small)

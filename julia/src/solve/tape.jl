@@ -43,8 +43,7 @@ end
 const SMALL = 2^12
 
 function Tape(w::Workspace{T,V}) where {T,V}
-    residuals = (w.kernel.graph.nodes[i] for i in w.kernel.residuals)
-    bytes = sum(n -> elements(n.shape, w.batch) * sizeof(eltype_of(n, T)), residuals; init = 0)
+    bytes = residual_bytes(w, V === Vector{T} ? CACHE_LINE : 1)
     size = isempty(w.blocks) && V === Vector{T} ? block_size(w) : 0
     return Tape{T,V}(w, bytes, size > SMALL ? 0 : size)
 end
@@ -88,8 +87,8 @@ end
 
 # On a processor all arrays of a stage lie in one block.
 function make_stage(tape::Tape{T,V}, w::Workspace{T,Vector{T}}, heavy::Bool, values::Bool) where {T,V}
-    numbers, residuals = length(w.u), heavy ? length(w.kernel.residuals) * max(1, sum(length, w.blocks; init = 0)) : 0
-    memory = Memory((1 + values) * numbers * sizeof(T) + heavy * tape.bytes + (2 + residuals) * CACHE_LINE, CACHE_LINE)
+    numbers = length(w.u)
+    memory = Memory((1 + values) * room_of(CACHE_LINE, T, numbers) + heavy * tape.bytes, CACHE_LINE)
     u, k = next_array!(memory, T, (numbers,)), next_array!(memory, T, (values ? numbers : 0,))
     record, product, _ = heavy ? residuals_of(w, u, new_residuals(w, memory)) : (identity_of, identity_of, 0)
     return Stage{T,V}(zero(Time), u, k, heavy, record, product, stage_bytes(tape, u, k, heavy), 0, memory.block)
@@ -116,9 +115,7 @@ const VECTOR = 16
 
 "The bytes of a small stage's block: its time, its state and value, and the residuals."
 function block_size(w::Workspace{T}) where {T}
-    residuals = (w.kernel.graph.nodes[i] for i in w.kernel.residuals)
-    of_residuals = sum(n -> room_of(VECTOR, eltype_of(n, T), elements(n.shape, w.batch)), residuals; init = 0)
-    return room_of(VECTOR, Time, 1) + 2room_of(VECTOR, T, length(w.u)) + of_residuals
+    return room_of(VECTOR, Time, 1) + 2room_of(VECTOR, T, length(w.u)) + residual_bytes(w, VECTOR)
 end
 
 "A stage whose arrays lie one after the other in its block, behind its time."
