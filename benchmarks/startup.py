@@ -47,7 +47,6 @@ def measured(solver: str, sensitivity: str) -> Seconds:
     seconds["start"] -= seconds["juliacall"] + seconds["PyNODE"]
     with timed(seconds, "torch's tracing"):
         import torch._dynamo
-        import torch.export
 
     z0, t = torch.randn(32, 2), torch.tensor([0.0, 1.0])
 
