@@ -52,9 +52,8 @@ const LEAST_TERMS = 24
 function multiply!(c, a, b, add::Bool)
     parts = parts_of_product(c, a, b)
     parts == 1 && return add ? mul!(c, a, b, true, true) : mul!(c, a, b)
-    k = size(a, 2)
     for i in 1:parts
-        terms = ((i - 1) * k ÷ parts + 1):(i * k ÷ parts)
+        terms = part(axes(a, 2), i, parts)
         mul!(c, view(a, :, terms), rows_of(b, terms), true, add || i > 1)
     end
     return c

@@ -10,7 +10,10 @@ const THREADED_PRODUCT = 2^19
 const WORTH_SHARING = 2^18
 
 "A range in `n` parts of about equal length."
-parted(range, n::Int) = [range[((i - 1) * length(range) ÷ n + 1):(i * length(range) ÷ n)] for i in 1:n]
+parted(range, n::Int) = [part(range, i, n) for i in 1:n]
+
+"The part `i` of these."
+part(range, i::Int, n::Int) = range[((i - 1) * length(range) ÷ n + 1):(i * length(range) ÷ n)]
 
 "Parts `1:n` of some work. Threads take them as they come."
 mutable struct Parts

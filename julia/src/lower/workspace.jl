@@ -62,7 +62,8 @@ function Workspace(
     u, θ, v, du, dz, dθ = make(z), make(theta_inputs(g)), make(inputs_of(g, :cotangent)), make(z), make(z), make(differentiated(g))
     workspace(samples, shared, frontier, scratch, blocks) =
         Workspace{T,V}(k, batch, samples, like, u, θ, v, du, dz, dθ, shared, zeros_of(1), frontier, scratch, small, blocks)
-    front(n) = Any[room(like, g.nodes[i], T, n) for i in frontier(g)]
+    once = [g.nodes[i] for i in frontier(g)]
+    front(n) = Any[room(like, node, T, n) for node in once]
     whole = threads == 1 && rows >= batch
     whole && return workspace(1:batch, dθ, front(batch), Dict{Program,Vector{Any}}(), Vector{Workspace{T,V}}[])
     size = sum(last, shared_places(g, batch); init = 0)
