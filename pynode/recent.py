@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from array import array
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,14 +17,41 @@ from pynode.field._memory import memory_of
 from pynode.field._outside import is_recording
 from pynode.field._transforms import is_active
 from pynode.problem.asked import Asked
-from pynode.problem.inputs import check_times
+from pynode.problem.inputs import as_times, check_times
 from pynode.repeated import Repeated
 from pynode.sensitivity import Sensitivity
 from pynode.solution import Solution
 
-__all__ = ["Recent"]
+__all__ = ["Recent", "as_tensor"]
 
 _PLAIN = (str, float, int, type(None), Sensitivity)  # of which two that are equal ask for the same
+
+
+def as_tensor(t: Any, z0: Any) -> Any:
+    """Times in a list of numbers, or an array, as the tensor that `solve` takes them for; any others as they are."""
+    kind = type(t)
+    if kind is Tensor or type(z0) is not Tensor or not z0.is_cpu or is_active() or is_recording():
+        return t
+    if kind is np.ndarray:
+        return torch.from_numpy(t) if t.dtype in _ARRAYS and t.flags.carray else t
+    if kind not in (list, tuple) or not set(map(type, t)) <= _NUMBERS:
+        return t
+    try:
+        numbers = array("d", t)
+    except OverflowError:
+        return t
+    return _tensor_of(numbers.tobytes(), z0.dtype).clone()
+
+
+_ARRAYS = (np.dtype(np.float32), np.dtype(np.float64))
+_NUMBERS = {float, int}
+
+
+@functools.lru_cache(maxsize=64)
+def _tensor_of(numbers: bytes, dtype: torch.dtype) -> Tensor:
+    """The times of these float64 numbers beside a state of this dtype; nobody writes to it."""
+    with torch.inference_mode(False):
+        return as_times("t", array("d", numbers).tolist(), torch.empty(0, dtype=dtype, device="cpu"))
 
 
 class Recent:

@@ -58,9 +58,12 @@ _UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "kB": 10**3, "MB": 1
 
 
 def _read_memory(how: Discrete | Forward) -> None:
-    """Replace the option `memory` by a number of bytes, where it is a text with a unit."""
+    """Replace the option `memory` by a number of bytes, where it is a text with a unit; beyond all memory is 2⁶²."""
     size = how.memory
-    if size is None or (isinstance(size, int) and not isinstance(size, bool) and size > 0):
+    if size is None:
+        return
+    if isinstance(size, int) and not isinstance(size, bool) and size > 0:
+        object.__setattr__(how, "memory", min(size, 2**62))
         return
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMG]?i?B)\s*", size) if isinstance(size, str) else None
     if found is None or found[2] not in _UNITS or float(found[1]) == 0:
@@ -68,7 +71,7 @@ def _read_memory(how: Discrete | Forward) -> None:
             f"{type(how).__name__}(memory=…) must be a positive number of bytes or a text with a unit "
             f"({', '.join(_UNITS)}), got {size!r}. Pass e.g. '64MiB'"
         )
-    object.__setattr__(how, "memory", int(float(found[1]) * _UNITS[found[2]]))
+    object.__setattr__(how, "memory", int(min(float(found[1]) * _UNITS[found[2]], 2.0**62)))
 
 
 @dataclass(frozen=True)

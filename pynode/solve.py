@@ -24,7 +24,7 @@ from pynode.problem.saving import check_save, times_of_steps
 from pynode.problem.settings import Settings
 from pynode.problem.state import state_of, with_args
 from pynode.problem.tolerances import first_step
-from pynode.recent import Recent
+from pynode.recent import Recent, as_tensor
 from pynode.repeated import Repeated
 from pynode.sensitivity import Sensitivity
 from pynode.solution import Solution, in_form, saved_of
@@ -184,6 +184,7 @@ def solve(
         progress=progress,
         throw=throw,
     )
+    t = as_tensor(t, z0)
     recent = Recent.of(field, t, asked)
     found = None if recent is None else recent.solve(field, z0, t, args)
     if found is None:

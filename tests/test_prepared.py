@@ -2,8 +2,10 @@
 
 import copy
 import gc
+import math
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -592,3 +594,43 @@ def test_times_that_change_at_each_call(kind, engine):
         solve(field, z0, T[[0, 2, 1, 3, 4]], **asked)
     with pytest.raises(InputError, match="finite"):
         solve(field, z0, T / 0, **asked)
+
+
+def test_times_in_a_list_or_an_array(engine):
+    """They are solved by what the solve before has found out as well, and nobody writes to what is kept of them."""
+    field, z0 = Timed(), torch.randn(3, 2)
+    numbers = [0.0, 0.3, 1]
+    for t in (
+        numbers,
+        tuple(numbers),
+        np.array(numbers),
+        np.array(numbers, dtype=np.float32),
+        [1, 0],
+        [-0.0, 1.0],
+        [0.0, 1.0],
+    ):
+        for state in (z0, z0.double()):
+            module = copy.deepcopy(field).to(state.dtype)
+            for _ in range(3):
+                solution, expected = (
+                    solve(module, state, t, engine=engine),
+                    solve(copy.deepcopy(module), state, t, engine=engine),
+                )
+                assert torch.equal(solution.z, expected.z)
+                assert torch.equal(solution.t, expected.t)
+                assert solution.t.dtype == (state.dtype if type(t) in (list, tuple) else torch.as_tensor(t).dtype)
+                assert solution.t.tolist() == pytest.approx([float(x) for x in t])
+                assert list(map(math.copysign, [1.0] * len(t), solution.t.tolist())) == [
+                    math.copysign(1.0, x) for x in t
+                ]
+                if type(t) in (list, tuple):
+                    solution.t.fill_(7.0)
+            assert memory_of(module).recent is not None
+    with pytest.raises(InputError, match="monotone"):
+        solve(field, z0, [0.0, 1.0, 0.5], engine=engine)
+    for bad in ([], [0.0], [0.0, "1"], [0.0, None], [0, 10**400], 3):
+        with pytest.raises(InputError):
+            solve(field, z0, bad, engine=engine)
+    with torch.inference_mode():
+        solve(field, z0, [0.0, 0.625], engine=engine)
+    solve(field, z0, [0.0, 0.625], engine=engine).z.sum().backward()

@@ -488,6 +488,45 @@ end
     @test all(isapprox(a, b; rtol = 1e-12) for (a, b) in zip(got, expected))
 end
 
+# ---- an image of equal numbers --------------------------------------------------------------------------------
+
+@testset "the derivative in the weights of an image of equal numbers: $attrs" for attrs in (
+    (stride = [1, 1], padding = [1, 1], dilation = [1, 1], groups = 1),
+    (stride = [1, 1], padding = [0, 0], dilation = [1, 1], groups = 2),
+    (stride = [1, 1], padding = [3, 2], dilation = [2, 2], groups = 1),
+    (stride = [2, 1], padding = [0, 2], dilation = [1, 2], groups = 1),
+    (stride = [3, 2], padding = [2, 1], dilation = [2, 1], groups = 4),
+    (stride = [4, 5], padding = [9, 9], dilation = [1, 3], groups = 1),  # some windows do not meet the image
+)
+    x, w = fill(2.5, 6, 7, 4, 3), draw(3, 2, 4 ÷ attrs.groups, 8)
+    dy = draw(size(correlate(x, w, attrs.stride, attrs.padding, attrs.dilation, attrs.groups))...)
+    _, dw = correlate_back(x, w, dy, attrs.stride, attrs.padding, attrs.dilation, attrs.groups)
+    B, weights = [1, 0], [8, 4 ÷ attrs.groups, 2, 3]
+    nodes = [
+        input(0, [B, reverse(size(dy)[1:3])...]), node("full", [Dict("number" => 2.5)], [B, 4, 7, 6]),
+        node("conv_weight", [1, 0], weights; attrs...),
+    ]
+    @test holds(nodes, [dy], dw)
+end
+
+@testset "the same in $(length(size)) dimensions, and on threads" for (size, kernel) in (((300,), (3,)), ((20, 30, 100), (3, 2, 5)))
+    N = length(size)
+    attrs = (stride = ones(Int, N), padding = ones(Int, N), dilation = ones(Int, N), groups = 1)
+    dy = draw(ntuple(i -> size[i] + 3 - kernel[i], N)..., 5, 2)
+    B, weights, image = [1, 0], [5, 2, reverse(kernel)...], [[1, 0], 2, reverse(size)...]
+    cotangent = [B, 5, reverse(Base.size(dy)[1:N])...]
+    expected = evaluate(
+        graph(["z", "z"], [input(0, image), input(1, cotangent), node("conv_weight", [0, 1], weights; attrs...)]),
+        [fill(-0.5, size..., 2, 2), dy],
+    )
+    @test holds([input(0, cotangent), node("full", [Dict("number" => -0.5)], image), node("conv_weight", [1, 0], weights; attrs...)], [dy], expected)
+    unit = ntuple(_ -> 1, N)
+    boxes = PyNODE.Boxes(PyNODE.Window(unit, unit, unit), size, kernel, Base.size(dy))
+    of(threads) = PyNODE.sum_boxes!(fill(NaN, kernel..., 2, 5), dy, -0.5, boxes, threads)
+    @test of(1) == of(2) == of(3)
+    @test isapprox(of(1), expected; rtol = 1e-12)
+end
+
 # ---- refusals -------------------------------------------------------------------------------------------------
 
 @testset "refusals" begin

@@ -110,6 +110,43 @@ end
     @test all(f -> PyNODE.fits(errors(f), n), (norm, PyNODE.max_norm))  # the errors of a step are shared
 end
 
+@testset "reductions on several threads" begin
+    x = draw(300, 20, 7)
+    for (f!, shape) in ((sum!, (1, 1, 7)), (maximum!, (300, 1, 7)), (sum!, (300, 20, 1)), (prod!, (1, 1, 7)))
+        @test PyNODE.reduce_shared!(3, f!, fill(NaN, shape), x) == f!(fill(NaN, shape), x)
+    end
+    @test PyNODE.reduce_shared!(3, sum!, JLArray(fill(NaN, 1, 1, 7)), JLArray(x)) isa JLArray
+end
+
+@testset "a large state is not copied: the program reads and writes a solver's own vectors" begin
+    n = PyNODE.WORTH_BINDING
+    row, part = [[1, 0], n], (dim = 1, step = 1)
+    g = graph(
+        ["t", "z", "cotangent"],
+        [
+            input(0, []), input(1, row), input(2, row),
+            node("slice", [1], [[1, 0], n - 1]; part..., start = 1, stop = n),
+            node("embed", [3], row; part..., start = 0, stop = n - 1),
+            node("full", [Dict("number" => 0.0)], []),
+        ],
+        [4], [5, 2],
+    )
+    field = TracedField(Workspace(Kernel{Float64}(g), 1))
+    u, du = draw(n), fill(NaN, n)
+    PyNODE.value!(du, field, u, 0.0)
+    @test du == [u[2:end]; 0]  # all of it, whatever lay there
+    @test length(field.direct) == 1
+    for _ in 1:(3 * PyNODE.MOST_DIRECT)
+        v = draw(n) .+ rand()
+        PyNODE.value!(du, field, v, 0.0)
+        @test du == [v[2:end]; 0]
+    end
+    @test length(field.direct) <= PyNODE.MOST_DIRECT
+    @test all(iszero, field.u) && all(iszero, field.du)
+    PyNODE.value!(du, field, u, 0.0)
+    @test (@allocated PyNODE.value!(du, field, u, 0.0)) == 0
+end
+
 @testset "each part is done once, and a failure ends the rest" begin
     for n in (1, 2, 5), _ in 1:200
         done = zeros(Int, n)
@@ -122,6 +159,15 @@ end
         @test_throws ArgumentError("part $bad") PyNODE.on_threads(fails, 4, done)
         @test done[bad] == 1 && maximum(done) == 1
     end
+end
+
+@testset "the first run of a kind of work, which is compiled then, is not judged by its time" begin
+    before = PyNODE.CROWD.together
+    slow = i -> (sleep(0.01); nothing)
+    PyNODE.on_threads(slow, 2)
+    @test PyNODE.CROWD.together == before
+    PyNODE.on_threads(slow, 2)
+    @test PyNODE.CROWD.together != before || PyNODE.CROWD.until > 0
 end
 
 @testset "work is not shared for a while where that was a loss" begin

@@ -84,7 +84,12 @@ def check_samples(times: Tensor | Sequence[float], values: Tensor) -> Samples:
         got = values.dtype if isinstance(values, Tensor) else type(values).__name__
         raise InputError(f"values must be a tensor of dtype torch.float32 or torch.float64, got {got}. Convert it")
     if not isinstance(times, Tensor):
-        times = torch.as_tensor(times, dtype=torch.float64)
+        try:
+            times = torch.as_tensor(times, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise InputError(
+                f"times must be a tensor, or numbers that make one, got {type(times).__name__}: {error}"
+            ) from None
     times = times.to(values.device)
     if times.dtype not in _DTYPES:
         raise InputError(f"times must be of dtype torch.float32 or torch.float64, got {times.dtype}. Convert them")

@@ -77,7 +77,7 @@ def annuli(
     _check_count(n)
     try:
         r1, r2, r3 = map(float, r)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(f"r must be three radii r1 < r2 < r3, got {r!r}") from None
     if not 0 < r1 < r2 < r3 < math.inf:
         raise InputError(f"r must be three radii with 0 < r1 < r2 < r3, got {r!r}")
@@ -112,7 +112,7 @@ def in_slices(x: Tensor, slices: Sequence[tuple[float, float]]) -> Tensor:
     for pair in slices:
         try:
             first, last = map(float, pair)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise InputError(f"slices must be pairs of angles (from, to), got {pair!r}") from None
         found |= (angle - first) % (2 * math.pi) <= (last - first) % (2 * math.pi)
     return found

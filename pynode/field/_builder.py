@@ -126,7 +126,9 @@ class Builder:
         return self.add("embed", [i], shape, self.dtype(i), dim=dim, start=start, stop=stop, step=step)
 
     def reduce(self, op: str, i: int, dims: Sequence[int], keepdim: bool, shape: Sequence[Dim]) -> int:
-        """A reduction over dimensions."""
+        """A reduction over dimensions; over none, and over some of size 1, it is the node itself, in this shape."""
         if not dims:
             return i
+        if self.dtype(i) == "float" and all(self.shape(i)[d] == 1 for d in dims):
+            return self.reshape(i, shape)
         return self.add(op, [i], shape, dims=tuple(sorted(dims)), keepdim=keepdim)

@@ -66,6 +66,8 @@ def _flops(graph: FieldGraph, i: int, batch: int) -> int:
     out = elements(graph, i, batch)
     if node.op in ("mm", "bmm"):
         return 2 * out * shapes[0][-1]
+    if node.op == "conv_weight" and graph.nodes[operands[0]].op == "full":  # sums of the cotangent over boxes
+        return sizes[1] * dim_size(node.shape[-1], batch)
     if node.op in ("conv", "conv_input", "conv_weight"):
         # The pixels on the weights' far side: of the result, or of the cotangent.
         pixels = out if node.op == "conv" else sizes[0] if node.op == "conv_input" else sizes[1]

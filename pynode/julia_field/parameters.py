@@ -52,7 +52,7 @@ def of_python(params: Any, dtype: torch.dtype, name: str = "params") -> tuple[St
         return structure, {key: values for key, (_, values) in parts.items()}
     try:
         tensor = params if isinstance(params, Tensor) else torch.as_tensor(params, dtype=dtype)
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         raise InputError(
             f"{name} must be a number, a tensor, an array, a dict of such, or a Julia object, got "
             f"{type(params).__name__}"

@@ -77,7 +77,7 @@ def check_depth(t: Any) -> tuple[float, float]:
     """
     try:
         start, end = map(float, t)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(f"t must be two numbers, the first and the last depth, got {t!r}") from None
     if not (math.isfinite(start) and math.isfinite(end)) or start == end:
         raise InputError(f"t must be two different finite numbers, got {t!r}")

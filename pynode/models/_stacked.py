@@ -116,7 +116,7 @@ def _knots(knots: Sequence[float] | None, n: int, t: tuple[float, float]) -> tup
         return (*(start + (end - start) * i / n for i in range(n)), end)
     try:
         given = tuple(map(float, knots))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(f"knots must be a sequence of numbers, got {knots!r}") from None
     if len(given) not in (n - 1, n + 1):
         raise InputError(

@@ -184,7 +184,7 @@ def bind_bases(field: Any, t: tuple[float, float]) -> None:
 def _ordered(interval: tuple[float, float]) -> tuple[float, float]:
     try:
         first, last = sorted(map(float, interval))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(f"interval must be two numbers, got {interval!r}") from None
     if not (math.isfinite(first) and math.isfinite(last)) or first == last:
         raise InputError(f"interval must be two different finite numbers, got {interval!r}")

@@ -157,7 +157,7 @@ def as_times(name: str, t: Any, like: Tensor) -> Tensor:
             dtype = functools.reduce(torch.promote_types, given, dtype)
         else:
             times = torch.as_tensor(t, dtype=torch.float64, device=like.device)
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         raise InputError(
             f"{name} must be a 1-d tensor or a sequence of numbers, got {_describe(t)}. Pass e.g. "
             "torch.linspace(0, 1, 10)"
@@ -199,7 +199,7 @@ def check_number(name: str, value: Any) -> float:
     """A positive, finite number."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(f"{name} must be a positive number, got {value!r}. Pass e.g. 1e-3") from None
     if not 0 < number < math.inf:
         raise InputError(f"{name} must be positive and finite, got {value!r}. Pass e.g. 1e-3")
@@ -210,6 +210,8 @@ def check_count(name: str, value: Any) -> int:
     """A positive whole number."""
     if not isinstance(value, int) or value < 1:
         raise InputError(f"{name} must be a positive int, got {value!r}. Pass e.g. 10_000")
+    if value >= 2**63:
+        raise InputError(f"{name} must be an int below 2**63, got {value!r}. Pass e.g. 10_000")
     return value
 
 

@@ -95,7 +95,12 @@ def check_tolerance(name: str, value: Any, form: State, state: Sequence[Tensor])
         )
     found = []
     for part, z, of, is_complex in zip(parts, state, form.names, form.complex, strict=False):
-        given = torch.as_tensor(part, dtype=z.dtype, device=z.device).detach()
+        try:
+            given = torch.as_tensor(part, dtype=z.dtype, device=z.device).detach()
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise InputError(
+                f"{name} must be a number or a tensor for {of}, got {type(part).__name__}: {error}"
+            ) from None
         shape = z.shape[:-1] if is_complex else z.shape
         try:
             whole = given.expand(shape)

@@ -67,6 +67,18 @@ def test_convolution() -> None:
     assert (by["conv_input",], by["conv_weight",], by["sum",]) == (convolution, convolution, 288)
 
 
+def test_convolution_with_the_time_as_a_channel() -> None:
+    """The gradient to the weights of the time is a sum over boxes of the cotangent: each row of it for each column."""
+    conv = nn.Conv2d(3, 2, 3, padding=1)
+
+    def field(t: Tensor, z: Tensor) -> Tensor:
+        return conv(torch.cat([z, t.expand(4, 1, 6, 6)], 1))
+
+    found = explain(field, torch.randn(4, 2, 6, 6))
+    products = sorted(s.flops or 0 for s in found.vjp.steps if s.ops == ("conv_weight",))
+    assert products == [3 * (2 * 6 * 6), 2 * (4 * 2 * 6 * 6) * (2 * 3 * 3)]
+
+
 def test_strided_convolution_and_its_transpose() -> None:
     field = nn.Sequential(nn.Conv1d(2, 4, 4, 2, 1, groups=2), nn.ConvTranspose1d(4, 2, 4, 2, 1))
     found = explain(field, torch.randn(3, 2, 8))
@@ -303,9 +315,16 @@ def plans() -> Any:
     return julia_runtime.start().seval(PLANS)
 
 
+def is_of_equal_numbers(graph: Any, i: int) -> bool:
+    """Whether a node is the gradient to a convolution's weights of an image of equal numbers, which has no windows."""
+    node = graph.nodes[i]
+    return node.op == "conv_weight" and graph.nodes[node.inputs[0]].op == "full"
+
+
 def shared_windows(graph: Any, computed: list[int]) -> int:
     """How many gradients to a convolution's weights find the windows that the one to its image has laid out."""
     nodes, images, found = graph.nodes, [i for i in computed if graph.nodes[i].op == "conv_input"], 0
+    computed = [i for i in computed if not is_of_equal_numbers(graph, i)]
     for j in sorted(i for i in computed if nodes[i].op == "conv_weight"):
         x, dy = nodes[j].inputs
         for i in images:
@@ -346,6 +365,7 @@ def test_steps_are_those_of_julia(name: str, plans: Any) -> None:
         constants = sum(graph.nodes[i].op in ("const", "arange") and graph.nodes[i].dtype != "int" for i in plan.order)
         computed = [i for s in done for i, _ in s.computed]
         workspaces = 3 * sum(graph.nodes[i].op.startswith("conv") for i in computed) - shared_windows(graph, computed)
+        workspaces -= 2 * sum(is_of_equal_numbers(graph, i) for i in computed)
         known = {"index_select", "index_add", "fourier", "fourier_sum"}
         prepared = sum(graph.nodes[i].op in known for s in done for i, _ in s.computed)
         assert buffers == len(done) - len(outputs) + constants + workspaces + prepared

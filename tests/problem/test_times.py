@@ -191,3 +191,36 @@ def test_higher_order_asks_for_the_time_as_its_field_does() -> None:
     t = START + torch.tensor([0.0, 3.0], dtype=DOUBLE)
     z = pynode.solve(HigherOrder(field, 2), torch.zeros(1, 2), t, engine="torch", rtol=1e-6).z[-1]
     torch.testing.assert_close(z, torch.tensor([[4.5, 4.5]]), rtol=1e-4, atol=0)
+
+
+HUGE = 10**400
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda solve: solve(t=[0.0, HUGE]),
+        lambda solve: solve(tstops=[HUGE]),
+        lambda solve: solve(event=pynode.At([HUGE], lambda t, z: z)),
+        lambda solve: solve(rtol=HUGE),
+        lambda solve: solve(atol=[HUGE]),
+        lambda solve: solve(solver="rk4", dt=HUGE),
+        lambda solve: solve(max_steps=HUGE),
+        lambda _: pynode.StepControl(dt_min=HUGE),
+        lambda _: pynode.StepControl(controller=(HUGE, 0, 0)),
+        lambda _: pynode.control.Linear([0, HUGE], torch.zeros(3, 2, 2)),
+        lambda _: NODE(nn.Linear(2, 2), t=(0, HUGE)),
+        lambda _: StackedNODE([nn.Linear(2, 2)], t=(0, HUGE)),
+    ],
+)
+def test_an_int_beyond_all_floats_is_refused(ask):
+    def solve(t: Any = (0.0, 1.0), **keywords: Any) -> pynode.Solution:
+        return pynode.solve(nn.Linear(2, 2), torch.zeros(3, 2), t, engine="torch", **keywords)
+
+    with pytest.raises(InputError, match="must"):
+        ask(solve)
+
+
+@pytest.mark.parametrize("memory", [HUGE, "9" * 400 + "GiB"])
+def test_memory_beyond_all_memory_is_no_bound(memory):
+    assert pynode.sensitivity.Discrete(memory=memory).memory == 2**62

@@ -224,17 +224,21 @@ function lower_op!(l::Lowering, ::Val{:conv_input}, i, n, into)
     l.buffer[i] = b
 end
 
-"The product of the same cotangent with the same convolution's derivative in the weights, where the image is there already."
+"""
+The product of the same cotangent with the same convolution's derivative in the weights, where the image is there already;
+not that of an image of equal numbers, which has no windows.
+"""
 function weight_product(l::Lowering, i::Int, n::Node)
     dy, w = n.inputs
     alike(j) = (m = l.graph.nodes[j]; m.op === :conv_weight && m.inputs[2] == dy && m.inputs[1] < i < j &&
-        shape_of(l, m.inputs[1]) == n.shape && m.shape == shape_of(l, w) && m.attrs == n.attrs && !haskey(l.rows, j))
+        l.graph.nodes[m.inputs[1]].op !== :full && shape_of(l, m.inputs[1]) == n.shape && m.shape == shape_of(l, w) && m.attrs == n.attrs && !haskey(l.rows, j))
     k = findfirst(alike, l.users[dy])
     return k === nothing ? nothing : l.users[dy][k]
 end
 
 function lower_op!(l::Lowering, ::Val{:conv_weight}, i, n, into)
     x, dy = n.inputs
+    l.graph.nodes[x].op === :full && return lower_boxes!(l, i, n, into)
     shared = haskey(l.rows, i)
     rows = shared ? l.rows[i] : turned_rows!(l, n, shape_of(l, x), n.shape, shape_of(l, dy))
     c = columns!(l, n, rows, shape_of(l, x), n.shape, shape_of(l, dy))

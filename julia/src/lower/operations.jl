@@ -140,9 +140,27 @@ function lower_op!(l::Lowering, ::Union{Val{:sum},Val{:amax},Val{:amin},Val{:pro
     groups = l.contiguous[source] ? neighbours([whole.shape, kept]) : [[d] for d in eachindex(kept)]
     to = reshaped!(l, b, grouped(kept, groups))
     from = l.contiguous[source] ? reshaped!(l, source, grouped(whole.shape, groups)) : source
-    emit!(l, :($(REDUCTIONS[n.op])($(bufsym(to)), $(bufsym(from)))))
+    arguments = (bufsym(to), bufsym(from))
+    worth = l.threads > 1 && elements(whole.shape, l.batch) >= WORTH_SHARING
+    emit!(l, Expr(:call, (worth ? (:reduce_shared!, l.threads) : ())..., REDUCTIONS[n.op], arguments...))
     l.buffer[i] = b
 end
+
+"`reduce!(to, from)`, by threads that share the last dimension, where that is not reduced and they have enough of it."
+function reduce_shared!(threads::Int, reduce!::F, to::Host, from::Host) where {F}
+    n = size(to, ndims(to))
+    n >= threads || return reduce!(to, from)
+    on_threads(reduce_part!, threads, reduce!, to, from, parted(1:n, threads))
+    return to
+end
+
+reduce_shared!(_, reduce!::F, to, from) where {F} = reduce!(to, from)
+
+reduce_part!(i, reduce!::F, to, from, parts) where {F} = reduce!(of_last(to, parts[i]), of_last(from, parts[i]))
+
+"Part of the last dimension; of an array as an array, whose sums Julia takes in the same order."
+of_last(x, range) = view(x, ntuple(_ -> Colon(), Val(ndims(x) - 1))..., range)
+of_last(x::Array, range) = part_of(x, (first(range) - 1) * stride(x, ndims(x)), (Base.front(size(x))..., length(range)))
 
 const RUNNING = Dict(:cumsum => :+, :cumprod => :*, :cummax => :max, :cummin => :min, :logcumsumexp => :logaddexp)
 

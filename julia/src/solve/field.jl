@@ -43,9 +43,13 @@ struct TracedField{T,V<:AbstractVector{T}}
     counts::Vector{Int}  # evaluations of the value, of the products; how often `θ` was bound
     watch::Watch
     threads::Int                  # that share sums and copies of states
+    direct::Dict{NTuple{2,Ptr{T}},FunctionWrapper{Nothing,Tuple{T}}}  # see `direct`
     functions::Dict{Symbol,Any}  # `ode_function` by its kind
     integrators::Dict{Any,Any}  # by what they are asked to do
 end
+
+"Vectors of which the stages of a step are sums, in methods of order five: those of a large state are shared by threads."
+const MOST_SUMMED = 8
 
 """
     TracedField(workspace; products = :joint, threads = 1)
@@ -61,7 +65,8 @@ function TracedField(w::Workspace{T,V}; products::Symbol = :joint, threads::Int 
     return TracedField{T,V}(
         late(k.prologue), late(k.value), product, joint ? product : late(k.vjp_theta),
         w.u, w.θ, w.v, w.du, w.dz, w.dθ, w.dt, [zero(Time)], Tape(w), samples(w), [0, 0, 0], Watch(),
-        3length(w.u) < WORTH_SHARING ? 1 : threads, Dict{Symbol,Any}(), Dict{Any,Any}(),
+        MOST_SUMMED * length(w.u) < WORTH_SHARING ? 1 : threads,
+        Dict{NTuple{2,Ptr{T}},FunctionWrapper{Nothing,Tuple{T}}}(), Dict{Symbol,Any}(), Dict{Any,Any}(),
     )
 end
 
@@ -77,7 +82,7 @@ function TracedField(c::Callback{T}; products::Symbol = :joint) where {T}
     return TracedField{T,Vector{T}}(
         Late{T}(() -> identity_of), late(value_function), product, joint ? product : late(theta_product_function),
         c.u, zeros(T, length(c.dθ)), c.v, c.du, c.dz, c.dθ, c.dt, c.time, Tape(c), samples(c), [0, 0, 0], Watch(), 1,
-        Dict{Symbol,Any}(), Dict{Any,Any}(),
+        Dict{NTuple{2,Ptr{T}},FunctionWrapper{Nothing,Tuple{T}}}(), Dict{Symbol,Any}(), Dict{Any,Any}(),
     )
 end
 
@@ -102,10 +107,33 @@ function value!(du, f::TracedField{T}, u, t) where {T}
     count!(f.watch)
     f.time[1] = t
     f.tape.on && return record!(du, f, u, t)
+    program = direct(f, du, u)
+    if program !== nothing
+        program(T(t))
+        return nothing
+    end
     copy_shared!(f.u, u, f.threads)
     f.value(T(t))
     copy_shared!(du, f.du, f.threads)
     return nothing
+end
+
+"Numbers of a state from which on it is not copied for an evaluation, and programs that are kept for that."
+const WORTH_BINDING, MOST_DIRECT = 2^15, 32
+
+"""
+The program of the value that reads and writes these vectors themselves, for a state that is large and not in blocks. Programs
+are found again by where the vectors lie: whatever lies there at a later call is what that call is about.
+"""
+direct(f::TracedField, du, u) = nothing
+
+function direct(f::TracedField{T,Vector{T}}, du::Vector{T}, u::Vector{T}) where {T}
+    n, w = length(f.u), f.tape.workspace
+    n >= WORTH_BINDING && length(u) == length(du) == n && w isa Workspace && isempty(w.blocks) || return nothing
+    at = (pointer(u), pointer(du))
+    haskey(f.direct, at) && return f.direct[at]
+    length(f.direct) < MOST_DIRECT || empty!(f.direct)
+    return f.direct[at] = FunctionWrapper{Nothing,Tuple{T}}(Base.invokelatest(bind, w, w.kernel.value; u, du))
 end
 
 function record!(du, f::TracedField{T}, u, t) where {T}
