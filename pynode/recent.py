@@ -30,7 +30,8 @@ _PLAIN = (str, float, int, type(None), Sensitivity)  # of which two that are equ
 def as_tensor(t: Any, z0: Any) -> Any:
     """Times in a list of numbers, or an array, as the tensor that `solve` takes them for; any others as they are."""
     kind = type(t)
-    if kind is Tensor or type(z0) is not Tensor or not z0.is_cpu or is_active() or is_recording():
+    plain = type(z0) is Tensor and z0.is_cpu and z0.dtype in _DTYPES
+    if kind is Tensor or not plain or is_active() or is_recording():
         return t
     if kind is np.ndarray:
         return torch.from_numpy(t) if t.dtype in _ARRAYS and t.flags.carray else t
@@ -43,6 +44,7 @@ def as_tensor(t: Any, z0: Any) -> Any:
     return _tensor_of(numbers.tobytes(), z0.dtype).clone()
 
 
+_DTYPES = (torch.float32, torch.float64)
 _ARRAYS = (np.dtype(np.float32), np.dtype(np.float64))
 _NUMBERS = {float, int}
 

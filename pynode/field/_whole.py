@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from pynode.errors import InputError
@@ -12,6 +13,8 @@ __all__ = ["check_whole"]
 def check_whole(name: str, x: Tensor, of_field: bool = False) -> None:
     """Refuse a tensor that stands for others: a `DTensor`, of which each process has a part, or another such subclass.
 
+    One that the call has passed is refused where it is not dense as well; fields may read sparse ones.
+
     Args:
         name: of the tensor.
         x: the tensor.
@@ -20,6 +23,8 @@ def check_whole(name: str, x: Tensor, of_field: bool = False) -> None:
     Raises:
         InputError: says how to get a tensor that can be solved with.
     """
+    if not of_field and x.layout is not torch.strided:
+        raise InputError(f"{name} must be a dense tensor, got one of layout {x.layout}. Pass {name}.to_dense()")
     kind = type(x)
     if kind is Tensor or not hasattr(kind, "__tensor_flatten__"):
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import OrderedDict
 from typing import Any, NamedTuple
 
@@ -302,3 +303,16 @@ def test_what_is_no_state(engine: str) -> None:
     refused(r"one batch size: .* as z0\['x'\], got a 0-d tensor in z0\['v'\]", mixed)
     refused(r"dtype torch.float32 or torch.float64.* counterparts, got torch.int64", torch.ones(2, dtype=torch.int64))
     refused(r"share dtype and device: expected torch.float32", (torch.ones(2), torch.ones(2, dtype=COMPLEX)))
+    for dtype in (torch.int64, torch.bool, torch.float16, torch.float8_e4m3fn):
+        refused(r"dtype torch.float32 or torch.float64", torch.ones(2, 1).to(dtype))
+    refused(
+        r"z0 must be a dense tensor, got one of layout torch.sparse_coo\. Pass z0.to_dense\(\)", ones_of("sparse_coo")
+    )
+    refused(r"z0\['x'\] must be a dense tensor", {"x": ones_of("sparse_csr")})
+    refused(r"args\[0\] must be a dense tensor", torch.ones(2, 1), args=(ones_of("sparse_coo"),))
+
+
+def ones_of(layout: str) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # sparse tensors are in beta
+        return torch.ones(2, 1).to_sparse(layout=getattr(torch, layout))
