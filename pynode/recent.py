@@ -34,7 +34,7 @@ def as_tensor(t: Any, z0: Any) -> Any:
     if kind is Tensor or not plain or is_active() or is_recording():
         return t
     if kind is np.ndarray:
-        return torch.from_numpy(t) if t.dtype in _ARRAYS and t.flags.carray else t
+        return as_times("t", t, z0)
     if kind not in (list, tuple) or not set(map(type, t)) <= _NUMBERS:
         return t
     try:
@@ -45,7 +45,6 @@ def as_tensor(t: Any, z0: Any) -> Any:
 
 
 _DTYPES = (torch.float32, torch.float64)
-_ARRAYS = (np.dtype(np.float32), np.dtype(np.float64))
 _NUMBERS = {float, int}
 
 

@@ -146,7 +146,7 @@ def as_times(name: str, t: Any, like: Tensor) -> Tensor:
     dtype = torch.promote_types(like.dtype.to_real(), torch.float32)  # a half state is solved in float32
     try:
         if isinstance(t, np.ndarray):
-            t = torch.as_tensor(t)
+            t = torch.from_numpy(np.array(t, dtype=t.dtype.newbyteorder("=")))  # a copy, whatever the strides
         if isinstance(t, Tensor):
             if t.dtype in _DTYPES:
                 return t.to(like.device)

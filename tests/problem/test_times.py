@@ -224,3 +224,34 @@ def test_an_int_beyond_all_floats_is_refused(ask):
 @pytest.mark.parametrize("memory", [HUGE, "9" * 400 + "GiB"])
 def test_memory_beyond_all_memory_is_no_bound(memory):
     assert pynode.sensitivity.Discrete(memory=memory).memory == 2**62
+
+
+@pytest.mark.parametrize("sensitivity", ["discrete", "backsolve"])
+def test_an_array_that_changes_after_the_solve(sensitivity, engine):
+    torch.manual_seed(0)
+    field, z0 = nn.Linear(2, 2).double(), torch.randn(3, 2, dtype=DOUBLE)
+
+    def gradient(change: bool) -> Tensor:
+        t = np.array([0.0, 0.5, 1.0])
+        solution = pynode.solve(field, z0, t, solver="rk4", dt=0.1, sensitivity=sensitivity, engine=engine)
+        if change:
+            t[1:] = 7.0, 9.0
+        assert solution.t.tolist() == [0.0, 0.5, 1.0]
+        (found,) = torch.autograd.grad(solution.z.square().sum(), field.weight)
+        return found
+
+    assert torch.equal(gradient(True), gradient(False))
+    knots = np.array([0.0, 1.0])
+    path = pynode.control.Linear(knots, torch.zeros(2, 3, 1, dtype=DOUBLE).transpose(0, 1))
+    knots[1] = 0.25
+    assert [float(x) for x in path.span] == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("t", [np.array([0.0, 1.0])[::-1], np.array([1.0, 0.0], dtype=">f8")])
+def test_arrays_in_another_order(t):
+    times = as_times("t", t, NARROW)
+    assert times.tolist() == [1.0, 0.0]
+    assert times.dtype is DOUBLE
+    fixed = np.array([1.0, 0.0])
+    fixed.flags.writeable = False
+    assert as_times("t", fixed, NARROW).tolist() == [1.0, 0.0]
