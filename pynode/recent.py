@@ -17,7 +17,7 @@ from pynode.field._memory import memory_of
 from pynode.field._outside import is_recording
 from pynode.field._transforms import is_active
 from pynode.problem.asked import Asked
-from pynode.problem.inputs import as_times, check_times
+from pynode.problem.inputs import DTYPES, as_times, check_times
 from pynode.repeated import Repeated
 from pynode.sensitivity import Sensitivity
 from pynode.solution import Solution
@@ -25,12 +25,13 @@ from pynode.solution import Solution
 __all__ = ["Recent", "as_tensor"]
 
 _PLAIN = (str, float, int, type(None), Sensitivity)  # of which two that are equal ask for the same
+_NUMBERS = {float, int}
 
 
 def as_tensor(t: Any, z0: Any) -> Any:
     """Times in a list of numbers, or an array, as the tensor that `solve` takes them for; any others as they are."""
     kind = type(t)
-    plain = type(z0) is Tensor and z0.is_cpu and z0.dtype in _DTYPES
+    plain = type(z0) is Tensor and z0.is_cpu and z0.dtype in DTYPES
     if kind is Tensor or not plain or is_active() or is_recording():
         return t
     if kind is np.ndarray:
@@ -42,10 +43,6 @@ def as_tensor(t: Any, z0: Any) -> Any:
     except OverflowError:
         return t
     return _tensor_of(numbers.tobytes(), z0.dtype).clone()
-
-
-_DTYPES = (torch.float32, torch.float64)
-_NUMBERS = {float, int}
 
 
 @functools.lru_cache(maxsize=64)

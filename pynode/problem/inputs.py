@@ -22,6 +22,7 @@ from pynode.field._whole import check_whole
 from pynode.problem.state import State
 
 __all__ = [
+    "DTYPES",
     "as_times",
     "check_args",
     "check_count",
@@ -31,7 +32,7 @@ __all__ = [
     "check_times",
 ]
 
-_DTYPES = (torch.float32, torch.float64)
+DTYPES = (torch.float32, torch.float64)
 _LOWERINGS = ("trace", "callback", "auto")
 _HELD = 1e-3  # A dtype holds times if it changes no difference between them by more than this part of it.
 
@@ -41,7 +42,7 @@ def check_state(form: State, state: Sequence[Tensor]) -> tuple[Tensor, ...]:
     first = state[0]
     for i, z in enumerate(state):
         check_whole(form.names[i], z)
-        if z.dtype not in _DTYPES:
+        if z.dtype not in DTYPES:
             raise InputError(
                 f"{form.names[i]} must be of dtype torch.float32 or torch.float64, or of their complex counterparts, "
                 f"got {z.dtype}. Convert it, and the field's parameters, with .float() or .double()"
@@ -77,7 +78,7 @@ def check_times(t: Any, like: Tensor) -> tuple[Tensor, list[Any]]:
     """
     if not isinstance(t, Tensor):
         times = as_times("t", t, like)
-    elif t.dtype in _DTYPES:
+    elif t.dtype in DTYPES:
         check_whole("t", t)
         times = t.to(like.device)
     else:
@@ -148,7 +149,7 @@ def as_times(name: str, t: Any, like: Tensor) -> Tensor:
         if isinstance(t, np.ndarray):
             t = torch.from_numpy(np.array(t, dtype=t.dtype.newbyteorder("=")))  # a copy, whatever the strides
         if isinstance(t, Tensor):
-            if t.dtype in _DTYPES:
+            if t.dtype in DTYPES:
                 return t.to(like.device)
             times = t.to(like.device, torch.float64)
         elif any(isinstance(x, Tensor) for x in t):
