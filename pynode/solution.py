@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from pynode.engine.protocol import Retcode, Stats
 from pynode.engine.refused import never_differentiable
 from pynode.errors import InputError
+from pynode.numeric import real_tensor
 from pynode.problem.event_log import EventLog, EventLogs
 from pynode.problem.independent import at_last_times, last_times, span
 from pynode.problem.saving import saved
@@ -141,8 +142,9 @@ class Solution:
 
         Where the states of the solution have a gradient, so have these, to all that was solved with and to `t`. For
         that the solve is made once more, of a fixed-step solver by steps that end at these times too; under
-        `torch.no_grad()` it is not. Of independent samples, and of a solve that started afresh or ended at an event,
-        there is no such gradient, and whoever asks for it gets an error: report the times in `solve(t=…)`.
+        `torch.no_grad()` it is not. Of independent samples, of a solve of which nothing requires a gradient, and of
+        one that started afresh or ended at an event, there is no such gradient, and whoever asks for it gets an error:
+        report the times in `solve(t=…)`.
 
         Args:
             t: a time or a 1-d tensor or sequence of times within the span that was solved, in any order.
@@ -160,7 +162,10 @@ class Solution:
                 if self.retcode is Retcode.SUCCESS
                 else "sol(t) needs an interpolant, and a failed solve has none"
             )
-        times = torch.as_tensor(t, dtype=torch.float64, device=self.t.device)
+        try:
+            times = real_tensor(t, self.t.device)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise InputError(f"sol(t) takes a time or several, got {type(t).__name__}: {error}") from None
         low, high = span(self.t, self.event_t)
         slack = torch.finfo(self.t.dtype).eps * max(abs(low), abs(high))  # for what rounding takes beyond an end
         if not bool(((times >= low - slack) & (times <= high + slack)).all()):
@@ -181,8 +186,9 @@ class Solution:
         if self._again is not None:
             return self._again(times)
         message = (
-            "sol(t) has no gradient for independent samples, nor where the solve started afresh at a stop or ended at "
-            "an event: report the times in solve(t=…), or interpolate under torch.no_grad()"
+            "sol(t) has no gradient for independent samples, where nothing that was solved with requires one, nor "
+            "where the solve started afresh at a stop or ended at an event: report the times in solve(t=…), or "
+            "interpolate under torch.no_grad()"
         )
         return never_differentiable(message, self._interpolant(times.detach()), tracked[0] if tracked else times)
 

@@ -82,14 +82,14 @@ def test_finite_state_whose_sum_overflows() -> None:
 def test_kind_of_t() -> None:
     refused(r"t must be of dtype torch.float32 or torch.float64, got torch.int64\. Convert it", t=torch.arange(3))
     refused(r"t must be of dtype .* got torch.complex64", t=torch.ones(2, dtype=torch.complex64))
-    refused(r"t must be a 1-d tensor or a sequence of numbers, got list of str", t=["a", "b"])
-    refused(r"t must be a 1-d tensor or a sequence of numbers, got NoneType", t=None)
+    refused(r"t must be a 1-d tensor or a sequence of real numbers, got list of str", t=["a", "b"])
+    refused(r"t must be a 1-d tensor or a sequence of real numbers, got NoneType", t=None)
 
 
 def test_shape_of_t() -> None:
     refused(r"t must be 1-d, got shape \(\)\. Flatten it, or pass \[t0, t1\]", t=torch.tensor(1.0))
     refused(r"t must be 1-d, got shape \(2, 1\)", t=torch.ones(2, 1))
-    refused(r"a sequence of numbers, got float\. Pass e.g. torch.linspace", t=1.0)
+    refused(r"a sequence of real numbers, got float\. Pass e.g. torch.linspace", t=1.0)
 
 
 @pytest.mark.parametrize("n", [0, 1])

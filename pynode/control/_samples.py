@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pynode.errors import InputError
+from pynode.numeric import real_tensor
 
 __all__ = ["Samples", "check_samples"]
 
@@ -86,7 +86,7 @@ def check_samples(times: Tensor | Sequence[float], values: Tensor) -> Samples:
         raise InputError(f"values must be a tensor of dtype torch.float32 or torch.float64, got {got}. Convert it")
     if not isinstance(times, Tensor):
         try:
-            times = torch.tensor(times.tolist() if isinstance(times, np.ndarray) else times, dtype=torch.float64)
+            times = real_tensor(times)
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise InputError(
                 f"times must be a tensor, or numbers that make one, got {type(times).__name__}: {error}"

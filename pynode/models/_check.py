@@ -18,6 +18,7 @@ from pynode.errors import InputError, TraceError, unknown_name
 from pynode.field._mismatch import mismatch_explained
 from pynode.field._outside import is_recording, outside_of_compile
 from pynode.field._transforms import is_active
+from pynode.numeric import real_number
 from pynode.problem.inputs import as_times, check_lowering, check_number
 from pynode.sensitivity import find_sensitivity
 from pynode.solve import solve
@@ -76,8 +77,8 @@ def check_depth(t: Any) -> tuple[float, float]:
         InputError: it is not two different finite numbers.
     """
     try:
-        start, end = map(float, t)
-    except (TypeError, ValueError, OverflowError):
+        start, end = map(real_number, t)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         raise InputError(f"t must be two numbers, the first and the last depth, got {t!r}") from None
     if not (math.isfinite(start) and math.isfinite(end)) or start == end:
         raise InputError(f"t must be two different finite numbers, got {t!r}")

@@ -19,7 +19,7 @@ from pynode.models._node import NODE
 from pynode.models._series import Series, check_series, check_series_times
 from pynode.nn import TimeSequential
 from pynode.nn._signature import with_time
-from pynode.problem.inputs import check_count, check_number
+from pynode.problem.inputs import check_count, check_finite, check_number
 
 __all__ = ["LatentODE"]
 
@@ -89,10 +89,8 @@ class LatentODE(nn.Module):
             raise unknown_name("likelihood", likelihood, _LIKELIHOODS)
         if encoder not in ("gru", "ode_rnn"):
             raise unknown_name("encoder", encoder, ("gru", "ode_rnn"))
-        if not math.isfinite(t0):
-            raise InputError(f"t0 must be a finite time, got {t0!r}")
         self.likelihood = likelihood
-        self.t0 = float(t0)
+        self.t0 = check_finite("t0", t0)
         field = TimeSequential(*layers(latent_dim, hidden, hidden, latent_dim)) if field is None else field
         decoder = nn.Sequential(*layers(latent_dim, hidden, obs_dim)) if decoder is None else decoder
         check_callables(field, decoder=decoder)

@@ -16,7 +16,7 @@ from pynode.models._check import check_callables
 from pynode.models._encoders import GRUEncoder
 from pynode.models._sde import check_sde_keywords
 from pynode.models._series import Series, check_series, check_series_times
-from pynode.problem.inputs import check_count, check_number
+from pynode.problem.inputs import check_count, check_finite, check_number
 from pynode.solution import Solution
 from pynode.solve_sde import solve_sde
 
@@ -96,9 +96,7 @@ class LatentSDE(nn.Module):
             raise unknown_name("context", context, _CONTEXTS)
         self.context = context
         check_sde_keywords(solver_keywords)
-        if not math.isfinite(t0):
-            raise InputError(f"t0 must be a finite time, got {t0!r}")
-        self.t0 = float(t0)
+        self.t0 = check_finite("t0", t0)
         self.prior_drift = _OfState(latent_dim, hidden) if prior_drift is None else prior_drift
         self.posterior_drift = (
             _OfContext(latent_dim, context_dim, hidden) if posterior_drift is None else posterior_drift

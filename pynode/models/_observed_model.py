@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from pynode.engine.protocol import Stats
-from pynode.errors import InputError
 from pynode.models._check import check_callables, check_solver_keywords
 from pynode.models._observed import Course, Entries, ObservedODE, entries_of
 from pynode.models._series import check_series, check_series_times, pack
-from pynode.problem.inputs import check_count
+from pynode.problem.inputs import check_count, check_finite
 
 __all__ = ["ObservedModel"]
 
@@ -44,9 +42,7 @@ class ObservedModel(nn.Module):
         self.obs_dim, self.hidden = check_count("obs_dim", obs_dim), check_count("hidden", hidden)
         check_solver_keywords(solver_keywords, own=("control", "save", "tstops"))
         check_callables(flow.field, output_network=output_network, jump=flow.jump)
-        if not math.isfinite(t0):
-            raise InputError(f"t0 must be a finite time, got {t0!r}")
-        self.t0 = float(t0)
+        self.t0 = check_finite("t0", t0)
         self.flow = flow
         self.initial = nn.Parameter(torch.zeros(hidden))
         self.output_network = output_network

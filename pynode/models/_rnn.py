@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from pynode.models._series import check_series, check_series_times, pack
-from pynode.problem.inputs import check_count
+from pynode.problem.inputs import check_count, check_finite
 
 __all__ = ["RNN"]
 
@@ -34,7 +34,7 @@ class RNN(nn.Module):
 
     def __init__(self, obs_dim: int, hidden: int = 25, *, t0: float = 0.0) -> None:
         super().__init__()
-        self.obs_dim, self.t0 = check_count("obs_dim", obs_dim), float(t0)
+        self.obs_dim, self.t0 = check_count("obs_dim", obs_dim), check_finite("t0", t0)
         self.gru = nn.GRU(2 * obs_dim + 1, check_count("hidden", hidden), batch_first=True)
         self.head = nn.Linear(hidden, 2 * obs_dim)
 

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from pynode.errors import InputError, unknown_name
 from pynode.field._outside import outside_of_compile
 from pynode.field._transforms import example
 from pynode.field._whole import check_whole
+from pynode.numeric import of_array, real_number, real_tensor
 from pynode.problem.state import State
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "as_times",
     "check_args",
     "check_count",
+    "check_finite",
     "check_lowering",
     "check_number",
     "check_state",
@@ -146,23 +149,20 @@ def as_times(name: str, t: Any, like: Tensor) -> Tensor:
     """
     dtype = torch.promote_types(like.dtype.to_real(), torch.float32)  # a half state is solved in float32
     try:
-        if isinstance(t, np.ndarray):
-            t = torch.from_numpy(np.array(t, dtype=t.dtype.newbyteorder("=")))  # a copy, whatever the strides
-        if isinstance(t, Tensor):
-            if t.dtype in DTYPES:
-                return t.to(like.device)
-            times = t.to(like.device, torch.float64)
-        elif any(isinstance(x, Tensor) for x in t):
-            given = [x.dtype for x in t if isinstance(x, Tensor) and x.is_floating_point()]
-            times = torch.stack([torch.as_tensor(x, dtype=torch.float64, device=like.device) for x in t])
-            dtype = functools.reduce(torch.promote_types, given, dtype)
-        else:
-            times = torch.as_tensor(t, dtype=torch.float64, device=like.device)
+        held = of_array(t) if isinstance(t, np.ndarray) else t
+        if isinstance(held, Tensor) and held.dtype in DTYPES:
+            return held.to(like.device)
+        times = real_tensor(held, like.device)
+        if times.dim() == 0:
+            raise TypeError("a number")
     except (TypeError, ValueError, RuntimeError, OverflowError):
         raise InputError(
-            f"{name} must be a 1-d tensor or a sequence of numbers, got {_describe(t)}. Pass e.g. "
+            f"{name} must be a 1-d tensor or a sequence of real numbers, got {_describe(t)}. Pass e.g. "
             "torch.linspace(0, 1, 10)"
         ) from None
+    if not isinstance(held, Tensor):
+        given = [x.dtype for x in tree_leaves(t) if isinstance(x, Tensor) and x.is_floating_point()]
+        dtype = functools.reduce(torch.promote_types, given, dtype)
     narrow = times.to(dtype)
     return narrow if dtype == torch.float64 or _holds(narrow.detach(), times.detach()) else times
 
@@ -198,13 +198,26 @@ def check_lowering(lowering: Any) -> None:
 
 def check_number(name: str, value: Any) -> float:
     """A positive, finite number."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        raise InputError(f"{name} must be a positive number, got {value!r}. Pass e.g. 1e-3") from None
+    number = _number(name, value, "a positive number", "1e-3")
     if not 0 < number < math.inf:
         raise InputError(f"{name} must be positive and finite, got {value!r}. Pass e.g. 1e-3")
     return number
+
+
+def check_finite(name: str, value: Any) -> float:
+    """A finite number of any sign."""
+    number = _number(name, value, "a finite number", "0.0")
+    if not math.isfinite(number):
+        raise InputError(f"{name} must be finite, got {value!r}. Pass e.g. 0.0")
+    return number
+
+
+def _number(name: str, value: Any, expected: str, example: str) -> float:
+    try:
+        return real_number(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        why = f" ({error})" if isinstance(value, Tensor) else ""
+        raise InputError(f"{name} must be {expected}, got {value!r}{why}. Pass e.g. {example}") from None
 
 
 def check_count(name: str, value: Any) -> int:
@@ -219,5 +232,6 @@ def check_count(name: str, value: Any) -> int:
 def _describe(value: Any) -> str:
     kind = type(value).__name__
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return f"{kind} of {', '.join(sorted({type(v).__name__ for v in value})) or 'nothing'}"
-    return kind
+        return f"{kind} of {', '.join(sorted({_describe(v) for v in value})) or 'nothing'}"
+    is_complex = isinstance(value, Tensor | np.ndarray) and "complex" in str(value.dtype)
+    return f"{kind} of {value.dtype}" if is_complex else kind

@@ -11,6 +11,7 @@ from torch import Tensor
 from pynode.engine.protocol import StepChoice
 from pynode.engine.solvers import SolverInfo
 from pynode.errors import InputError
+from pynode.numeric import real_tensor
 from pynode.problem.inputs import check_number
 from pynode.problem.state import State
 from pynode.step_control import StepControl
@@ -83,7 +84,7 @@ def check_tolerance(name: str, value: Any, form: State, state: Sequence[Tensor])
         pairs = zip(value.each, state, strict=False)  # of fewer samples all have the same
         return value._replace(each=tuple([x if len(x) == len(z) else x[:1].expand_as(z) for x, z in pairs]))
     if not isinstance(value, Tensor | tuple | list | dict) or (isinstance(value, Tensor) and value.dim() == 0):
-        return Tolerance(check_number(name, value.item() if isinstance(value, Tensor) else value))
+        return Tolerance(check_number(name, value))
     try:
         parts = form.parts(value)
     except (KeyError, TypeError):
@@ -96,7 +97,7 @@ def check_tolerance(name: str, value: Any, form: State, state: Sequence[Tensor])
     found = []
     for part, z, of, is_complex in zip(parts, state, form.names, form.complex, strict=False):
         try:
-            given = torch.as_tensor(part, dtype=z.dtype, device=z.device).detach()
+            given = real_tensor(part, z.device).detach().to(z.dtype)
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise InputError(
                 f"{name} must be a number or a tensor for {of}, got {type(part).__name__}: {error}"

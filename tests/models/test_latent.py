@@ -428,7 +428,7 @@ def test_state_dict_round_trip(likelihood):
         ({"likelihood": "poison"}, "unknown likelihood 'poison': expected one of 'poisson'"),
         ({"noise_std": 0.0}, "noise_std must be positive"),
         ({"noise_std": 1.0, "likelihood": "poisson"}, "noise_std is the noise of the values"),
-        ({"t0": math.nan}, "t0 must be a finite time, got nan"),
+        ({"t0": math.nan}, "t0 must be finite, got nan"),
         ({"field": 3}, "field must be an nn.Module or a callable, got int"),
         ({"decoder": "mlp"}, "decoder must be an nn.Module or a callable, got str"),
         ({"rtoll": 1e-3}, "unknown solver keyword 'rtoll'"),
