@@ -35,8 +35,10 @@ def of_array(array: np.ndarray[Any, Any]) -> Tensor:
     """A copy of an array, whatever its strides and byte order, as a tensor of its dtype.
 
     Raises:
-        TypeError: PyTorch has no such dtype.
+        TypeError: PyTorch has no such dtype, or numbers are masked.
     """
+    if np.ma.is_masked(array):
+        raise TypeError("numbers in it are masked")
     return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))
 
 
@@ -52,7 +54,7 @@ def real_tensor(given: Any, device: torch.device | None = None) -> Tensor:
         OverflowError: an int lies beyond all floats.
     """
     if hasattr(given, "__array__") and not isinstance(given, Tensor):
-        given = of_array(np.asarray(given))
+        given = of_array(np.asanyarray(given))
     if isinstance(given, Tensor):
         if given.is_complex():
             raise TypeError("they are complex, and real numbers are wanted")

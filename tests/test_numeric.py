@@ -63,6 +63,15 @@ def test_an_array_is_copied() -> None:
     assert found.tolist() == [0, 1]
 
 
+def test_masked_numbers_are_refused() -> None:
+    masked = np.ma.array([0.0, 1.0, 5.0], mask=[0, 0, 1])
+    with pytest.raises(
+        pynode.InputError, match=r"^t must be a 1-d tensor or a sequence of real numbers, got MaskedArray"
+    ):
+        solved(t=masked)
+    assert solved(t=masked[:2]).t.tolist() == [0, 1]
+
+
 COMPLEX: dict[str, Any] = {
     "array": np.array([0.5 + 1j]),
     "tensor": torch.tensor([0.5 + 1j]),

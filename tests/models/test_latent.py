@@ -459,7 +459,7 @@ def changed(x, index, value):
         (X[:, :, :1], T, None, r"got \(3, 4, 1\)"),
         (X, T[:3], None, "one time per entry of x: expected 4, got 3"),
         (X, T.expand(2, 4), None, r"t must have shape .*\(3, time\).* got \(2, 4\)"),
-        (X, "soon", None, "t must be a 1-d tensor or a sequence of numbers, got str"),
+        (X, "soon", None, "t must be a 1-d tensor or a sequence of real numbers, got str"),
         (
             X,
             T.flip(0),
