@@ -16,6 +16,7 @@ from pynode.field._outside import outside_of_compile
 from pynode.models._check import depths_like
 from pynode.models._node import NODE
 from pynode.nn import HigherOrder
+from pynode.numeric import real_number
 from pynode.problem.counts import Joined
 from pynode.problem.inputs import check_times
 from pynode.solve import solve
@@ -115,8 +116,8 @@ def _knots(knots: Sequence[float] | None, n: int, t: tuple[float, float]) -> tup
     if knots is None:
         return (*(start + (end - start) * i / n for i in range(n)), end)
     try:
-        given = tuple(map(float, knots))
-    except (TypeError, ValueError, OverflowError):
+        given = tuple(map(real_number, knots))
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         raise InputError(f"knots must be a sequence of numbers, got {knots!r}") from None
     if len(given) not in (n - 1, n + 1):
         raise InputError(

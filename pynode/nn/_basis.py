@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pynode.errors import InputError
+from pynode.numeric import real_number
 
 __all__ = ["Basis", "Chebyshev", "Fourier", "GaussianRBF", "Legendre", "PiecewiseLinear", "bind_bases"]
 
@@ -183,8 +184,8 @@ def bind_bases(field: Any, t: tuple[float, float]) -> None:
 
 def _ordered(interval: tuple[float, float]) -> tuple[float, float]:
     try:
-        first, last = sorted(map(float, interval))
-    except (TypeError, ValueError, OverflowError):
+        first, last = sorted(map(real_number, interval))
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         raise InputError(f"interval must be two numbers, got {interval!r}") from None
     if not (math.isfinite(first) and math.isfinite(last)) or first == last:
         raise InputError(f"interval must be two different finite numbers, got {interval!r}")
