@@ -86,6 +86,7 @@ include("adjoint/continuous.jl")
 include("adjoint/mass.jl")
 
 include("bridge/device.jl")
+include("bridge/fields.jl")
 include("bridge/bridge.jl")
 include("bridge/split.jl")
 include("bridge/callback.jl")

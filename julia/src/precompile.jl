@@ -216,9 +216,9 @@ end
 
 "Forget the sample's kernels: what is compiled stays."
 function forget_samples()
-    foreach(discard!, all_tapes())
-    foreach(empty!, (KERNELS, KERNEL_INDEX, FIELDS, FIELD_ORDER, KEPT, SAMPLE_FIELDS))
-    NEXT[] = 0
+    forget_fields!()
+    foreach(empty!, (KERNELS, KERNEL_INDEX, KEPT))
+    NEXT[] = ASKED[] = 0
     return
 end
 

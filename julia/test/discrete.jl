@@ -171,3 +171,22 @@ end
     PyNODE.discard!(tapes[1])
     @test PyNODE.SPARE[] == before
 end
+
+@testset "an integrator that is taken again steps as a new one: $solver" for solver in ("Euler", "Midpoint", "Heun", "RK4", "Tsit5")
+    field, θ, fixed = sample_field(Float64, 2), [0.4, -0.7, 0.6, 0.5], solver != "Tsit5"
+    solved(field, u0, ts; max_steps = 1000) = begin
+        values = zeros(4, length(ts))
+        options = Options(; solver, dt = fixed ? 0.07 : 0.0, adaptive = !fixed, rtol = 1e-6, atol = 1e-8, keep = :ends, max_steps)
+        summary, _ = forward!(values, field, u0, ts, θ, options)
+        (values, summary.outcome, summary.reached, summary.accepted, summary.rejected)
+    end
+    spans = ([0.0, 1.0], [0.0, 0.35], [0.3, 0.31, 1.7], [1.0, 0.2, -0.4], [0.0, 0.07, 0.14], [-5.0, 5.0], [2.0, 1.0], [0.0, 1.0])
+    for (i, ts) in enumerate(spans), max_steps in (1000, 4)  # of which many solves stop on the way
+        u0 = [0.1i, -0.2, 0.3, 0.4]
+        @test isequal(solved(field, u0, ts; max_steps), solved(sample_field(Float64, 2), u0, ts; max_steps))
+    end
+    @test length(field.integrators) == 4
+    broken = solved(field, fill(NaN, 4), [0.0, 1.0])
+    @test broken[2] !== PyNODE.success
+    @test isequal(solved(field, ones(4), [0.0, 1.0]), solved(sample_field(Float64, 2), ones(4), [0.0, 1.0]))
+end

@@ -17,6 +17,7 @@ using Test
     include("mass.jl")
     include("split.jl")
     include("bridge.jl")
+    include("fields.jl")
     include("device_jacobian.jl")
     include("independent.jl")
     include("callback.jl")

@@ -254,6 +254,26 @@ def test_what_a_blow_up_reached_is_finite(engine: str) -> None:
         assert sol.z_end.item() >= 1.9
 
 
+@pytest.mark.parametrize("times", [[0.0, 1.0], [0.0, 0.1, 1.0], [0.0, -1.0]])
+@pytest.mark.parametrize("sensitivity", ["discrete", "backsolve"])
+@pytest.mark.parametrize("solver", ["euler", "midpoint", "rk4"])
+def test_equal_steps_reach_the_last_state_that_is_finite(
+    engine: str, solver: str, sensitivity: str, times: list[float]
+) -> None:
+    def ends(t: Tensor, z: Tensor) -> Tensor:  # a step of 0.02 from 0.32 on evaluates it beyond 0.325, or the next one
+        return torch.where(t.abs() < 0.325, -z, torch.full_like(z, math.nan))
+
+    z0 = torch.ones(2, 1, dtype=DOUBLE, requires_grad=True)
+    keywords: dict[str, Any] = {"solver": solver, "dt": 0.02, "sensitivity": sensitivity, "tstops": None}
+    sol = pynode.solve(ends, z0, times, engine=engine, throw=False, **keywords)
+    assert sol.retcode is Retcode.NON_FINITE
+    reached = math.copysign(0.34 if solver == "euler" else 0.32, times[-1])
+    assert sol.t_end.item() == pytest.approx(reached)
+    assert sol.z_end[0].item() == pytest.approx(math.exp(-reached), rel=1e-2)
+    assert torch.isfinite(sol.z[:-1]).all()
+    assert torch.isnan(sol.z[-1]).all()
+
+
 def test_a_solve_that_succeeds_has_reached_its_last_time_or_its_event(engine: str) -> None:
     z0 = START.clone().requires_grad_()
     keywords: dict[str, Any] = {"engine": engine, "args": (OMEGA / 20,), "rtol": 1e-8, "atol": 1e-10}

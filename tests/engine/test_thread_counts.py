@@ -93,7 +93,7 @@ kinds += [{"sensitivity": "discrete", "solver": "rk4", "dt": 0.1}]
 kinds += [{"sensitivity": pynode.Discrete(memory=2**17)}]  # which makes steps again
 alone = [gradients(**kind) for kind in kinds]
 julia = runtime.start()
-parted = lambda: julia.seval("count(f -> length(f.tape.workspace.blocks) > 1, values(PyNODE.FIELDS))")
+parted = lambda: julia.seval("count(k -> length(k.field.tape.workspace.blocks) > 1, values(PyNODE.FIELDS))")
 print(parted())
 torch.set_num_threads(2)
 for kind, expected in zip(kinds, alone, strict=True):
@@ -141,8 +141,8 @@ kinds = [{"sensitivity": "discrete"}, {"sensitivity": "backsolve"}]
 alone = [gradients(**kind) for kind in kinds]
 julia = runtime.start()
 shared = lambda: julia.seval(
-    "count(values(PyNODE.FIELDS)) do f;"
-    "any(b -> b isa PyNODE.Rows && !isempty(b.others), Iterators.flatten(values(f.tape.workspace.scratch))); end"
+    "count(values(PyNODE.FIELDS)) do k; scratch = k.field.tape.workspace.scratch;"
+    "any(b -> b isa PyNODE.Rows && !isempty(b.others), Iterators.flatten(values(scratch))); end"
 )
 print(shared())
 torch.set_num_threads(2)

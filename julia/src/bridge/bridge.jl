@@ -5,7 +5,6 @@
 
 const KERNELS = Any[]
 const KERNEL_INDEX = Dict{Tuple{String,DataType},Int}()
-const FIELDS = Dict{Tuple{Int,Int,Symbol,Int,Int},Any}()
 const KEPT = Dict{Int,Any}()
 const NEXT = Ref(0)
 
@@ -21,10 +20,6 @@ function enter!(solved)
     end
     return NEXT[]
 end
-
-"Workspaces that are kept for reuse; beyond that the oldest go."
-const MAX_FIELDS = 64
-const FIELD_ORDER = Tuple{Int,Int,Symbol,Int,Int}[]
 
 element_type(name::AbstractString) = name == "float32" ? Float32 : name == "float64" ? Float64 :
     throw(ArgumentError("expected float32 or float64, got $name"))
@@ -52,33 +47,6 @@ const KEEP = (:ends, :stages, :dense, :saved)
 
 solver_number(name) = findfirst(==(string(name)), SOLVER_NAMES)
 sensitivity_number(name) = findfirst(==(Symbol(string(name))), SENSITIVITIES)
-
-"""
-The field of a kernel for a batch size, on a device, for as many threads as may work. Fields that a solve binds side by
-side have roles of their own, since the kernel may be the same.
-"""
-function field_for(kernel::Int, batch::Int, products::Symbol, device::Int; role::Symbol = products)
-    key = (kernel, batch, role, device, working_threads())
-    if haskey(FIELDS, key)
-        make_room!(FIELDS[key].tape, all_tapes())
-        return FIELDS[key]
-    end
-    if length(FIELD_ORDER) >= MAX_FIELDS
-        discard!(pop!(FIELDS, popfirst!(FIELD_ORDER)).tape)
-    end
-    push!(FIELD_ORDER, key)
-    return FIELDS[key] = Base.invokelatest(make_field, KERNELS[kernel], batch, products, DEVICES[device], working_threads())
-end
-
-"The tapes of all fields that are kept."
-all_tapes() = (f.tape for fields in (values(FIELDS), values(SAMPLE_FIELDS)...) for f in fields)
-
-function make_field(k::Kernel{T}, batch, products, device::Device = Processor(), threads = 1) where {T}
-    device isa Processor || return TracedField(Workspace(k, batch, empty_vector(device, T)); products)
-    within = threads_within(k, batch, threads)
-    within > 1 && return TracedField(Workspace(Kernel{T}(k.graph; batch, threads = within), batch); products, threads)
-    return TracedField(Workspace(k, batch; part_batch(k, batch, threads)...); products, threads)
-end
 
 "A cursor over the integers of a call."
 mutable struct Reader
@@ -153,17 +121,6 @@ function gather!(x::AbstractVector{T}, device, parts) where {T}
         offset += n
     end
     return x
-end
-
-"Whether the first `n` numbers are all finite."
-allfinite(x, n) = all(isfinite, view(x, 1:n))
-
-function allfinite(x::Vector, n)
-    sum = zero(eltype(x))
-    @simd for i in 1:n
-        @inbounds sum += x[i] - x[i]
-    end
-    return iszero(sum)
 end
 
 "Copy the rows of `(state, time)` values to the memory of each state tensor, `(size, time)`."

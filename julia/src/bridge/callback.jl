@@ -34,9 +34,6 @@ make_field(c::Callback, batch, products, ::Processor = Processor(), threads = 1)
 function forget_callback(kernel::Int)
     empty!(KERNELS[kernel].functions)
     KERNELS[kernel] = nothing
-    for key in filter(key -> first(key) == kernel, FIELD_ORDER)
-        discard!(pop!(FIELDS, key).tape)
-    end
-    filter!(key -> first(key) != kernel, FIELD_ORDER)
+    forget_fields!(kernel)
     return
 end

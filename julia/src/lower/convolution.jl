@@ -230,8 +230,13 @@ not that of an image of equal numbers, which has no windows.
 """
 function weight_product(l::Lowering, i::Int, n::Node)
     dy, w = n.inputs
-    alike(j) = (m = l.graph.nodes[j]; m.op === :conv_weight && m.inputs[2] == dy && m.inputs[1] < i < j &&
-        l.graph.nodes[m.inputs[1]].op !== :full && shape_of(l, m.inputs[1]) == n.shape && m.shape == shape_of(l, w) && m.attrs == n.attrs && !haskey(l.rows, j))
+    function alike(j)
+        m = l.graph.nodes[j]
+        m.op === :conv_weight && m.inputs[2] == dy && m.inputs[1] < i < j && !haskey(l.rows, j) || return false
+        image = m.inputs[1]
+        l.graph.nodes[image].op !== :full && shape_of(l, image) == n.shape || return false
+        return m.shape == shape_of(l, w) && m.attrs == n.attrs
+    end
     k = findfirst(alike, l.users[dy])
     return k === nothing ? nothing : l.users[dy][k]
 end

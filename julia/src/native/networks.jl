@@ -33,6 +33,7 @@ function network_field(n::Network, x)
     inner, _ = network_sizes(n)
     inner == given || throw(UnknownNetwork(n.index, given))
     batch = n.batched ? size(x, ndims(x)) : 1
+    haskey(n.fields, batch) || length(n.fields) < MAX_FIELDS || empty!(n.fields)
     return get!(() -> TracedField(Workspace(n.kernel, batch)), n.fields, batch)
 end
 

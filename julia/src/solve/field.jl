@@ -131,7 +131,8 @@ function direct(f::TracedField{T,Vector{T}}, du::Vector{T}, u::Vector{T}) where 
     n, w = length(f.u), f.tape.workspace
     n >= WORTH_BINDING && length(u) == length(du) == n && w isa Workspace && isempty(w.blocks) || return nothing
     at = (pointer(u), pointer(du))
-    haskey(f.direct, at) && return f.direct[at]
+    found = get(f.direct, at, nothing)
+    found === nothing || return found
     length(f.direct) < MOST_DIRECT || empty!(f.direct)
     return f.direct[at] = FunctionWrapper{Nothing,Tuple{T}}(Base.invokelatest(bind, w, w.kernel.value; u, du))
 end
@@ -189,6 +190,21 @@ function product!(f::TracedField{T}, program, v, u, t) where {T}
     v === f.v || copy_shared!(f.v, v, f.threads)
     program(T(t))
     return nothing
+end
+
+"Bytes of the arrays that a field holds for the next solve, its integrators' among them; those that wait in its tape are `spare`."
+bytes_held(f::TracedField) = (seen = Base.IdSet{Any}(); bytes_held(f.tape.workspace, seen) + bytes_held(f.integrators, seen))
+
+bytes_held(x, seen) = 0
+bytes_held(x::AbstractArray{<:Number}, seen) = x in seen ? 0 : (push!(seen, x); sizeof(x))
+bytes_held(xs::Union{Tuple,AbstractArray}, seen) = sum(x -> bytes_held(x, seen), xs; init = 0)
+bytes_held(d::AbstractDict, seen) = sum(x -> bytes_held(x, seen), values(d); init = 0)
+bytes_held(x::Union{Rows,DenseWaves,FastWaves}, seen) = bytes_held(contents(x), seen)
+bytes_held(i::ODEIntegrator, seen) = bytes_held((i.u, i.uprev, i.k, contents(i.cache)), seen)
+contents(x) = ntuple(n -> getfield(x, n), nfields(x))
+
+function bytes_held(w::Workspace, seen)
+    return bytes_held((w.u, w.θ, w.v, w.du, w.dz, w.dθ, w.shared, w.frontier, w.scratch, w.blocks), seen)
 end
 
 "Whether no sample of a field depends on another, as far as the operations tell."

@@ -101,8 +101,14 @@ function forward_whole!(values, field::TracedField{T}, f, u0, ts::Vector{Time}, 
     split === nothing || begins_again(split, solution.stats) || (outcome = failure)
     reached = done ? last(solution.t) : integrator.t
     summary = Summary(outcome, reached, solution.stats.naccept, solution.stats.nreject)
-    fill_values!(values, solution, ts, summary.reached, o)
-    outcome === success || copyto!(view(values, :, length(ts)), integrator.uprev)
+    if outcome === non_finite && !o.adaptive && !isopaque(o.solver)
+        # Equal steps went on with what is not finite: the same ones once more, to the last state that is.
+        again = Options(; o.solver, o.dt, o.adaptive, o.max_steps, keep = :ends)
+        summary, _ = integrate!(values, field, u0, ts, θ, again)
+    else
+        fill_values!(values, solution, ts, summary.reached, o)
+        outcome === success || copyto!(view(values, :, length(ts)), integrator.uprev)
+    end
     o.keep === :ends && return summary, nothing
     split === nothing || (solution = of_sum(solution, field, field.θ, o.solver))
     return summary, Dense(field, θ, ts, solution, o, summary)
@@ -121,20 +127,25 @@ The PI controllers of the explicit methods start from a remembered error of 1e-4
 hardly grows where rounding bounds the estimate from below, as in Float32: short smooth solves took twice the steps.
 """
 function keywords(T, ts::Vector{Time}, o::Options)
-    span = last(ts) - first(ts)
-    # A fixed-step solver is led along its grid: each step, a little too long, is cut at the next point.
-    dt = !o.adaptive ? 1.01 * o.dt : o.dt > 0 ? o.dt : nothing
+    dt = given_step(o)
     return (;
         reltol = T(o.rtol),
         abstol = T(o.atol),
-        dt = dt === nothing ? nothing : copysign(dt, span),
+        dt = dt === nothing ? nothing : copysign(dt, last(ts) - first(ts)),
         adaptive = o.adaptive,
         maxiters = o.max_steps,
-        tstops = Stops(!o.adaptive ? fixed_grid(ts, o.dt, o.max_steps) : lands_on_times(o) ? ts : Time[]),
+        tstops = stops(ts, o),
         controller = o.adaptive && o.solver in INTERPOLATED ? IController() : nothing,
         verbose = false,
     )
 end
+
+"The first step, if it is not the solver's to choose. A fixed-step one is led along its grid: each step, a little too long, is cut."
+given_step(o::Options) = !o.adaptive ? 1.01 * o.dt : o.dt > 0 ? o.dt : nothing
+
+"The times to stop at."
+stops(ts::Vector{Time}, o::Options) =
+    Stops(!o.adaptive ? fixed_grid(ts, o.dt, o.max_steps) : lands_on_times(o) ? ts : Time[])
 
 "An integrator before its first step."
 function integrator_of(problem, alg, T, ts::Vector{Time}, o::Options; saved...)

@@ -68,26 +68,9 @@ function add_part!(s::OrderedSum, i::Int, part)
     return
 end
 
-const SAMPLE_FIELDS = Dict{Int,Vector{Any}}()
-
 "How many of Julia's threads may work at once."
 const MAX_TASKS = Ref(typemax(Int))
 working_threads() = min(Threads.nthreads(), MAX_TASKS[])
-
-"Fields for one sample, one for each thread that may work; those of at most `MAX_FIELDS` kernels are kept."
-function sample_fields(kernel::Int)
-    if !haskey(SAMPLE_FIELDS, kernel) && length(SAMPLE_FIELDS) >= MAX_FIELDS
-        foreach(fields -> foreach(f -> discard!(f.tape), fields), values(SAMPLE_FIELDS))
-        empty!(SAMPLE_FIELDS)
-    end
-    fields = get!(() -> Any[], SAMPLE_FIELDS, kernel)
-    tasks = working_threads()
-    while length(fields) < tasks
-        push!(fields, Base.invokelatest(make_field, KERNELS[kernel], 1, :joint))
-    end
-    foreach(f -> make_room!(f.tape, all_tapes()), fields)
-    return identity.(fields[1:tasks])  # of the fields' own type
-end
 
 "Call `work(task, take)` on each of `tasks` tasks; `take()` is the next number of `1:n`, or 0."
 function share_out(work, tasks::Int, n::Int)

@@ -74,25 +74,29 @@ function integrator_for(field::TracedField, u0, ts, o::Options)
     o.solver in SYMPLECTIC && return Splitter(field, u0, ts, o)
     o.solver in NYSTROM && return Nystromer(field, u0, ts, o)
     # Other controllers, of the further methods or asked for, remember errors that `reinit!` leaves.
-    reused = o.solver in EXPLICIT && o.control === nothing && !lands_on_times(o)
+    reused = o.solver in EXPLICIT && o.control === nothing && (!o.adaptive || !lands_on_times(o))
     reused || return new_integrator(field, u0, ts, o)
     span = last(ts) - first(ts)
-    key = (o.solver, span > 0, o.rtol, o.atol, o.dt, o.max_steps)
+    key = (o.solver, span > 0, o.rtol, o.atol, o.dt, o.adaptive, o.max_steps)
     found = get(field.integrators, key, nothing)
     if found === nothing
-        length(field.integrators) < MAX_INTEGRATORS || empty!(field.integrators)
+        many = length(field.integrators) >= MAX_INTEGRATORS || bytes_held(field.integrators, Base.IdSet{Any}()) > MOST_INTEGRATED
+        many && empty!(field.integrators)
         return field.integrators[key] = new_integrator(field, u0, ts, o)
     end
     found.opts.dtmax = span
-    reinit!(found, u0; t0 = first(ts), tf = last(ts))
-    if o.dt > 0  # it would go on with the step that it had last
-        found.dt = copysign(o.dt, span)
+    reinit!(found, u0; t0 = first(ts), tf = last(ts), tstops = stops(ts, o))
+    dt = given_step(o)
+    if dt !== nothing  # it would go on with the step that it had last
+        found.dt = copysign(dt, span)
         set_proposed_dt!(found, found.dt)
     end
+    found.just_hit_tstop = found.next_step_tstop = found.force_stepfail = found.last_stepfail = false  # as of the last solve
     return ready!(found)
 end
 
-const MAX_INTEGRATORS = 8
+"How many integrators a field keeps, and how many bytes they may hold before one more is made."
+const MAX_INTEGRATORS, MOST_INTEGRATED = 8, 2^28
 
 function new_integrator(field::TracedField{T}, u0, ts, o::Options) where {T}
     problem = ODEProblem{true}(ode_function(field, o.solver), u0, (first(ts), last(ts)), field.θ)
@@ -112,10 +116,12 @@ function step_through!(
     while integrator.t != last(ts)
         before = integrator.t
         code = step!(integrator)
-        if !(code === ReturnCode.Default || successful_retcode(code))
+        failed = !(code === ReturnCode.Default || successful_retcode(code))
+        # A solver of fixed steps goes on with what is not finite, and then nobody has the state before.
+        if failed || !(o.adaptive || allfinite(integrator.u, length(integrator.u)))
             fill!(view(values, :, column:length(ts)), T(NaN))
             copyto!(view(values, :, length(ts)), integrator.uprev)
-            outcome = outcome_of(code, integrator.uprev)
+            outcome = failed ? outcome_of(code, integrator.uprev) : non_finite
             return Summary(outcome, before, integrator.stats.naccept - accepted, integrator.stats.nreject - rejected)
         end
         t = integrator.t
@@ -128,6 +134,17 @@ function step_through!(
     end
     outcome = all(isfinite, integrator.u) ? success : non_finite
     return Summary(outcome, last(ts), integrator.stats.naccept - accepted, integrator.stats.nreject - rejected)
+end
+
+"Whether the first `n` numbers are all finite."
+allfinite(x, n) = all(isfinite, view(x, 1:n))
+
+function allfinite(x::Vector, n)
+    sum = zero(eltype(x))
+    @simd for i in 1:n
+        @inbounds sum += x[i] - x[i]
+    end
+    return iszero(sum)
 end
 
 "Whether time `τ` lies behind `t` in the direction of `h`."

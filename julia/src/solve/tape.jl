@@ -23,6 +23,7 @@ made as they are needed and come back to be used again; the heavy ones may take 
 mutable struct Tape{T,V<:AbstractVector{T}}
     on::Bool
     values::Bool
+    open::Bool                               # whether stages that come back are kept: not once its field is forgotten
     left::Int
     refused::Bool                            # whether memory that came back was let go, since too much waits to be used again
     const taken::Vector{Stage{T,V}}
@@ -36,7 +37,7 @@ end
 
 function Tape{T,V}(workspace, bytes::Int, size::Int) where {T,V}
     S = Stage{T,V}
-    return Tape{T,V}(false, false, 0, false, S[], [S[] for _ in 1:4], Vector{UInt8}[], S[], workspace, bytes, size)
+    return Tape{T,V}(false, false, true, 0, false, S[], [S[] for _ in 1:4], Vector{UInt8}[], S[], workspace, bytes, size)
 end
 
 "Bytes of arrays up to which a stage is small."
@@ -153,6 +154,7 @@ const MAX_SPARE = 2^29
 
 "Whether so many more bytes may wait to be used again; if so, they are counted."
 function claim!(tape::Tape, bytes::Int)
+    tape.open || return false
     if SPARE[] + bytes > MAX_SPARE
         tape.refused = true
         return false
@@ -170,6 +172,13 @@ function discard!(tape::Tape)
     Threads.atomic_sub!(SPARE, spare(tape))
     foreach(empty!, tape.spare)
     empty!(tape.chunks)
+    return
+end
+
+"Let go of what waits to be used again, and of what comes back: the field is forgotten, though its solves may still be kept."
+function close!(tape::Tape)
+    discard!(tape)
+    tape.open = false
     return
 end
 
