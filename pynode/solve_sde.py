@@ -149,7 +149,7 @@ def solve_sde(
 
 def _seed(seed: int | None) -> int:
     if seed is None:
-        return int(torch.randint(2**62, ()))
+        return int(torch.randint(2**62, (), device="cpu"))
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise InputError(f"seed must be an int from 0 to 2**63 - 1, or None, got {seed!r}")
     return seed

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torchdiffeq
 from torch import Tensor
 
 from pynode.compat.choice import CALLBACKS
+from pynode.engine.torch import torchdiffeq
 from pynode.errors import InputError
 
 __all__ = ["dense_solution"]

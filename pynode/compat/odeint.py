@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-import torchdiffeq
 from torch import Tensor, nn
 
 from pynode.compat.call import Backward, Call
@@ -17,6 +16,7 @@ from pynode.compat.linked import linked_event, warn_of_no_gradient, without_seco
 from pynode.compat.methods import check_method
 from pynode.compat.pairs import needs_pairs, on_pairs, without_pairs
 from pynode.engine.choose import named_engine
+from pynode.engine.torch import torchdiffeq
 from pynode.errors import InputError
 from pynode.field._outside import outside_of_compile
 from pynode.problem.state import as_tuple

@@ -86,7 +86,7 @@ def check_samples(times: Tensor | Sequence[float], values: Tensor) -> Samples:
         raise InputError(f"values must be a tensor of dtype torch.float32 or torch.float64, got {got}. Convert it")
     if not isinstance(times, Tensor):
         try:
-            times = real_tensor(times)
+            times = real_tensor(times, values.device)
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise InputError(
                 f"times must be a tensor, or numbers that make one, got {type(times).__name__}: {error}"

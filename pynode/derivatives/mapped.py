@@ -172,7 +172,7 @@ def _is_unmixed(problem: Problem, size: int) -> bool:
 
     def varied(x: Tensor) -> Tensor:
         y = x.detach().repeat(size, *[1] * (x.dim() - 1))
-        change = torch.arange(1.0, y.numel() + 1).to(y).reshape(y.shape).mul(0.7).cos()
+        change = torch.arange(1.0, y.numel() + 1, device="cpu").to(y).reshape(y.shape).mul(0.7).cos()
         return y * (1 + 1e-2 * change) + 1e-3 * change if y.is_floating_point() else y
 
     t = problem.t if problem.t.dim() == 1 else problem.t[0]

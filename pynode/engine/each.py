@@ -87,12 +87,12 @@ def solve_each(solve: Callable[[Problem], Integration], problem: Problem) -> Int
 
     def counts(name: str) -> Tensor | None:
         values = [getattr(part.stats, name) for part in parts]
-        return None if None in values else torch.tensor(values)
+        return None if None in values else torch.tensor(values, device="cpu")
 
     nfe = counts("nfe")
     assert nfe is not None
     retcodes = tuple(part.retcode for part in parts)
-    t_end = torch.tensor([part.t_end for part in parts], dtype=torch.float64)
+    t_end = torch.tensor([part.t_end for part in parts], dtype=torch.float64, device="cpu")
     per_sample = PerSample(nfe, None, counts("n_accepted"), counts("n_rejected"), retcodes, t_end)
     stats = summary(per_sample)
     stats.seconds = sum(part.stats.seconds for part in parts)

@@ -164,7 +164,8 @@ def _is_separate(problem: Problem) -> bool:
                 inside = half == side
                 # Numbers without a pattern, so that nothing cancels.
                 cotangents = [
-                    _rows(inside, x) * torch.arange(1.0, x.numel() + 1).to(x).cos().reshape(x.shape) for x in outputs
+                    _rows(inside, x) * torch.arange(1.0, x.numel() + 1, device="cpu").to(x).cos().reshape(x.shape)
+                    for x in outputs
                 ]
                 found = torch.autograd.grad(
                     outputs, list(inputs.values()), cotangents, retain_graph=True, allow_unused=True
@@ -211,10 +212,10 @@ def _first_tangents(problem: Problem, directions: _Directions) -> list[Tensor]:
         s = z.new_zeros(batch, directions.n, math.prod(z.shape[1:]))
         size = s.shape[2]
         if first is not None and directions.separate:
-            s[:, first : first + size] = torch.eye(size).to(s)
+            s[:, first : first + size] = torch.eye(size, device="cpu").to(s)
         elif first is not None:
             s[:, first : first + batch * size] = (
-                torch.eye(batch * size).to(s).reshape(batch * size, batch, size).movedim(0, 1)
+                torch.eye(batch * size, device="cpu").to(s).reshape(batch * size, batch, size).movedim(0, 1)
             )
         if directions.t0 is not None:  # z(t) depends on t[0] as on a move of z0 against the field
             s[:, directions.t0] = -rates[i].reshape(batch, size)

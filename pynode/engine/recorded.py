@@ -74,7 +74,7 @@ def _record(
     solver: SolverInfo,
     dt: float | None,
 ) -> tuple[Tensor, ...]:
-    import torchdiffeq
+    from pynode.engine.torch import torchdiffeq
 
     # torchdiffeq would make one vector of a tuple, by sizes that the recording keeps: here the batch stays a dimension.
     features = [tuple(map(int, x.shape[1:])) for x in state]

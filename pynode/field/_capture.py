@@ -278,7 +278,7 @@ def capture(
     batch: Any = None
     if any(batched):
         example = mode.from_tensor(
-            torch.empty(BATCH_HINT),
+            torch.empty(BATCH_HINT, device="cpu"),
             symbolic_context=StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC]),
         )
         batch = example.shape[0]

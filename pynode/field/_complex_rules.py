@@ -331,7 +331,7 @@ RULES: dict[str, Callable[..., Any]] = {
     "select_scatter": _both(torch.select_scatter),
     **dict.fromkeys(
         ("zeros", "empty", "empty_strided"),
-        lambda size, *_, dtype: Pair(torch.zeros(size, dtype=dtype.to_real()), None),
+        lambda size, *_, dtype: Pair(torch.zeros(size, dtype=dtype.to_real(), device="cpu"), None),
     ),
     **dict.fromkeys(
         ("new_zeros", "new_empty", "new_empty_strided"),

@@ -112,7 +112,7 @@ def to_real(x: Parts, dims: Sequence[int], normalization: int, n: int) -> Tensor
     re, im = (part.narrow(last, 0, n // 2 + 1) for part in _full(x, others, False))
     with _disable_current_modes():
         # The frequencies that are left out count with those that are there.
-        twice = torch.full((n // 2 + 1,), 2.0, dtype=re.dtype)
+        twice = torch.full((n // 2 + 1,), 2.0, dtype=re.dtype, device="cpu")
         twice[0] = 1.0
         if n % 2 == 0:
             twice[-1] = 1.0

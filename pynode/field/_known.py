@@ -55,7 +55,9 @@ def _constant(node: Node, dtype: torch.dtype) -> Tensor | None:
     if node.dtype == "int" or not _static(shape) or product(shape) > _MOST:  # type: ignore[operator]
         return None
     if node.op == "const":
-        return torch.tensor(node.attr("data"), dtype=torch.bool if node.dtype == "bool" else dtype).reshape(shape)
+        return torch.tensor(
+            node.attr("data"), dtype=torch.bool if node.dtype == "bool" else dtype, device="cpu"
+        ).reshape(shape)
     if node.op == "full" and isinstance(node.inputs[0], Number) and not isinstance(node.inputs[0].value, tuple):
-        return torch.full(shape, node.inputs[0].value, dtype=dtype)
+        return torch.full(shape, node.inputs[0].value, dtype=dtype, device="cpu")
     return None

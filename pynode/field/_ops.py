@@ -24,7 +24,7 @@ POINTWISE: dict[str, Callable[..., Tensor]] = {name: getattr(torch, name) for na
 
 
 def _as_tensor(a: Any, like: Any) -> Tensor:
-    return a if isinstance(a, Tensor) else torch.as_tensor(a, dtype=like.dtype)
+    return a if isinstance(a, Tensor) else torch.as_tensor(a, dtype=like.dtype, device=like.device)
 
 
 POINTWISE["maximum"] = lambda a, b: torch.maximum(_as_tensor(a, b), _as_tensor(b, a))

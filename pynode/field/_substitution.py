@@ -61,7 +61,7 @@ class Substitution(TorchFunctionMode):
         self.known.update(names, map(id, substitutes.values()))
         self.made: list[Tensor] = []  # leaves of the field's own making, held so that no id is used again
         with torch.enable_grad():
-            marker = torch.zeros((), requires_grad=True).clone()
+            marker = torch.zeros((), requires_grad=True, device="cpu").clone()
         self.start = marker.grad_fn._sequence_nr()  # type: ignore[union-attr]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

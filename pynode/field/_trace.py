@@ -307,7 +307,7 @@ def _shifted(x: Tensor, by: float) -> Tensor:
     """A copy of a tensor, a little away from it where `by` is not zero."""
     if not by or not x.is_floating_point():
         return x.detach().clone()
-    pattern = torch.arange(x.numel()).to(x).reshape(x.shape).mul(0.7).cos().mul(0.3).add(1.0)
+    pattern = torch.arange(x.numel(), device="cpu").to(x).reshape(x.shape).mul(0.7).cos().mul(0.3).add(1.0)
     return x.detach() + by * pattern * (1 + x.detach().abs())
 
 
@@ -319,7 +319,7 @@ def _compared(found: Trace, field: Field, place: Sequence[Tensor], n_z: int) -> 
         field(t, z, rest)
         value = field(t, z, rest)  # the second, which a count of the evaluations makes another than the graph's
         # Numbers without a pattern, but not the generator's, whose state is the user's.
-        cotangents = [torch.arange(1, x.numel() + 1).to(x).reshape(x.shape).mul(0.7).cos() for x in value]
+        cotangents = [torch.arange(1, x.numel() + 1, device="cpu").to(x).reshape(x.shape).mul(0.7).cos() for x in value]
         tracked = [(x, v) for x, v in zip(value, cotangents, strict=True) if x.requires_grad]
         wrt = [x for x in (*inputs, *field.parameters) if x.requires_grad]
         products: Sequence[Tensor | None] = [None] * len(wrt)

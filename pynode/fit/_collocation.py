@@ -105,7 +105,9 @@ def _weights(times: Tensor, kernel: Weights, bandwidth: float) -> tuple[Tensor, 
     n = len(times)
     # Rounded as in DiffEqFlux: a kernel that jumps has the same times within its reach.
     width = (
-        torch.tensor(bandwidth, dtype=times.dtype) if bandwidth else n ** (-1 / 5 - 3 / 35) * math.log(n) ** (-1 / 16)
+        torch.tensor(bandwidth, dtype=times.dtype, device="cpu")
+        if bandwidth
+        else n ** (-1 / 5 - 3 / 35) * math.log(n) ** (-1 / 16)
     )
     reach = float(width) * float(times[-1] - times[0])
     distances = (times - times[:, None]) / (times[-1] - times[0])

@@ -84,7 +84,7 @@ def remember(optimizer: Optimizer, updates: Sequence[Update]) -> None:
             continue
         state = optimizer.state[u.x]
         if u.adam:
-            state.setdefault("step", torch.tensor(0.0)).fill_(count)
+            state.setdefault("step", torch.tensor(0.0, device="cpu")).fill_(count)
             state["exp_avg"], state["exp_avg_sq"] = u.first, u.second
         elif u.first is not None:
             state["momentum_buffer"] = u.first
@@ -110,7 +110,14 @@ def _update(optimizer: Optimizer, group: dict[str, Any], x: Tensor) -> Update:
         if momentum:
             first = _moment(known.get("momentum_buffer"), x)
         count = int(known.get("momentum_buffer") is not None)
-    return Update(x, adam, torch.tensor(numbers, dtype=torch.float64), first, second, torch.tensor([count]))
+    return Update(
+        x,
+        adam,
+        torch.tensor(numbers, dtype=torch.float64, device="cpu"),
+        first,
+        second,
+        torch.tensor([count], device="cpu"),
+    )
 
 
 def _moment(kept: Tensor | None, x: Tensor) -> Tensor:

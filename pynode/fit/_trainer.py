@@ -197,7 +197,7 @@ class Trainer:
                     f"got {u.x.dtype} on {u.x.device}: {_LOOP}"
                 )
         floats = Floats(problem.rtol, problem.atol, problem.dt or 0.0)
-        trained = Trained(torch.empty(steps, dtype=self.z0.dtype), floats)
+        trained = Trained(torch.empty(steps, dtype=self.z0.dtype, device="cpu"), floats)
         try:
             self._engine.train(problem, loss, (self.z0, *self.args), updates, trained)  # type: ignore[attr-defined]
         finally:

@@ -118,7 +118,7 @@ class JuliaField(nn.Module):
         self.vjp, self.flat = vjp, flat
         dtype = dtype or torch.get_default_dtype()
         with julia_function.reporting() as julia:
-            seed = int(torch.randint(2**31, ()))  # with which Lux draws
+            seed = int(torch.randint(2**31, (), device="cpu"))  # with which Lux draws
             self.number = julia.define(function, _flag(inplace), _flag(batched), vjp, len(self.networks), seed)
             self.session = _SESSION
             facts = json.loads(julia.facts(self.number))
@@ -240,7 +240,9 @@ class JuliaField(nn.Module):
 
     def component_array(self) -> Any:
         """`p` as the function gets it, with the numbers of now: a `ComponentArray` where there are names."""
-        vector = self.vector(torch.zeros(0, dtype=next(self.parameters(), torch.zeros(0)).dtype))
+        vector = self.vector(
+            torch.zeros(0, dtype=next(self.parameters(), torch.zeros(0, device="cpu")).dtype, device="cpu")
+        )
         number, vector = self._number(), vector.detach().double().contiguous()
         with julia_function.reporting() as julia:
             return julia.component_array(number, vector.data_ptr(), len(vector))

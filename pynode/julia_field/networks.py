@@ -87,7 +87,7 @@ def learn(owner: nn.Module, index: int, shape: tuple[int, ...]) -> None:
 
 
 def _trace(as_field: _AsField, shape: tuple[int, ...], dtype: torch.dtype) -> Network:
-    x = torch.linspace(-1, 1, 2 * math.prod(shape), dtype=dtype).reshape(2, *shape)
+    x = torch.linspace(-1, 1, 2 * math.prod(shape), dtype=dtype, device="cpu").reshape(2, *shape)
     with torch.no_grad():
         y = as_field.module(x)
     if not isinstance(y, Tensor) or y.shape[:1] != x.shape[:1] or y.dtype != dtype:

@@ -73,7 +73,7 @@ def size(structure: Structure) -> int:
 
 def numbers(count: int, write: Callable[[int, int], Any], dtype: torch.dtype) -> Tensor:
     """The vector that Julia writes with `write(address, count)`."""
-    vector = torch.empty(count, dtype=torch.float64)
+    vector = torch.empty(count, dtype=torch.float64, device="cpu")
     write(vector.data_ptr(), count)
     return vector.to(dtype)
 
@@ -105,4 +105,4 @@ def flatten(structure: Structure, values: Any) -> Tensor:
         return _reversed(values).reshape(-1)
     get = values.__getitem__ if isinstance(values, Mapping) else lambda name: getattr(values, name)
     parts = [flatten(inner, get(name)) for name, inner in structure["group"] if size(inner)]
-    return torch.cat(parts) if parts else torch.zeros(0)
+    return torch.cat(parts) if parts else torch.zeros(0, device="cpu")

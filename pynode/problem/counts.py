@@ -63,10 +63,12 @@ class JoinedEach(PerSample):
 
     def _counts(self, name: str, partly: bool = False) -> Tensor | None:
         found = [(rows, getattr(x, name)) for rows, x in self.parts]
-        known = [(rows, torch.as_tensor(x).reshape(-1)[: len(rows)]) for rows, x in found if x is not None]
+        known = [
+            (rows, torch.as_tensor(x, device="cpu").reshape(-1)[: len(rows)]) for rows, x in found if x is not None
+        ]
         if not known or (len(known) < len(found) and not partly):
             return None
-        counts = torch.zeros(self.batch, dtype=torch.int64)
+        counts = torch.zeros(self.batch, dtype=torch.int64, device="cpu")
         for rows, x in known:
             counts.index_add_(0, rows, x.long())
         return counts

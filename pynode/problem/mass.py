@@ -135,7 +135,7 @@ def _decomposed(matrix: Tensor, initial: str, has_cost: bool) -> Mass:
     """With the null spaces; the running cost is one number more, whose derivative is what the field gives."""
     n = len(matrix)
     if has_cost:
-        matrix = torch.block_diag(matrix, torch.ones(1, 1, dtype=torch.float64))
+        matrix = torch.block_diag(matrix, torch.ones(1, 1, dtype=torch.float64, device="cpu"))
     u, s, v = torch.linalg.svd(matrix[:n, :n])
     rank = int((s > n * torch.finfo(torch.float64).eps * s[0]).sum())
     left, right = (torch.nn.functional.pad(x, (0, 0, 0, int(has_cost))) for x in (u[:, rank:], v[rank:].T))

@@ -141,7 +141,7 @@ class PythonField:
         wanted = (
             [*wants["args"], *wants["parameters"]] if self.problem.sensitivity is not None else [False] * len(theta)
         )
-        places = evaluator.dtheta or [torch.empty(0)] * len(theta)
+        places = evaluator.dtheta or [torch.empty(0, device="cpu")] * len(theta)
         pairs = [(x, place) for x, place, w in zip(theta, places, wanted, strict=True) if w]
         self.of_state = tuple(evaluator.z), tuple(evaluator.dz)
         self.of_theta = tuple(x for x, _ in pairs), tuple(place for _, place in pairs)
@@ -230,7 +230,9 @@ def _agrees(field: PythonField, evaluator: Evaluator) -> bool:
     z0, dtype = [z.detach() for z in problem.z0], problem.z0[0].dtype
     t0, step = problem.t[0].item(), _STEPS[dtype]
     # Numbers without a pattern, so that nothing cancels.
-    w = [torch.arange(1.0, z.numel() + 1).mul(0.7).cos().reshape(z.shape).to(z) * (1 + z.abs()) for z in z0]
+    w = [
+        torch.arange(1.0, z.numel() + 1, device="cpu").mul(0.7).cos().reshape(z.shape).to(z) * (1 + z.abs()) for z in z0
+    ]
     tau = (0.1 + abs(t0)) if abs(t0) else abs(float(problem.t[-1] - problem.t[0]))
     tau = min(tau, abs(float(problem.t[-1] - problem.t[0]))) * (1 if problem.t[-1] > problem.t[0] else -1)
 

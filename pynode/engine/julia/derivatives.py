@@ -42,7 +42,7 @@ class DiscreteDerivatives:
         julia = session.start()
         n, state = len(problem.z0), problem.z0[0]
         z0 = [in_order(z) for z in moved.z0]
-        out = [torch.empty((len(problem.t), *z.shape)).to(z) for z in problem.z0]
+        out = [torch.empty((len(problem.t), *z.shape), device="cpu").to(z) for z in problem.z0]
         results: list[Tensor | None] = [None] * n + list(out) + [None] * (len(z0) - 2 * n)
         t = None if directions.t is None else in_order(directions.t.to("cpu", torch.float64))
         values = [device.number, lowered.kernel, state.shape[0], int(keep), address_of(t), len(z0)]

@@ -60,7 +60,7 @@ def solve_samples(
     z0 = [in_order(z) for z in problem.z0]
     t = in_order(problem.t)
     counts = (~t.isnan()).sum(1)
-    results = torch.zeros(batch, 5, dtype=torch.float64)
+    results = torch.zeros(batch, 5, dtype=torch.float64, device="cpu")
     out = [z.new_empty((times, *z.shape)) for z in z0]
     tensors, has_rows, layout = own_and_shared(problem, lowered.read)
     solver = problem.solver
@@ -142,7 +142,7 @@ def _pull_back(
     z0, (t,), args = room("z0", problem.z0), room("t", (problem.t,)), room("args", problem.args)
     parameters = room("parameters", problem.parameters)
     given = [None if g is None else in_order(g) for g in cotangents]
-    nfe = torch.zeros(batch, dtype=torch.float64)
+    nfe = torch.zeros(batch, dtype=torch.float64, device="cpu")
     values = [address(t), times, nfe.data_ptr(), len(z0)]
     for x, g, dx in zip(problem.z0, given, z0, strict=True):
         values += (x.numel() // batch, address(g), address(dx))

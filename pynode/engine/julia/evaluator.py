@@ -62,8 +62,8 @@ class Evaluator:
         self.call = array("q", [0, 0])
         dtype, n, m = z0[0].dtype, sum(z.numel() for z in z0), sum(x.numel() for x in theta)
         with torch.inference_mode(False):
-            self.time = torch.zeros((), dtype=torch.float64)
-            self.flat = [torch.zeros(size, dtype=dtype) for size in (n, n, n, n, m, 1)]
+            self.time = torch.zeros((), dtype=torch.float64, device="cpu")
+            self.flat = [torch.zeros(size, dtype=dtype, device="cpu") for size in (n, n, n, n, m, 1)]
             u, v, du, dz, dtheta, dt = self.flat
             self.v, self.du, self.dz = (_parts(x, z0) for x in (v, du, dz))
             self.dtheta, self.dt = _parts(dtheta, theta), dt[0]

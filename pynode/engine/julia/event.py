@@ -40,7 +40,7 @@ def find_event(session: Session, problem: Problem, search: EventSearch, device: 
         of_event = lower(session, _watched(plain, search), device)
     lowered = lower(session, plain, device)
     julia = session.start()
-    signs, directions = (torch.tensor(x, dtype=torch.float64) for x in (search.signs, search.directions))
+    signs, directions = (torch.tensor(x, dtype=torch.float64, device="cpu") for x in (search.signs, search.directions))
     how, solver = problem.sensitivity, problem.solver
     split = how is not None and how.name != "discrete"  # the solve that follows runs in the same workspace
     assert solver.julia is not None
@@ -82,8 +82,8 @@ def find_event_each(
     z0 = [in_order(z) for z in problem.z0]
     t = in_order(problem.t)
     counts = (~t.isnan()).sum(1)
-    known, directions = (torch.tensor(x, dtype=torch.float64) for x in (signs, search.directions))
-    results = torch.zeros(batch, 3, dtype=torch.float64)
+    known, directions = (torch.tensor(x, dtype=torch.float64, device="cpu") for x in (signs, search.directions))
+    results = torch.zeros(batch, 3, dtype=torch.float64, device="cpu")
     solver = problem.solver
     assert solver.julia is not None
     values = [lowered.kernel, of_event.kernel, len(search.directions), known.data_ptr(), directions.data_ptr()]

@@ -133,7 +133,9 @@ class _Pullback:
         given = [None if g is None else in_order(g) for g in cotangents]
         n, dtype = len(problem.z0), problem.z0[0].dtype
         wants, inputs = problem.wants, problem.inputs
-        rooms = [torch.empty(x.shape, dtype=dtype) if w else None for x, w in zip(inputs, wants, strict=True)]
+        rooms = [
+            torch.empty(x.shape, dtype=dtype, device="cpu") if w else None for x, w in zip(inputs, wants, strict=True)
+        ]
         m, k = len(problem.args), len(problem.drift.parameters)
         values = [_PROCESSOR, n]
         for x, g, room in zip(problem.z0, given, rooms, strict=False):

@@ -13,7 +13,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torchdiffeq
 from torch import Tensor
 
 from pynode.engine.continuous import ContinuousDerivatives
@@ -32,6 +31,7 @@ from pynode.engine.protocol import (
     Stats,
 )
 from pynode.engine.solvers import SolverInfo
+from pynode.engine.torch import torchdiffeq
 from pynode.engine.torch.event_watch import Crossed, EventWatch
 from pynode.engine.torch.origin import counts_from_zero, crossing_at, from_zero, integration_at, search_from_zero
 from pynode.engine.torch.rhs import SCIPY, UNBOUNDED, AdaptiveRhs, Course, Rhs, Stop, all_finite, right_hand_side
@@ -386,21 +386,21 @@ def _interpolant(problem: Problem, rhs: Rhs, stats: Stats) -> Callable[[Tensor],
     sign = 1.0 if problem.t[-1] > problem.t[0] else -1.0
     options = None
     if isinstance(rhs, AdaptiveRhs):
-        start, length = torch.tensor(rhs.accepted, dtype=torch.float64).unbind(1)
+        start, length = torch.tensor(rhs.accepted, dtype=torch.float64, device="cpu").unbind(1)
         knots = torch.cat([start, (start + sign * length)[-1:]])
     else:
         grid = _options(problem, problem.t)["grid_constructor"](None, None, problem.t)
         options = _options(problem, problem.t) | {"grid_constructor": lambda func, y0, t: grid, "interp": "cubic"}
         knots = grid.cpu()
-    within = torch.arange(_QUARTIC, dtype=torch.float64) / _QUARTIC
+    within = torch.arange(_QUARTIC, dtype=torch.float64, device="cpu") / _QUARTIC
     points = (knots[:-1, None] + knots.diff()[:, None] * within).flatten()
     plain = replace(problem, sensitivity=None)
     again = right_hand_side(plain)
     with torch.no_grad():
         values = _odeint(plain, again, torch.cat([points, knots[-1:]]).to(problem.t.device), options)
     stats.nfe += again.nfe
-    nodes = torch.linspace(0, 1, _QUARTIC + 1, dtype=torch.float64)
-    powers = torch.arange(_QUARTIC + 1)
+    nodes = torch.linspace(0, 1, _QUARTIC + 1, dtype=torch.float64, device="cpu")
+    powers = torch.arange(_QUARTIC + 1, device="cpu")
     lagrange = torch.linalg.inv(nodes[:, None] ** powers)  # column j: the coefficients of the j-th basis polynomial
 
     def interpolate(times: Tensor) -> tuple[Tensor, ...]:

@@ -110,7 +110,7 @@ class Rhs:
 
     def _shown(self, t: float) -> float:
         """A time of the solver's as the user's."""
-        return float(self.problem.field_time(torch.tensor(t, dtype=torch.float64)))
+        return float(self.problem.field_time(torch.tensor(t, dtype=torch.float64, device="cpu")))
 
     def steps_taken(self) -> list[float]:
         """See `Watched`.
@@ -304,7 +304,7 @@ class _ScipyRhs(Rhs):
     def tell(self, t: float, z: Any) -> None:
         """As `Rhs.tell`, of SciPy's numbers: where time runs backwards, it is the negative one."""
         problem = self.problem
-        flat = torch.as_tensor(z).to(problem.z0[0])
+        flat = torch.as_tensor(z, device="cpu").to(problem.z0[0])
         parts = flat.split([x.numel() for x in problem.z0])
         state = tuple(part.reshape(x.shape) for part, x in zip(parts, problem.z0, strict=True))
         super().tell(t if problem.t[-1] > problem.t[0] else -t, state)

@@ -15,8 +15,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torchdiffeq
 from torch import Tensor
+
+from pynode.engine.torch import torchdiffeq
 
 __all__ = ["odeint_dopri5"]
 
@@ -44,7 +45,10 @@ def _stacked(inside: Any, func: Any, y0: Any, t: Tensor, rtol: Any, atol: Any, o
 @functools.cache
 def _inside() -> Any:
     """The module of torchdiffeq that has what `_stacked` takes; `None` where that gives other numbers, or none."""
-    y0, t = torch.tensor([1.0, 2.0], dtype=torch.float64), torch.tensor([0.0, 0.1, 0.3], dtype=torch.float64)
+    y0, t = (
+        torch.tensor([1.0, 2.0], dtype=torch.float64, device="cpu"),
+        torch.tensor([0.0, 0.1, 0.3], dtype=torch.float64, device="cpu"),
+    )
     call: Any = {"rtol": 1e-3, "atol": 1e-3, "options": {"first_step": 0.2}}
 
     def same(state: Any, times: Tensor) -> bool:

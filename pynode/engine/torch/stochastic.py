@@ -54,7 +54,7 @@ class TorchStochastic:
         count = sum(substeps(problem.t.tolist(), problem.dt or 0.0))
         if count > problem.max_steps:
             stop = Retcode.MAX_STEPS
-            z = torch.full((len(problem.t), *sde.flat(leaves).shape), float("nan")).to(leaves[0])
+            z = torch.full((len(problem.t), *sde.flat(leaves).shape), float("nan"), device="cpu").to(leaves[0])
             z[0] = sde.flat(leaves).detach()
             states = sde.tensors(z)
         else:

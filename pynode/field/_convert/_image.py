@@ -81,7 +81,7 @@ def _resampled(c: Call, i: int, matrices: Sequence[Tensor]) -> int:
 def _basis(size: Dim) -> Tensor:
     if not isinstance(size, int):
         raise Unsupported("an image whose size depends on the batch size")
-    return torch.eye(size, dtype=torch.float64)[:, None]
+    return torch.eye(size, dtype=torch.float64, device="cpu")[:, None]
 
 
 def _pooling(c: Call, first: int, sizes: Sequence[Dim]) -> list[Tensor]:
