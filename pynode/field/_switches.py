@@ -186,11 +186,13 @@ class Search:
 
     def after(self, t: float) -> float:
         """The next number."""
-        return float(np.nextafter(self.number(t), self.number(math.inf)))
+        with np.errstate(under="ignore"):
+            return float(np.nextafter(self.number(t), self.number(math.inf)))
 
     def before(self, t: float) -> float:
         """The one before."""
-        return float(np.nextafter(self.number(t), self.number(-math.inf)))
+        with np.errstate(under="ignore"):
+            return float(np.nextafter(self.number(t), self.number(-math.inf)))
 
     def run(self, stops: dict[float, Switch | None]) -> None:
         """Add the jumps that are not among `stops` yet."""

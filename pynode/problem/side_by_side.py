@@ -113,12 +113,13 @@ class SideBySide:
             found = self.engine.find_event_each(problem, search, [signs[i] for i in more.tolist()])[: len(rows)]
         sign = self.plan.sign[rows]
         at = np.array([np.inf if x.t is None else x.t * s for x, s in zip(found, sign, strict=True)])
-        at = np.where(at > now, at, np.nextafter(now, np.inf))
-        at = np.where(np.isinf(at), at, np.minimum(at, pieces.target))
-        # What is as good as at a time that is asked for, or due, is there: no piece is left of a few roundings.
-        near = np.nanargmin(np.abs(pieces.v - np.where(np.isinf(at), 0, at)[:, None]), 1)
-        close = pieces.v[np.arange(len(rows)), near]
-        snaps = (close > now) & (np.abs(close - at) <= ROUNDINGS * np.spacing(np.abs(close)))
+        with np.errstate(under="ignore"):  # as beside zero
+            at = np.where(at > now, at, np.nextafter(now, np.inf))
+            at = np.where(np.isinf(at), at, np.minimum(at, pieces.target))
+            # What is as good as at a time that is asked for, or due, is there: no piece is left of a few roundings.
+            near = np.nanargmin(np.abs(pieces.v - np.where(np.isinf(at), 0, at)[:, None]), 1)
+            close = pieces.v[np.arange(len(rows)), near]
+            snaps = (close > now) & (np.abs(close - at) <= ROUNDINGS * np.spacing(np.abs(close)))
         at = np.where(snaps, close, at)
         self.joining.found_by[rows] += [x.nfe for x in found]
         return at, np.array([x.index for x in found]), np.array([x.failed for x in found])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -388,3 +389,19 @@ def test_an_event_function_that_differentiates(engine: str) -> None:
             with torch.no_grad():
                 again = pynode.solve(lambda t, z: -z, z0, [0.0, 2.0], event=event, **keywords)
             torch.testing.assert_close(again.event_t, sol.event_t.detach())
+
+
+@pytest.mark.parametrize("batching", ["joint", "independent"])
+def test_where_numpy_raises_at_whatever_rounds(engine: str, batching: str) -> None:
+    def lands(t: Tensor, z: Tensor) -> Tensor:
+        return z[:, 0] - 0.5 if batching == "independent" else z[0, 0] - 0.5
+
+    def switched(t: Tensor, z: Tensor) -> Tensor:
+        return torch.where(t < 0.25, -z, -2 * z)
+
+    z0 = torch.ones(1, 1, dtype=torch.float64)
+    with np.errstate(all="raise"):
+        sol = pynode.solve(
+            switched, z0, [0.0, 2.0], event=lands, batching=batching, engine=engine, rtol=1e-9, atol=1e-9
+        )
+    assert sol.event_t.item() == pytest.approx(0.25 + (math.log(2) - 0.25) / 2, rel=1e-6)
