@@ -2,33 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Set
 from numbers import Complex, Real
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.autograd import forward_ad
 
-__all__ = ["of_array", "real_number", "real_tensor"]
+__all__ = ["dense", "of_array", "real_number", "real_tensor", "tensors_in", "would_learn"]
 
 
 def real_number(value: Any) -> float:
     """A real number as a float.
 
     Raises:
-        TypeError: it is complex, requires a gradient, or is no number.
+        TypeError: it is complex, masked, a date, or no number, or a derivative with respect to it would be lost.
         ValueError: it is no number, or several.
         RuntimeError: so is a tensor.
         OverflowError: it lies beyond all floats.
     """
-    if isinstance(value, Tensor) and value.requires_grad:
-        raise TypeError("a tensor that requires a gradient would get none")
-    if isinstance(value, np.ndarray | Tensor):
-        value = value.item()  # of several numbers a ValueError, or torch's RuntimeError
+    if isinstance(value, Tensor):
+        if would_learn(value):
+            raise TypeError("a tensor that requires a gradient would get none")
+        value = dense(value).item()  # of several numbers a RuntimeError
+    elif isinstance(value, np.ndarray | np.generic):
+        if np.ma.is_masked(value) or value.dtype.kind in "mM":
+            raise TypeError("it is masked" if np.ma.is_masked(value) else "it is a date")
+        value = value.item()  # of several numbers a ValueError
     if isinstance(value, Complex) and not isinstance(value, Real):
         raise TypeError("it is complex, and a real number is wanted")
     return float(value)
+
+
+def would_learn(x: Tensor) -> bool:
+    """Whether a derivative with respect to a tensor may be asked for, in reverse or forward mode or by a transform."""
+    if x.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return True
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None
+
+
+def dense(x: Tensor) -> Tensor:
+    """The tensor.
+
+    Raises:
+        TypeError: it is sparse or nested, or has no numbers, as those on `meta`.
+    """
+    if x.layout is not torch.strided or x.is_nested or x.device.type == "meta":
+        raise TypeError(f"a dense tensor of numbers is wanted, not one of layout {x.layout} on {x.device}")
+    return x
 
 
 def of_array(array: np.ndarray[Any, Any]) -> Tensor:
@@ -58,11 +81,27 @@ def real_tensor(given: Any, device: torch.device | None = None) -> Tensor:
     if isinstance(given, Tensor):
         if given.is_complex():
             raise TypeError("they are complex, and real numbers are wanted")
-        return given.to(device, torch.float64)
-    if isinstance(given, list | tuple):
-        held = tree_leaves(given)
-        if any(isinstance(x, np.ndarray | Tensor) for x in held):
-            return torch.stack([real_tensor(x, device) for x in given])
-        if any(isinstance(x, Complex) and not isinstance(x, Real) for x in held):
-            raise TypeError("they are complex, and real numbers are wanted")
+        return dense(given).to(device, torch.float64)
+    if _is_sequence(given):
+        parts = list(given)
+        if not all(isinstance(x, int | float) for x in parts):
+            return torch.stack([real_tensor(x, device) for x in parts])
+        given = parts
+    elif isinstance(given, Complex) and not isinstance(given, Real):
+        raise TypeError("they are complex, and real numbers are wanted")
     return torch.as_tensor(given, dtype=torch.float64, device=device)
+
+
+def tensors_in(given: Any) -> Iterator[Tensor]:
+    """The tensors in nested sequences."""
+    if isinstance(given, Tensor):
+        yield given
+    elif _is_sequence(given):
+        for part in given:
+            yield from tensors_in(part)
+
+
+def _is_sequence(given: Any) -> bool:
+    """Whether it is a list, a tuple, or like one: of a length, with what is in it in an order."""
+    ordered = not isinstance(given, str | bytes | bytearray | memoryview | Mapping | Set)
+    return ordered and hasattr(given, "__len__") and hasattr(given, "__iter__") and not hasattr(given, "__array__")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import UserList, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -48,12 +49,28 @@ def test_real_tensor(given: Any) -> None:
     np.testing.assert_array_equal(found.numpy(), expected)
 
 
-@pytest.mark.parametrize("make", [list, tuple])
+class Own(list):
+    """A list of a user's own kind."""
+
+
+def learned(parts: Any) -> nn.ParameterList:
+    return nn.ParameterList([x if isinstance(x, Tensor) else torch.tensor(float(x)) for x in parts])
+
+
+@pytest.mark.parametrize("make", [list, tuple, Own, deque, UserList])
 def test_real_tensor_keeps_gradients_at_any_depth(make: Callable[[Any], Any]) -> None:
     x = torch.tensor(2.0, requires_grad=True)
     found = real_tensor(make([make([0.0, x]), make([x * x, 1.0])]))
     (grad,) = torch.autograd.grad(found.sum(), x)
     assert grad == 5
+
+
+@pytest.mark.parametrize("make", [list, tuple, Own, deque, UserList, learned])
+def test_times_in_any_sequence_keep_their_gradients(make: Callable[[Any], Any]) -> None:
+    end = nn.Parameter(torch.tensor(1.0, dtype=D))
+    solution = solved(t=make([torch.tensor(0.0, dtype=D), end]), rtol=1e-9, atol=1e-9)
+    (grad,) = torch.autograd.grad(solution.z[-1].sum(), end)
+    assert grad.item() == pytest.approx(-2 * math.exp(-math.sin(1)) * math.cos(1), rel=1e-6)
 
 
 def test_an_array_is_copied() -> None:
@@ -79,6 +96,8 @@ COMPLEX: dict[str, Any] = {
     "list of numpy's": [np.complex64(0.5 + 1j)],
     "list of tensors": [torch.tensor(0.5 + 1j)],
     "list of lists": [[torch.tensor(0.5 + 1j)], [torch.tensor(0.5)]],
+    "own list": Own([np.complex128(0.5 + 1j)]),
+    "deque": deque([np.complex128(0.5 + 1j)]),
 }
 
 
@@ -92,7 +111,7 @@ def test_complex_numbers_are_refused(given: Any) -> None:
             with pytest.raises(pynode.InputError, match=r"tstops must be|At's times must be|atol must"):
                 solved(**keywords)
         with pytest.raises(pynode.InputError, match=r"^t must be .*complex"):
-            solved(t=[0.0, *given] if isinstance(given, list) and not isinstance(given[0], list) else given)
+            solved(t=[0.0, *given] if type(given) is list and not isinstance(given[0], list) else given)
         with pytest.raises(pynode.InputError, match=r"sol\(t\) takes .*complex"):
             solved(dense=True)(given)
         with pytest.raises(pynode.InputError, match=r"^times must be .*complex"):
@@ -110,6 +129,9 @@ NUMBERS: dict[str, Any] = {
     "several": torch.ones(2),
     "several in an array": np.ones(2),
     "one that learns": torch.tensor(0.5, requires_grad=True),
+    "masked": np.ma.array(0.5, mask=True),
+    "a duration": np.array(np.timedelta64(5, "ns")),
+    "no number": torch.tensor(0.5, device="meta"),
 }
 
 
@@ -156,3 +178,44 @@ def test_times_of_each_sample_in_lists_that_learn() -> None:
     for grad, end in zip(grads, ends, strict=True):
         t = end.item()
         assert grad.item() == pytest.approx(-math.exp(-math.sin(t)) * math.cos(t), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["rtol", "atol", "dt"])
+def test_derivatives_to_numbers_are_refused_in_forward_mode(name: str) -> None:
+    def end(x: Tensor) -> Tensor:
+        return solved(solver="midpoint", **{"dt": 0.1, name: x}).z[-1].sum()
+
+    x = torch.tensor(0.1, dtype=D)
+    with pytest.raises(pynode.InputError, match=rf"(?s)^{name} must be .*would get none"):
+        torch.func.jvp(end, (x,), (x,))
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(pynode.InputError, match=rf"^{name} must be "):
+        end(torch.autograd.forward_ad.make_dual(x, x))
+    assert torch.isfinite(end(x))
+
+
+@pytest.mark.parametrize("make", [lambda x: x.reshape(1), lambda x: (x,), lambda x: (x.reshape(1),)])
+def test_tolerances_that_learn_are_refused_in_any_form(make: Callable[[Tensor], Any]) -> None:
+    x = torch.tensor(1e-5, dtype=D, requires_grad=True)
+    for name in ("rtol", "atol"):
+        with pytest.raises(pynode.InputError, match=rf"(?s)^{name} must be .*would get none"):
+            solved(**{name: make(x)})
+    assert torch.isfinite(solved(rtol=make(x.detach())).z).all()
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        torch.tensor([0.0, 1.0], device="meta"),
+        torch.tensor([0.0, 1.0]).to_sparse(),
+        torch.nested.nested_tensor([torch.tensor([0.0, 1.0])]),
+    ],
+    ids=["meta", "sparse", "nested"],
+)
+def test_tensors_that_hold_no_plain_numbers_are_refused(times: Tensor) -> None:
+    for keywords in ({"t": times}, {"tstops": times}, {"event": pynode.At(times, lambda t, z: z + 1)}):
+        with pytest.raises(pynode.InputError):
+            solved(**keywords)
+    with pytest.raises(pynode.InputError, match=r"sol\(t\) takes "):
+        solved(dense=True)(times)
+    with pytest.raises(pynode.InputError, match=r"^times must be "):
+        pynode.control.Linear(times, torch.ones(2, 1))

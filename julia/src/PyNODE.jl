@@ -25,8 +25,8 @@ using PrecompileTools: @compile_workload
 using Random: AbstractRNG, Xoshiro
 using RuntimeGeneratedFunctions: RuntimeGeneratedFunctions, @RuntimeGeneratedFunction
 using SciMLBase: SciMLBase, AbstractODEFunction, AbstractODEProblem, FullSpecialize, NoInit, NullParameters, ODEFunction, ODEProblem,
-    ReturnCode, SplitFunction, SplitODEProblem, build_solution, init, isinplace, reinit!, set_proposed_dt!, solve!, step!,
-    successful_retcode, unwrapped_f
+    ReturnCode, SplitFunction, SplitODEProblem, build_solution, first_tstop, has_tstop, init, isinplace, reinit!, set_proposed_dt!,
+    solve!, step!, successful_retcode, unwrapped_f
 using SpecialFunctions: besselix, digamma, erf, erfc, erfcinv, erfcx, erfinv, gamma_inc, logabsgamma, polygamma
 
 RuntimeGeneratedFunctions.init(@__MODULE__)

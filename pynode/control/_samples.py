@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pynode.errors import InputError
-from pynode.numeric import real_tensor
+from pynode.numeric import dense, real_tensor
 
 __all__ = ["Samples", "check_samples"]
 
@@ -84,14 +84,13 @@ def check_samples(times: Tensor | Sequence[float], values: Tensor) -> Samples:
     if not isinstance(values, Tensor) or values.dtype not in _DTYPES:
         got = values.dtype if isinstance(values, Tensor) else type(values).__name__
         raise InputError(f"values must be a tensor of dtype torch.float32 or torch.float64, got {got}. Convert it")
-    if not isinstance(times, Tensor):
+    if not isinstance(times, Tensor) or times.dtype in _DTYPES:
         try:
-            times = real_tensor(times, values.device)
+            times = dense(times).to(values.device) if isinstance(times, Tensor) else real_tensor(times, values.device)
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise InputError(
                 f"times must be a tensor, or numbers that make one, got {type(times).__name__}: {error}"
             ) from None
-    times = times.to(values.device)
     if times.dtype not in _DTYPES:
         raise InputError(f"times must be of dtype torch.float32 or torch.float64, got {times.dtype}. Convert them")
     per_sample = times.dim() == 2
@@ -101,6 +100,8 @@ def check_samples(times: Tensor | Sequence[float], values: Tensor) -> Samples:
             f"times must be (time,) or (batch, time), got shape {tuple(times.shape)}, and values (batch, time, "
             f"channels), or for times (time,) also (time, channels) or (time,), got shape {tuple(values.shape)}"
         )
+    if values.numel() == 0:
+        raise InputError(f"values must not be empty, got shape {tuple(values.shape)}")
     whole = values if values.dim() == 3 else values.reshape(1, len(values), -1)
     rows = times if per_sample else times[None]
     if whole.shape[1] != rows.shape[1] or (per_sample and len(whole) != len(rows)):
@@ -108,8 +109,6 @@ def check_samples(times: Tensor | Sequence[float], values: Tensor) -> Samples:
             f"values must have a row for each time: expected {tuple(times.shape)} times and as many values, got values "
             f"of shape {tuple(values.shape)}, which are (batch, time, channels), (time, channels) or (time,)"
         )
-    if whole.shape[-1] == 0 or len(whole) == 0:
-        raise InputError(f"values must not be empty, got shape {tuple(values.shape)}")
     known = ~rows.detach().isnan()
     _check_times(rows, known, values.dtype)
     if bool(whole.detach().isinf().any()):

@@ -41,7 +41,7 @@ class Retcode(enum.Enum):
     MAX_STEPS = "max_steps was reached: raise max_steps, loosen rtol/atol, or use a stiff solver"
     STEP_UNDERFLOW = (
         "the step size fell below what the floating-point type resolves: the solution blows up or the field "
-        "is stiff there; shorten t, use a stiff solver, or bound the field"
+        "is stiff there; shorten t, use a stiff solver, or bound the field. Far from zero count the times from t[0]"
     )
     NON_FINITE = (
         "the state or the field became infinite or NaN: shorten t, bound the field (e.g. tanh), "

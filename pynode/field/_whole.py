@@ -23,7 +23,7 @@ def check_whole(name: str, x: Tensor, of_field: bool = False) -> None:
     Raises:
         InputError: says how to get a tensor that can be solved with.
     """
-    if not of_field and x.layout is not torch.strided:
+    if not of_field and (x.layout is not torch.strided or x.is_nested):
         raise InputError(f"{name} must be a dense tensor, got one of layout {x.layout}. Pass {name}.to_dense()")
     kind = type(x)
     if kind is Tensor or not hasattr(kind, "__tensor_flatten__"):

@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from pynode.errors import InputError, unknown_name
 from pynode.field._outside import outside_of_compile
 from pynode.field._transforms import example
 from pynode.field._whole import check_whole
-from pynode.numeric import of_array, real_number, real_tensor
+from pynode.numeric import dense, of_array, real_number, real_tensor, tensors_in
 from pynode.problem.state import State
 
 __all__ = [
@@ -83,6 +82,8 @@ def check_times(t: Any, like: Tensor) -> tuple[Tensor, list[Any]]:
         times = as_times("t", t, like)
     elif t.dtype in DTYPES:
         check_whole("t", t)
+        if t.device.type == "meta":
+            raise InputError("t must have numbers, got a tensor on meta. Make it on the state's device")
         times = t.to(like.device)
     else:
         raise InputError(
@@ -151,7 +152,7 @@ def as_times(name: str, t: Any, like: Tensor) -> Tensor:
     try:
         held = of_array(t) if isinstance(t, np.ndarray) else t
         if isinstance(held, Tensor) and held.dtype in DTYPES:
-            return held.to(like.device)
+            return dense(held).to(like.device)
         times = real_tensor(held, like.device)
         if times.dim() == 0:
             raise TypeError("a number")
@@ -161,7 +162,7 @@ def as_times(name: str, t: Any, like: Tensor) -> Tensor:
             "torch.linspace(0, 1, 10)"
         ) from None
     if not isinstance(held, Tensor):
-        given = [x.dtype for x in tree_leaves(t) if isinstance(x, Tensor) and x.is_floating_point()]
+        given = [x.dtype for x in tensors_in(t) if x.is_floating_point()]
         dtype = functools.reduce(torch.promote_types, given, dtype)
     narrow = times.to(dtype)
     return narrow if dtype == torch.float64 or _holds(narrow.detach(), times.detach()) else times

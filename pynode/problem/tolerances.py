@@ -11,7 +11,7 @@ from torch import Tensor
 from pynode.engine.protocol import StepChoice
 from pynode.engine.solvers import SolverInfo
 from pynode.errors import InputError
-from pynode.numeric import real_tensor
+from pynode.numeric import real_tensor, would_learn
 from pynode.problem.inputs import check_number
 from pynode.problem.state import State
 from pynode.step_control import StepControl
@@ -97,7 +97,10 @@ def check_tolerance(name: str, value: Any, form: State, state: Sequence[Tensor])
     found = []
     for part, z, of, is_complex in zip(parts, state, form.names, form.complex, strict=False):
         try:
-            given = real_tensor(part, z.device).detach().to(z.dtype)
+            given = real_tensor(part, z.device)
+            if would_learn(given):
+                raise TypeError("a tensor that requires a gradient would get none")
+            given = given.to(z.dtype)
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise InputError(
                 f"{name} must be a number or a tensor for {of}, got {type(part).__name__}: {error}"

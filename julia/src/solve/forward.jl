@@ -140,8 +140,8 @@ function keywords(T, ts::Vector{Time}, o::Options)
     )
 end
 
-"The first step, if it is not the solver's to choose. A fixed-step one is led along its grid: each step, a little too long, is cut."
-given_step(o::Options) = !o.adaptive ? 1.01 * o.dt : o.dt > 0 ? o.dt : nothing
+"The first step, if it is not the solver's to choose. A fixed-step one is led along its grid: each step, too long, is cut."
+given_step(o::Options) = !o.adaptive ? 2o.dt : o.dt > 0 ? o.dt : nothing
 
 "The times to stop at."
 stops(ts::Vector{Time}, o::Options) =

@@ -115,13 +115,18 @@ function step_through!(
     span, column, accepted, rejected = last(ts) - first(ts), 2, integrator.stats.naccept, integrator.stats.nreject
     while integrator.t != last(ts)
         before = integrator.t
+        meet_stop!(integrator)
         code = step!(integrator)
-        failed = !(code === ReturnCode.Default || successful_retcode(code))
-        # A solver of fixed steps goes on with what is not finite, and then nobody has the state before.
-        if failed || !(o.adaptive || allfinite(integrator.u, length(integrator.u)))
+        outcome = if !(code === ReturnCode.Default || successful_retcode(code))
+            outcome_of(code, integrator.uprev)
+        elseif slipped(integrator, before)
+            step_underflow
+        else  # a solver of fixed steps would go on with what is not finite, and then nobody had the state before
+            o.adaptive || allfinite(integrator.u, length(integrator.u)) ? success : non_finite
+        end
+        if outcome !== success
             fill!(view(values, :, column:length(ts)), T(NaN))
             copyto!(view(values, :, length(ts)), integrator.uprev)
-            outcome = failed ? outcome_of(code, integrator.uprev) : non_finite
             return Summary(outcome, before, integrator.stats.naccept - accepted, integrator.stats.nreject - rejected)
         end
         t = integrator.t
@@ -134,6 +139,30 @@ function step_through!(
     end
     outcome = all(isfinite, integrator.u) ? success : non_finite
     return Summary(outcome, last(ts), integrator.stats.naccept - accepted, integrator.stats.nreject - rejected)
+end
+
+"""
+Make a step that would end just before the next time to stop at as long as to there: OrdinaryDiffEq takes a time for another
+that is at most a hundred roundings away, and calls the shorter step's end by the other's name.
+"""
+meet_stop!(integrator) = nothing
+
+function meet_stop!(integrator::ODEIntegrator)
+    integrator.opts.adaptive && has_tstop(integrator) || return
+    stop = integrator.tdir * first_tstop(integrator)
+    left, dt = abs(stop - integrator.t), abs(integrator.iter == 0 ? integrator.dt : integrator.dtpropose)
+    dt < left <= dt + 200eps(max(abs(stop), abs(integrator.t))) || return
+    integrator.dtpropose = copysign(left, integrator.tdir)
+    integrator.iter == 0 && (integrator.dt = integrator.dtpropose)
+    return
+end
+
+"Whether the end of a step has got another name all the same, where it was made anew after a rejection: its state is not that time's."
+slipped(integrator, before) = false
+
+function slipped(integrator::ODEIntegrator, before)
+    t = integrator.t
+    return abs((t - before) - integrator.dt) > 4eps(max(abs(t), abs(before)))
 end
 
 "Whether the first `n` numbers are all finite."
@@ -154,7 +183,7 @@ after(τ, t, h) = h > 0 ? τ > t : τ < t
 function start!(steps::Steps, tape::Tape, tab::Scheme, t)
     tape.on || return
     push!(steps.t, t)
-    at = tab.fsal ? findlast(s -> s.t == t, tape.taken) : nothing
+    at = tab.fsal ? findfirst(s -> s.t == t, tape.taken) : nothing  # a probe's time may be rounded to the same
     for (i, stage) in enumerate(tape.taken)
         i === at ? keep!(steps.stages, stage) : recycle!(tape, stage)
     end
