@@ -194,7 +194,7 @@ end
 @testset "steps that end within a hundred roundings of the last time: $solver from $start" for solver in ("Tsit5", "Midpoint", "Vern7"), start in (0.0, 1.7e9)
     field, θ = sample_field(Float64, 1), [0.4, -0.7, 0.6, 0.5]
     fixed = solver == "Midpoint"
-    for span in (1e-3, 1e-4, 2e-5, 5e-6)  # a rounding is 2.4e-7
+    for span in (1e-4, 2e-5, 5e-6)  # a rounding around 1.7e9 is 2.4e-7
         ts = [start, start + span]
         options = Options(; solver, dt = fixed ? 2e-6 : 0.4span, adaptive = !fixed, rtol = 1e-9, atol = 1e-12, keep = :stages)
         u0, values = [0.3, -0.2], zeros(2, 2)
