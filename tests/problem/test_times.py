@@ -278,7 +278,7 @@ def test_steps_of_a_few_roundings_are_right_or_refused(
         sol = pynode.solve(lambda t, z: rate * z, z0, t, engine=engine, batching=batching, **keywords)
         (grad,) = torch.autograd.grad(sol.z[-1].sum(), z0)
     except (pynode.InputError, pynode.SolveError):
-        assert solver.startswith("dopri")
+        assert solver.startswith("dopri") or sensitivity == "backsolve"
         assert span < 1e4 * math.ulp(start)
         return
     accuracy = 1e-4 if solver.startswith("dopri") else 0.05  # of equal steps, which rounding makes unequal
