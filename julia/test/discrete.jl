@@ -199,7 +199,7 @@ end
         options = Options(; solver, dt = fixed ? 2e-6 : 0.4span, adaptive = !fixed, rtol = 1e-9, atol = 1e-12, keep = :stages)
         u0, values = [0.3, -0.2], zeros(2, 2)
         summary, fw = forward!(values, field, u0, ts, θ, options)
-        summary.outcome === PyNODE.step_underflow && continue  # refused, rather than another time's state
+        @test summary.outcome === PyNODE.success
         moved = (values[:, 2] - u0) ./ (exact_field(u0, θ, start) * (ts[2] - ts[1]))
         @test all(x -> isapprox(x, 1; rtol = 2e-3), moved)
         products = discrete_pullback(fw, [0.0 1.0; 0.0 0.0]).u0

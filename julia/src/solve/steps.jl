@@ -119,8 +119,6 @@ function step_through!(
         code = step!(integrator)
         outcome = if !(code === ReturnCode.Default || successful_retcode(code))
             outcome_of(code, integrator.uprev)
-        elseif slipped(integrator, before)
-            step_underflow
         else  # a solver of fixed steps would go on with what is not finite, and then nobody had the state before
             o.adaptive || allfinite(integrator.u, length(integrator.u)) ? success : non_finite
         end
@@ -155,14 +153,6 @@ function meet_stop!(integrator::ODEIntegrator)
     integrator.dtpropose = copysign(left, integrator.tdir)
     integrator.iter == 0 && (integrator.dt = integrator.dtpropose)
     return
-end
-
-"Whether the end of a step has got another name all the same, where it was made anew after a rejection: its state is not that time's."
-slipped(integrator, before) = false
-
-function slipped(integrator::ODEIntegrator, before)
-    t = integrator.t
-    return abs((t - before) - integrator.dt) > 4eps(max(abs(t), abs(before)))
 end
 
 "Whether the first `n` numbers are all finite."
