@@ -231,8 +231,12 @@ def check_count(name: str, value: Any) -> int:
 
 
 def _describe(value: Any) -> str:
-    kind = type(value).__name__
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return f"{kind} of {', '.join(sorted({_describe(v) for v in value})) or 'nothing'}"
+        return f"{_kind(value)} of {', '.join(sorted(set(map(_kind, value)))) or 'nothing'}"
+    return _kind(value)
+
+
+def _kind(value: Any) -> str:
+    kind = type(value).__name__
     is_complex = isinstance(value, Tensor | np.ndarray) and "complex" in str(value.dtype)
     return f"{kind} of {value.dtype}" if is_complex else kind

@@ -63,7 +63,7 @@ def check_resolution(
         step = float((high - low)[worst] / counts[worst])
         size = max(abs(float(low[worst])), abs(float(high[worst])))
     too_short = adaptive and step < _LEAST_ADAPTIVE * torch.finfo(torch.float64).eps * size
-    if too_short and any(_moves(x, problem.rtol) for x in states):
+    if too_short and any(_moves(x, problem.rtol, problem.atol) for x in states):
         resolved = torch.finfo(torch.float64).eps * size
         raise InputError(
             f"around t={size:g} float64 tells times apart by {resolved:.2g} only, where the steps were {step:.2g} "
@@ -79,10 +79,10 @@ def check_resolution(
         raise _unresolved(dtype, size, step, "event function")
 
 
-def _moves(x: Tensor, rtol: float) -> bool:
-    """Whether a state changes by more than this part of it; where not, no rounding of the times matters."""
+def _moves(x: Tensor, rtol: float, atol: float) -> bool:
+    """Whether a state changes by more than the tolerances; where not, no rounding of the times matters."""
     x = example(x.detach())
-    return x.numel() > 0 and bool((x - x[0]).abs().nan_to_num().max() > rtol * x[0].abs().max())
+    return x.numel() > 0 and bool((x - x[0]).abs().nan_to_num().max() > atol + rtol * x[0].abs().max())
 
 
 def check_recorded(

@@ -125,3 +125,13 @@ def test_stiff_solvers(solver: str, kind: str) -> None:
     z.sum().backward()
     assert z0.grad is not None
     assert z0.grad.item() == pytest.approx(exact.sum().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("with_cost", [False, True])
+def test_a_span_of_one_rounding_from_zero(engine: str, with_cost: bool) -> None:
+    """What starts from zero, a running cost too, changes by more than any part of it, and yet by next to nothing."""
+    z0 = torch.zeros(1, 1, dtype=DOUBLE)
+    cost = {"running_cost": lambda t, z: z.square().sum(-1) + 1} if with_cost else {}
+    solution = pynode.solve(lambda t, z: 1 - 2 * z, z0, times("a span", DOUBLE), engine=engine, **cost)
+    assert solution.z[-1].item() == pytest.approx(0, abs=1e-12)
+    assert not with_cost or solution.running_cost.item() == pytest.approx(0, abs=1e-12)
