@@ -230,13 +230,10 @@ def check_count(name: str, value: Any) -> int:
     return value
 
 
-def _describe(value: Any) -> str:
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return f"{_kind(value)} of {', '.join(sorted(set(map(_kind, value)))) or 'nothing'}"
-    return _kind(value)
-
-
-def _kind(value: Any) -> str:
+def _describe(value: Any, depth: int = 3) -> str:
+    """Its type, and the types of what is in it; not all the way down, since a list may hold itself."""
     kind = type(value).__name__
+    if isinstance(value, Sequence) and not isinstance(value, str) and depth:
+        return f"{kind} of {', '.join(sorted({_describe(v, depth - 1) for v in value})) or 'nothing'}"
     is_complex = isinstance(value, Tensor | np.ndarray) and "complex" in str(value.dtype)
     return f"{kind} of {value.dtype}" if is_complex else kind
