@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-__all__ = ["dense", "of_array", "real_number", "real_tensor", "tensors_in", "would_learn"]
+from pynode.transforms import is_followed
+
+__all__ = ["dense", "of_array", "real_number", "real_tensor", "tensors_in"]
 
 
 def real_number(value: Any) -> float:
@@ -24,7 +25,7 @@ def real_number(value: Any) -> float:
         OverflowError: it lies beyond all floats.
     """
     if isinstance(value, Tensor):
-        if would_learn(value):
+        if is_followed(value):
             raise TypeError("a tensor that requires a gradient would get none")
         value = dense(value).item()  # of several numbers a RuntimeError
     elif isinstance(value, np.ndarray | np.generic):
@@ -34,13 +35,6 @@ def real_number(value: Any) -> float:
     if isinstance(value, Complex) and not isinstance(value, Real):
         raise TypeError("it is complex, and a real number is wanted")
     return float(value)
-
-
-def would_learn(x: Tensor) -> bool:
-    """Whether a derivative with respect to a tensor may be asked for, in reverse or forward mode or by a transform."""
-    if x.requires_grad or torch._C._functorch.is_functorch_wrapped_tensor(x):
-        return True
-    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None
 
 
 def dense(x: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from pynode.errors import InputError, unknown_name
 from pynode.field._outside import is_recording, outside_of_compile
-from pynode.field._transforms import is_followed
 from pynode.problem.asked import Asked
 from pynode.problem.event import events_of
 from pynode.problem.inputs import check_state
@@ -23,6 +22,7 @@ from pynode.repeated import Repeated
 from pynode.solution import Solution
 from pynode.solve import solution_of, solve
 from pynode.torch_state import leaves_thread_state
+from pynode.transforms import is_followed
 
 __all__ = ["Prepared", "prepare"]
 

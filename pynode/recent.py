@@ -15,12 +15,12 @@ from torch import Tensor
 from pynode.field._derived import made_of
 from pynode.field._memory import memory_of
 from pynode.field._outside import is_recording
-from pynode.field._transforms import is_active
 from pynode.problem.asked import Asked
 from pynode.problem.inputs import DTYPES, as_times, check_times
 from pynode.repeated import Repeated
 from pynode.sensitivity import Sensitivity
 from pynode.solution import Solution
+from pynode.transforms import is_active
 
 __all__ = ["Recent", "as_tensor"]
 

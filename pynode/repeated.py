@@ -14,11 +14,11 @@ from pynode.derivatives import Failed, Run, differentiable
 from pynode.engine.protocol import Engine, Problem
 from pynode.field._field import Latest
 from pynode.field._outside import is_recording
-from pynode.field._transforms import is_active
 from pynode.nn._signature import of_state
 from pynode.outcome import outcome
 from pynode.problem.state import State
 from pynode.solution import Solution
+from pynode.transforms import is_active
 
 __all__ = ["Repeated"]
 

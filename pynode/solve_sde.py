@@ -20,7 +20,6 @@ from pynode.engine.stochastic import StochasticProblem
 from pynode.errors import EngineUnavailable, InputError, SolveError
 from pynode.field._kept import check_no_cache
 from pynode.field._outside import is_recording, outside_of_compile
-from pynode.field._transforms import is_active, is_wrapped, moves
 from pynode.problem.inputs import check_args, check_count, check_number, check_state, check_times
 from pynode.problem.late import once_known
 from pynode.problem.precision import autocast_dtype
@@ -28,6 +27,7 @@ from pynode.problem.state import TENSOR
 from pynode.problem.stochastic import check_kind, check_noise, diffusion_field, drift_field
 from pynode.solution import Solution
 from pynode.torch_state import leaves_thread_state
+from pynode.transforms import is_active, is_wrapped, moves
 
 __all__ = ["solve_sde"]
 

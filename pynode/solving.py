@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from pynode.derivatives import Again, Failed, Run, differentiable
 from pynode.engine.protocol import Problem, Retcode, Stats, Watched
@@ -19,7 +18,6 @@ from pynode.errors import EngineUnavailable
 from pynode.field import Field
 from pynode.field._kept import check_no_cache
 from pynode.field._outside import is_recording
-from pynode.field._transforms import differentiated, example, is_active, is_wrapped, levels, moves, untransformed
 from pynode.outcome import outcome
 from pynode.problem.asked import Asked
 from pynode.problem.consistent import consistent_state
@@ -41,6 +39,7 @@ from pynode.problem.tolerances import check_unchosen, step_choice
 from pynode.problem.watch import NO_TRANSFORMS
 from pynode.repeated import Repeated
 from pynode.solution import Solution, at_given_times, in_dtype_of
+from pynode.transforms import differentiated, example, is_active, is_wrapped, levels, moves, untransformed
 
 __all__ = ["solve_tensors"]
 
@@ -229,7 +228,7 @@ def _solve(
                 settings.max_events,
             )
             reads = None if observed is None else functools.partial(event_reads_time, observed, form, problem)
-            check_resolution(problem, settings.numbers, solution.stats, solution.engine, tree_leaves(solution.z), reads)
+            check_resolution(problem, settings.numbers, solution.stats, reads)
             if asked.throw and solution.retcode is not Retcode.SUCCESS:
                 raise failure(
                     field,

@@ -1,8 +1,8 @@
 module PyNODESensitivityExt
 
 using LinearAlgebra: norm
-using PyNODE: DRIFT, PyNODE, Adjoint, Dense, SolveFailure, after, algorithm, max_steps, non_finite, off_trajectory, outcome_of,
-    ready!, success
+using PyNODE: DRIFT, PyNODE, Adjoint, Dense, SolveFailure, after, algorithm, inside, max_steps, non_finite, off_trajectory,
+    outcome_of, ready!, success
 using SciMLBase: SciMLBase, AbstractODEAlgorithm, AbstractODEProblem, CallbackSet, DiscreteCallback, init, remake, solve, solve!
 using SciMLSensitivity: AdjointSensitivityIntegrand, BacksolveAdjoint, GaussAdjoint, InterpolatingAdjoint,
     ODEAdjointProblem, QuadratureAdjoint, ZygoteVJP, adjoint_sensitivities, quadgk, setproperties
@@ -89,7 +89,7 @@ function SciMLBase.__solve(problem::AbstractODEProblem, w::Watched; callback = n
         callback, tstops = CallbackSet(look, callback, jump), tstops === nothing ? jumps.ts : [tstops; jumps.ts]
     end
     stops = tstops === nothing ? (;) : (; tstops)
-    given = (; keywords..., w.keywords..., stops..., callback, merge_callbacks = false, verbose = false)
+    given = (; keywords..., w.keywords..., stops..., callback, merge_callbacks = false, isoutofdomain = inside, verbose = false)
     solution = solve!(ready!(init(problem, w.algorithm; given...)))
     outcome = outcome_of(solution.retcode, last(solution.u))
     outcome === success || throw(SolveFailure("the backward solve", outcome, last(solution.t)))

@@ -15,8 +15,8 @@ using JSON: JSON
 using LinearAlgebra: LinearAlgebra, BLAS, Symmetric, Transpose, dot, eigen!, mul!, nullspace, svd!, transpose
 using LuxCore: LuxCore
 using NNlib: batched_mul!, batched_transpose, tanh_fast
-using OrdinaryDiffEqCore: OrdinaryDiffEqCore, IController, ODEIntegrator, PIController, PIDController, alg_adaptive_order, alg_order,
-    default_dt_factor_limiter
+using OrdinaryDiffEqCore: DEOptions, OrdinaryDiffEqCore, IController, ODEIntegrator, PIController, PIDController,
+    alg_adaptive_order, alg_order, default_dt_factor_limiter
 using OrdinaryDiffEqHighOrderRK: DP8
 using OrdinaryDiffEqLowOrderRK: BS3, DP5, Euler, Heun, Midpoint, RK4
 using OrdinaryDiffEqTsit5: Tsit5
@@ -25,7 +25,7 @@ using PrecompileTools: @compile_workload
 using Random: AbstractRNG, Xoshiro
 using RuntimeGeneratedFunctions: RuntimeGeneratedFunctions, @RuntimeGeneratedFunction
 using SciMLBase: SciMLBase, AbstractODEFunction, AbstractODEProblem, FullSpecialize, NoInit, NullParameters, ODEFunction, ODEProblem,
-    ReturnCode, SplitFunction, SplitODEProblem, build_solution, first_tstop, has_tstop, init, isinplace, reinit!, set_proposed_dt!,
+    ReturnCode, SplitFunction, SplitODEProblem, build_solution, init, isinplace, reinit!, set_proposed_dt!,
     solve!, step!, successful_retcode, unwrapped_f
 using SpecialFunctions: besselix, digamma, erf, erfc, erfcinv, erfcx, erfinv, gamma_inc, logabsgamma, polygamma
 
@@ -70,6 +70,7 @@ include("solve/tableau.jl")
 include("solve/control.jl")
 include("solve/mass.jl")
 include("solve/split.jl")
+include("solve/clock.jl")
 include("solve/forward.jl")
 include("solve/record.jl")
 include("solve/steps.jl")

@@ -13,7 +13,7 @@ from pynode.compat.call import STOPS, Backward, Call
 from pynode.engine.choose import announce, choose, named_engine
 from pynode.errors import EngineUnavailable, FieldError, TraceError
 from pynode.field._bindings import Reads
-from pynode.field._transforms import is_active
+from pynode.transforms import is_active
 
 __all__ = ["CALLBACKS", "no_counterpart", "on_julia", "only_in_event", "transformed"]
 

@@ -25,8 +25,8 @@ from pynode.derivatives.batched import for_each
 from pynode.derivatives.mapped import map_over
 from pynode.derivatives.run import Run
 from pynode.errors import EngineUnavailable
-from pynode.field._transforms import is_active
 from pynode.torch_state import leaves_thread_state
+from pynode.transforms import is_active
 
 __all__ = ["differentiable"]
 

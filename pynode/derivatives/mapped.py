@@ -19,7 +19,7 @@ from pynode.derivatives.run import Run
 from pynode.engine.each import is_per_sample
 from pynode.engine.protocol import Problem
 from pynode.errors import EngineUnavailable
-from pynode.field._transforms import untransformed
+from pynode.transforms import untransformed
 
 __all__ = ["map_over"]
 

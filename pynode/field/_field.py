@@ -37,11 +37,11 @@ from pynode.field._substitution import Substitution
 from pynode.field._switches import has_switches
 from pynode.field._tape import Tape
 from pynode.field._time import first_time, time_dtype
-from pynode.field._transforms import example, is_followed, is_wrapped, moves, untransformed
 from pynode.field._watch import Watch
 from pynode.field._whole import check_whole
 from pynode.interrupts import import_for_fields
 from pynode.torch_state import leaves_process_state
+from pynode.transforms import example, is_followed, is_wrapped, moves, untransformed
 
 __all__ = ["Field", "Latest"]
 

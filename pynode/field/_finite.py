@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pynode.errors import InputError
-from pynode.field._transforms import is_mapped
+from pynode.transforms import is_mapped
 
 __all__ = ["check_finite"]
 

@@ -17,11 +17,11 @@ from pynode.engine.solvers import find_solver, resolve_solver
 from pynode.errors import InputError, TraceError, unknown_name
 from pynode.field._mismatch import mismatch_explained
 from pynode.field._outside import is_recording, outside_of_compile
-from pynode.field._transforms import is_active
 from pynode.numeric import real_number
 from pynode.problem.inputs import as_times, check_lowering, check_number
 from pynode.sensitivity import find_sensitivity
 from pynode.solve import solve
+from pynode.transforms import is_active
 
 __all__ = [
     "check_batch_norm",

@@ -13,9 +13,9 @@ from pynode.engine.refused import once_differentiable
 from pynode.errors import EngineUnavailable, InputError
 from pynode.field import Field
 from pynode.field._time import first_time
-from pynode.field._transforms import example, is_wrapped, moves, untransformed
 from pynode.problem.independent import check_unmixed
 from pynode.problem.tolerances import Tolerance
+from pynode.transforms import example, is_wrapped, moves, untransformed
 
 __all__ = ["consistent_state"]
 

@@ -12,11 +12,11 @@ from pynode.control import Control
 from pynode.control._control import Form
 from pynode.errors import InputError
 from pynode.field._derived import derived_field
-from pynode.field._transforms import example
 from pynode.julia_field import JuliaField
 from pynode.nn._signature import with_time
 from pynode.problem.inputs import as_times
 from pynode.problem.stops import check_stops
+from pynode.transforms import example
 
 __all__ = ["check_control", "reads_control", "with_jumps"]
 

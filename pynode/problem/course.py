@@ -17,7 +17,6 @@ from torch import Tensor
 
 from pynode.engine.protocol import Engine, Problem, Retcode
 from pynode.errors import SolveError
-from pynode.field._transforms import differentiated, example, numbers
 from pynode.problem.event import Events
 from pynode.problem.event_log import EventLogs, Happened
 from pynode.problem.joined import Joining
@@ -28,6 +27,7 @@ from pynode.problem.state import State, as_tuple
 from pynode.problem.stops import Stop
 from pynode.problem.units import Args, Units
 from pynode.problem.watch import Watch
+from pynode.transforms import differentiated, example, numbers
 
 __all__ = ["solve_course"]
 

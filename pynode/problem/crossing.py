@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from pynode.engine.protocol import Problem
 from pynode.engine.refused import once_differentiable
@@ -25,6 +24,7 @@ from pynode.field import Field
 from pynode.field._time import reads_time, time_as_asked, time_dtype
 from pynode.problem.state import State
 from pynode.problem.units import Args, Units
+from pynode.transforms import is_active
 
 __all__ = ["NO_FURTHER", "ROUNDINGS", "Arrival", "Watched", "event_reads_time", "event_values"]
 
@@ -146,7 +146,7 @@ def event_values(
         out = evaluate(t, z)
     except RuntimeError:
         # It may be a function that differentiates by what it is given, which has to require a gradient then.
-        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        if is_active():
             raise
         tracked = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.enable_grad():

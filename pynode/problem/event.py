@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from pynode.errors import InputError
 from pynode.field._derived import derived_field
 from pynode.field._time import time_as_asked
-from pynode.field._transforms import example
 from pynode.problem.inputs import as_times
+from pynode.transforms import example
 
 __all__ = ["At", "Event", "Events", "events_of"]
 

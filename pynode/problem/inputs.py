@@ -17,10 +17,10 @@ from torch import Tensor
 
 from pynode.errors import InputError, unknown_name
 from pynode.field._outside import outside_of_compile
-from pynode.field._transforms import example
 from pynode.field._whole import check_whole
 from pynode.numeric import dense, of_array, real_number, real_tensor, tensors_in
 from pynode.problem.state import State
+from pynode.transforms import example
 
 __all__ = [
     "DTYPES",

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from pynode.engine.protocol import Retcode, Stats
-from pynode.field._transforms import numbers
 from pynode.problem.counts import Joined, JoinedEach
 from pynode.problem.units import Units
+from pynode.transforms import numbers
 
 __all__ = ["Joining"]
 

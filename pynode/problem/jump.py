@@ -10,9 +10,9 @@ from torch import Tensor
 
 from pynode.errors import InputError
 from pynode.field._time import time_as_asked
-from pynode.field._transforms import is_wrapped
 from pynode.problem.state import State
 from pynode.problem.units import Args, Units
+from pynode.transforms import is_wrapped
 
 __all__ = ["jumped"]
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from pynode.engine.protocol import Mass
 from pynode.engine.solvers import SOLVERS
 from pynode.errors import InputError
-from pynode.field._transforms import is_followed
 from pynode.mass_matrix import MassMatrix
 from pynode.problem.event import Events
 from pynode.problem.settings import Settings
 from pynode.problem.state import State
+from pynode.transforms import is_followed
 
 __all__ = ["check_mass", "check_no_stops"]
 

@@ -11,13 +11,9 @@ from torch import Tensor
 from pynode.engine.protocol import Problem, Stats
 from pynode.errors import InputError
 from pynode.field._time import first_time, reads_time, time_dtype
-from pynode.field._transforms import example
 
 __all__ = ["check_recorded", "check_resolution"]
 
-# An adaptive step has to be this many times as long as what float64 resolves. The solvers' clocks add step to step and
-# round, and OrdinaryDiffEq takes a time within a hundred roundings of one to stop at for that one.
-_LEAST_ADAPTIVE = 1000
 # A step has to be this many times as long as what the dtype resolves: rounding then moves a stage within it by 1/64.
 _LEAST = 32
 
@@ -26,30 +22,24 @@ def check_resolution(
     problem: Problem,
     times: Sequence[float],
     stats: Stats,
-    engine: str,
-    states: Sequence[Tensor],
     event_reads_time: Callable[[], bool] | None,
 ) -> None:
     """Refuse a solution for which rounded times were computed with, and the rounding is no small part of a step.
 
-    Adaptive steps have to be long beside the rounding of times in double, unless the solver counts them from zero; any
-    beside that of the state's dtype, but for fields that do not depend on the time, or ask for it in double.
+    Steps have to be long beside the rounding of times in the state's dtype, but for fields that do not depend on the
+    time, or ask for it in double.
 
     Args:
         problem: the problem that was solved.
         times: the numbers in its times, where these are shared by all samples.
         stats: what its steps were.
-        engine: what solved it.
-        states: the solution, `(time, …)` of each tensor; none of a failed one.
         event_reads_time: whether the event function computes with the time in the state's dtype; `None` without one.
 
     Raises:
         InputError: says what the dtype resolves, and what to do.
     """
     dtype = problem.z0[0].dtype
-    from_zero = engine == "torch" and problem.field.time_dtype != dtype
-    adaptive = problem.solver.adaptive and not from_zero
-    if dtype == torch.float64 and not adaptive:
+    if dtype == torch.float64:
         return
     t, each, field = problem.t, stats.per_sample, problem.field
     if each is None:
@@ -62,27 +52,13 @@ def check_resolution(
         worst = int(((high - low) / counts / torch.maximum(low.abs(), high.abs())).argmin())
         step = float((high - low)[worst] / counts[worst])
         size = max(abs(float(low[worst])), abs(float(high[worst])))
-    too_short = adaptive and step < _LEAST_ADAPTIVE * torch.finfo(torch.float64).eps * size
-    if too_short and any(_moves(x, problem.rtol, problem.atol) for x in states):
-        resolved = torch.finfo(torch.float64).eps * size
-        raise InputError(
-            f"around t={size:g} float64 tells times apart by {resolved:.2g} only, where the steps were {step:.2g} "
-            f"long, and adaptive solvers need {_LEAST_ADAPTIVE} times as much. Subtract a reference from the times, "
-            "e.g. solve over t - t[0]"
-        )
-    if dtype == torch.float64 or _tells_apart(dtype, size, step):
+    if _tells_apart(dtype, size, step):
         return
     t0 = first_time(t).to(dtype)
     if field.time_dtype == dtype and reads_time(lambda s: field(s, problem.z0, problem.args), t0):
         raise _unresolved(dtype, size, step, "field")
     if event_reads_time is not None and event_reads_time():
         raise _unresolved(dtype, size, step, "event function")
-
-
-def _moves(x: Tensor, rtol: float, atol: float) -> bool:
-    """Whether a state changes by more than the tolerances; where not, no rounding of the times matters."""
-    x = example(x.detach())
-    return x.numel() > 0 and bool((x - x[0]).abs().nan_to_num().max() > atol + rtol * x[0].abs().max())
 
 
 def check_recorded(

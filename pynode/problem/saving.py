@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pynode.engine.protocol import Watched
 from pynode.errors import InputError, unknown_name
-from pynode.field._transforms import example
+from pynode.transforms import example
 
 __all__ = ["check_save", "saved", "times_of_steps"]
 

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pynode.field._transforms import is_followed, numbers
 from pynode.problem.stops import Stop
 from pynode.problem.units import Units
+from pynode.transforms import is_followed, numbers
 
 __all__ = ["Pieces", "Schedule"]
 

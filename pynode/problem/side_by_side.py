@@ -14,13 +14,13 @@ from torch import Tensor
 from pynode.engine.protocol import Crossing, Engine, EventSearch, Problem
 from pynode.field import Field
 from pynode.field._piece import PieceField
-from pynode.field._transforms import example
 from pynode.problem.crossing import ROUNDINGS
 from pynode.problem.joined import Joining
 from pynode.problem.pieces import sides
 from pynode.problem.schedule import Pieces, Schedule
 from pynode.problem.state import as_tuple
 from pynode.problem.units import Args, Units
+from pynode.transforms import example
 
 __all__ = ["SideBySide"]
 

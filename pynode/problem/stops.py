@@ -20,10 +20,10 @@ from pynode.field._switch_times import switch_times
 from pynode.field._switches import has_switches, switches
 from pynode.field._tape import Tape
 from pynode.field._time import time_dtype
-from pynode.field._transforms import differentiated, example, is_mapped, is_wrapped, moves, untransformed
 from pynode.problem.crossing import event_values
 from pynode.problem.inputs import as_times
 from pynode.problem.state import State
+from pynode.transforms import differentiated, example, is_mapped, is_wrapped, moves, untransformed
 
 __all__ = ["Stop", "check_continuous", "check_stops", "find_stops"]
 

@@ -11,10 +11,11 @@ from torch import Tensor
 from pynode.engine.protocol import StepChoice
 from pynode.engine.solvers import SolverInfo
 from pynode.errors import InputError
-from pynode.numeric import real_tensor, would_learn
+from pynode.numeric import real_tensor
 from pynode.problem.inputs import check_number
 from pynode.problem.state import State
 from pynode.step_control import StepControl
+from pynode.transforms import is_followed
 
 __all__ = ["Tolerance", "check_step_control", "check_tolerance", "check_unchosen", "first_step", "step_choice"]
 
@@ -98,7 +99,7 @@ def check_tolerance(name: str, value: Any, form: State, state: Sequence[Tensor])
     for part, z, of, is_complex in zip(parts, state, form.names, form.complex, strict=False):
         try:
             given = real_tensor(part, z.device)
-            if would_learn(given):
+            if is_followed(given):
                 raise TypeError("a tensor that requires a gradient would get none")
             given = given.to(z.dtype)
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:

@@ -11,13 +11,13 @@ from torch import Tensor
 from pynode.engine.protocol import EventSearch
 from pynode.errors import EngineUnavailable, InputError
 from pynode.field import Field
-from pynode.field._transforms import example, is_wrapped, moves, numbers
 from pynode.problem.crossing import ROUNDINGS, Arrival, Watched, event_values
 from pynode.problem.event import Event, Events
 from pynode.problem.pieces import on_side
 from pynode.problem.signs import Signs
 from pynode.problem.state import State
 from pynode.problem.units import Args, Units
+from pynode.transforms import example, is_wrapped, moves, numbers
 
 __all__ = ["NO_TRANSFORMS", "Watch"]
 

@@ -118,6 +118,29 @@ def test_times_since_1970_beside_a_float32_state(engine: str, info: SolverInfo, 
     assert_right(found, exact(lambda s: -(s - s[0]) / SCALE, field.k, t), error)
 
 
+@pytest.mark.parametrize(
+    ("engine", "info", "direction"), [c for c in each_solver() if c.values[1].adaptive and not c.values[1].second_order]
+)
+def test_rounding_far_from_zero(engine: str, info: SolverInfo, direction: float) -> None:
+    """Of steps that are some thousand roundings of their times long: it would be a thousand times the tolerances."""
+    generator = torch.Generator().manual_seed(0)
+    rotate = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=DOUBLE)  # of second order too
+    z0 = torch.tensor([[1.0, 0.0]], dtype=DOUBLE)
+    low = info.order < 4
+    how: dict[str, Any] = {"rtol": 1e-6 if low else 1e-7, "atol": 1e-7 if low else 1e-8, "max_steps": 100_000}
+    for k in range(12):
+        start, span, angle = torch.rand(3, generator=generator, dtype=DOUBLE).tolist()
+        start, span, angle = 7e8 + round(1e9 * start), direction * 10 ** (2 * span - 3), 10 ** (2 * angle - 1)
+        t = torch.tensor([start, start + span / 3, start + span], dtype=DOUBLE)
+        since = t - t[0]
+        rate = angle / since[-1]
+        dense = {"dense": True} if k % 2 and not (info.stiff and engine == "torch") else {}
+        more = {**how, **dense, "args": (rate,), "solver": info.name}
+        sol = pynode.solve(lambda t, z, rate: rate * z @ rotate.T, z0, t, engine=engine, **more)
+        right = torch.stack([torch.cos(rate * since), -torch.sin(rate * since)], 1)
+        torch.testing.assert_close(sol.z[:, 0], right, rtol=0, atol=5e-3 if low else 2e-5)
+
+
 @pytest.mark.parametrize(("engine", "info", "how"), [c for c in gradient_cases() if c.values[1].name == "dopri5"])
 def test_every_sensitivity(engine: str, info: SolverInfo, how: str) -> None:
     t, field = START + SINCE, Decay()

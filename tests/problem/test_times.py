@@ -262,7 +262,7 @@ def test_arrays_in_another_order(t):
 @pytest.mark.parametrize("sensitivity", ["discrete", "backsolve"])
 @pytest.mark.parametrize("solver", ["dopri5", "dopri8", "midpoint", "euler"])
 @pytest.mark.parametrize(("start", "span"), [(1.7e9, 5e-6), (1.7e9, 2e-5), (1.7e9, 1e-4), (1.7e9, 0.1), (1e15, 10.0)])
-def test_steps_of_a_few_roundings_are_right_or_refused(
+def test_steps_of_a_few_roundings(
     engine: str, start: float, span: float, solver: str, sensitivity: str, batching: str
 ) -> None:
     """Around 1.7e9, seconds of our days, double precision tells times apart by 2.4e-7."""
@@ -274,13 +274,8 @@ def test_steps_of_a_few_roundings_are_right_or_refused(
         keywords |= {"dt": 0.1 * span, "rtol": 1e-3}
     expected = {"euler": 0.9**10, "midpoint": 0.905**10}.get(solver, math.exp(-1))
     rate = -1 / length
-    try:
-        sol = pynode.solve(lambda t, z: rate * z, z0, t, engine=engine, batching=batching, **keywords)
-        (grad,) = torch.autograd.grad(sol.z[-1].sum(), z0)
-    except (pynode.InputError, pynode.SolveError):
-        assert solver.startswith("dopri") or sensitivity == "backsolve"
-        assert span < 1e4 * math.ulp(start)
-        return
-    accuracy = 1e-4 if solver.startswith("dopri") else 0.05  # of equal steps, which rounding makes unequal
+    sol = pynode.solve(lambda t, z: rate * z, z0, t, engine=engine, batching=batching, **keywords)
+    (grad,) = torch.autograd.grad(sol.z[-1].sum(), z0)
+    accuracy = 1e-5 if solver.startswith("dopri") else 0.05  # of equal steps, which rounding makes unequal
     assert sol.z[-1].item() == pytest.approx(expected, rel=accuracy)
     assert grad.item() == pytest.approx(sol.z[-1].item(), rel=1e-4 if sensitivity == "discrete" else 0.2)

@@ -58,7 +58,7 @@ function solve!(values, e::Equation{T}, u0, ts::Vector{Time}, q::Request) where 
     integrator = init(
         problem, algorithm_of(q.solver, q.stratonovich); adaptive = q.adaptive, maxiters = q.max_steps, verbose = false,
         tstops = Stops(q.adaptive ? ts : fixed_grid(ts, q.dt, q.max_steps)), save_everystep = false, save_start = false,
-        save_end = false, save_noise = false, dense = false, steps...,
+        save_end = false, save_noise = false, dense = false, isoutofdomain = inside, steps...,
     )
     path = Path{T}(Time[], Time[], T[], T[], T[], Int[])
     summary = Base.invokelatest(step_through!, values, ready!(integrator), path, ts, q)::Outcomes

@@ -115,12 +115,6 @@ function forward_whole!(values, field::TracedField{T}, f, u0, ts::Vector{Time}, 
 end
 
 """
-An integrator before its first step. None has been accepted yet, and OrdinaryDiffEq gives up on a step no longer than the
-times' rounding after one that was not: but times may be that close.
-"""
-ready!(integrator) = (integrator.accept_step = true; integrator)
-
-"""
 How a solver is to step, for states of type `T`; the types are the same whatever the options, so that it is compiled once.
 
 The PI controllers of the explicit methods start from a remembered error of 1e-4, and with their small exponents a step
@@ -136,6 +130,7 @@ function keywords(T, ts::Vector{Time}, o::Options)
         maxiters = o.max_steps,
         tstops = stops(ts, o),
         controller = o.adaptive && o.solver in INTERPOLATED ? IController() : nothing,
+        isoutofdomain = inside,
         verbose = false,
     )
 end
@@ -164,9 +159,6 @@ end
 Stops(times) = Stops(times, Watch())
 Base.size(s::Stops) = size(s.times)
 Base.getindex(s::Stops, i::Int) = (count!(s.watch); s.times[i])
-
-# A step may be this fraction longer than `dt`, so that rounding in the times makes no sliver of a step.
-const SLACK = 1e-3
 
 """
 The times at which a fixed-step solver stands: from each entry of `ts` in steps of `dt`, the last of which is cut to end on

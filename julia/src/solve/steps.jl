@@ -115,7 +115,6 @@ function step_through!(
     span, column, accepted, rejected = last(ts) - first(ts), 2, integrator.stats.naccept, integrator.stats.nreject
     while integrator.t != last(ts)
         before = integrator.t
-        meet_stop!(integrator)
         code = step!(integrator)
         outcome = if !(code === ReturnCode.Default || successful_retcode(code))
             outcome_of(code, integrator.uprev)
@@ -137,22 +136,6 @@ function step_through!(
     end
     outcome = all(isfinite, integrator.u) ? success : non_finite
     return Summary(outcome, last(ts), integrator.stats.naccept - accepted, integrator.stats.nreject - rejected)
-end
-
-"""
-Make a step that would end just before the next time to stop at as long as to there: OrdinaryDiffEq takes a time for another
-that is at most a hundred roundings away, and calls the shorter step's end by the other's name.
-"""
-meet_stop!(integrator) = nothing
-
-function meet_stop!(integrator::ODEIntegrator)
-    integrator.opts.adaptive && has_tstop(integrator) || return
-    stop = integrator.tdir * first_tstop(integrator)
-    left, dt = abs(stop - integrator.t), abs(integrator.iter == 0 ? integrator.dt : integrator.dtpropose)
-    dt < left <= dt + 200eps(max(abs(stop), abs(integrator.t))) || return
-    integrator.dtpropose = copysign(left, integrator.tdir)
-    integrator.iter == 0 && (integrator.dt = integrator.dtpropose)
-    return
 end
 
 "Whether the first `n` numbers are all finite."

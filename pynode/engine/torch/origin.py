@@ -1,7 +1,8 @@
 """Time counted from the start of a solve.
 
-torchdiffeq hands the time on in the state's dtype. A field that computes with it in double gets it from there by adding
-the first time, so that its rounding is that of the span and not that of the time itself.
+torchdiffeq hands the time on in the state's dtype, and its clock adds step to step. Counted from the first time their
+rounding is that of the span, not that of the time itself: so for a field that computes with the time in double, and for
+spans that are short beside the times.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from pynode.engine.protocol import Crossing, EventSearch, Integration, Problem
 
 __all__ = ["counts_from_zero", "crossing_at", "from_zero", "integration_at", "search_from_zero"]
 
+# Spans this many times shorter than their times are far from zero: nearer, less than a millionth of a step is lost.
+_FAR = 1024
+
 
 @dataclass(eq=False)
 class _FromZero(Problem):
@@ -23,12 +27,17 @@ class _FromZero(Problem):
 
     def field_time(self, t: Tensor) -> Tensor:
         """As `Problem.field_time`."""
-        return t if self.origin is None else t.double() + self.origin
+        return t if self.origin is None else (t.double() + self.origin).to(self.field.time_dtype)
 
 
 def counts_from_zero(problem: Problem) -> bool:
-    """Whether the field gets the time in another dtype than torchdiffeq hands it on in."""
-    return problem.field.time_dtype != problem.z0[0].dtype and not isinstance(problem, _FromZero)
+    """Whether the rounding of times would matter to torchdiffeq otherwise."""
+    if isinstance(problem, _FromZero):
+        return False
+    if problem.field.time_dtype != problem.z0[0].dtype:
+        return True
+    first, last = float(problem.t[0]), float(problem.t[-1])
+    return max(abs(first), abs(last)) > _FAR * abs(last - first)
 
 
 def from_zero(problem: Problem) -> Problem:
