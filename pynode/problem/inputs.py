@@ -140,7 +140,7 @@ def _check_rows(times: Tensor) -> list[list[float]]:
 
 @outside_of_compile
 def as_times(name: str, t: Any, like: Tensor) -> Tensor:
-    """Times as a tensor on the state's device: in their own dtype where that is float32 or float64.
+    """Times as a tensor on the state's device: of a tensor or an array in its dtype, if that is float32 or float64.
 
     Others, lists of numbers above all (or of 0-d tensors: a learned last time, say), get the state's dtype, or that of
     a tensor among them where that is wider, unless it cannot hold the differences between them: then they are float64.
@@ -150,7 +150,8 @@ def as_times(name: str, t: Any, like: Tensor) -> Tensor:
     """
     dtype = torch.promote_types(like.dtype.to_real(), torch.float32)  # a half state is solved in float32
     try:
-        held = of_array(t) if isinstance(t, np.ndarray) else t
+        is_array = hasattr(t, "__array__") and not isinstance(t, Tensor | np.generic)
+        held = of_array(np.asanyarray(t)) if is_array else t
         if isinstance(held, Tensor) and held.dtype in DTYPES:
             return dense(held).to(like.device)
         times = real_tensor(held, like.device)

@@ -258,6 +258,16 @@ def test_arrays_in_another_order(t):
     assert as_times("t", fixed, NARROW).tolist() == [1.0, 0.0]
 
 
+@pytest.mark.parametrize("library", ["numpy", "pandas", "jax"])
+def test_times_of_an_array_keep_their_dtype_whatever_its_library(library: str) -> None:
+    module = pytest.importorskip("jax.numpy" if library == "jax" else library)
+    array = module.Series if library == "pandas" else module.asarray
+    for dtype, kept in ((np.float32, SINGLE), (np.int64, SINGLE), *((np.float64, DOUBLE),) * (library != "jax")):
+        times = as_times("t", array(np.array([0, 1, 2], dtype)), NARROW)
+        assert times.dtype is kept
+        assert times.tolist() == [0, 1, 2]
+
+
 @pytest.mark.parametrize("batching", ["joint", "independent"])
 @pytest.mark.parametrize("sensitivity", ["discrete", "backsolve"])
 @pytest.mark.parametrize("solver", ["dopri5", "dopri8", "midpoint", "euler"])
