@@ -49,7 +49,7 @@ def outcome(
     """
     done, problem = run.integration, run.problem
     if numbers is not None:
-        check_resolution(problem, numbers, done.stats, None)
+        check_resolution(problem, numbers, done.stats, z, None)
     engine, solver = run.engine.name, problem.solver.name
     failed_at = None
     if done.retcode is not Retcode.SUCCESS:

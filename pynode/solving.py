@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from pynode.derivatives import Again, Failed, Run, differentiable
 from pynode.engine.protocol import Problem, Retcode, Stats, Watched
@@ -228,7 +229,7 @@ def _solve(
                 settings.max_events,
             )
             reads = None if observed is None else functools.partial(event_reads_time, observed, form, problem)
-            check_resolution(problem, settings.numbers, solution.stats, reads)
+            check_resolution(problem, settings.numbers, solution.stats, tree_leaves(solution.z), reads)
             if asked.throw and solution.retcode is not Retcode.SUCCESS:
                 raise failure(
                     field,

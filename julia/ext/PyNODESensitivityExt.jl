@@ -90,8 +90,9 @@ function SciMLBase.__solve(problem::AbstractODEProblem, w::Watched; callback = n
     end
     stops = tstops === nothing ? (;) : (; tstops)
     given = (; keywords..., w.keywords..., stops..., callback, merge_callbacks = false, isoutofdomain = inside, verbose = false)
-    solution = solve!(ready!(init(problem, w.algorithm; given...)))
-    outcome = outcome_of(solution.retcode, last(solution.u))
+    integrator = ready!(init(problem, w.algorithm; given...))
+    solution = solve!(integrator)
+    outcome = outcome_of(solution.retcode, last(solution.u), integrator.u)
     outcome === success || throw(SolveFailure("the backward solve", outcome, last(solution.t)))
     # Gauss's method keeps such a part in the place of the whole, of the same type.
     return jumps === nothing ? setproperties(solution, (; alg = w)) : solution

@@ -222,6 +222,10 @@ class Problem:
     split: int | None = None
     known: dict[str, Any] | None = field_of(init=False, default=None)
 
+    def users_time(self, t: torch.Tensor) -> torch.Tensor:
+        """A time of the problem's as the user's."""
+        return t
+
     def field_time(self, t: torch.Tensor) -> torch.Tensor:
         """The time that the field is to see at a time of the problem's."""
         return t

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -385,3 +386,20 @@ def test_mass_matrix_names() -> None:
         pynode.MassMatrix(torch.ones(2), initial="consistant")
     with pytest.raises(InputError, match="must be a tensor, got list"):
         pynode.MassMatrix([1.0, 0.0])  # type: ignore[arg-type]
+
+
+@pytest.mark.julia
+@pytest.mark.parametrize("solver", ["rodas5p", "fbdf"])
+@pytest.mark.parametrize("span", [2.0**-8, 2.0**-2])
+def test_the_gradient_far_from_zero(solver: str, span: float) -> None:
+    def field(t: Tensor, z: Tensor) -> Tensor:
+        return torch.stack([-0.3 / span * z[:, 0], z[:, 1] - 2 * z[:, 0]], 1)
+
+    z0 = torch.tensor([[1.0, 2.0]], dtype=torch.float64, requires_grad=True)
+    t = 1.7e9 + torch.tensor([0.0, span], dtype=torch.float64)
+    mass = torch.tensor([1.0, 0.0])
+    sol = pynode.solve(field, z0, t, engine="julia", solver=solver, mass=mass, rtol=1e-6, atol=1e-8)
+    (grad,) = torch.autograd.grad(sol.z[-1].sum(), z0)
+    torch.testing.assert_close(
+        grad, torch.tensor([[3 * math.exp(-0.3), 0.0]], dtype=torch.float64), rtol=1e-4, atol=1e-5
+    )

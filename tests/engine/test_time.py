@@ -384,3 +384,59 @@ def test_a_recording() -> None:
         torch.testing.assert_close(recorded(torch.full((1, 1), 0.8))[:, 0, 0].double(), right, rtol=1e-4, atol=1e-5)
     with pytest.raises(InputError, match=f"the field {COARSE}"):
         torch.jit.trace(Model(Blind()), torch.ones(1, 1))
+
+
+OFF = torch.tensor([0.0, 3.0, 7.0, 16.0], dtype=DOUBLE) * 2**-12
+
+
+@pytest.mark.parametrize("dtype", [SINGLE, DOUBLE])
+@pytest.mark.parametrize("origin", [2e5, 1.7e9])
+def test_steps_far_from_zero_are_told_by_the_users_times(engine: str, dtype: torch.dtype, origin: float) -> None:
+    t, z0 = origin + 50 + OFF, torch.ones(1, 1, dtype=dtype)
+    sol = pynode.solve(lambda t, z: -300 * z, z0, t, engine=engine, solver="rk4", dt=2**-12, save="steps")
+    assert (sol.t - t[0]).tolist() == [k * 2**-12 for k in range(17)]
+
+
+def test_errors_far_from_zero_tell_the_users_times(engine: str) -> None:
+    z0 = torch.ones(1, 1, dtype=DOUBLE, requires_grad=True)
+    with pytest.raises(InputError, match="got NaN at t=1000"):
+        pynode.solve(lambda t, z: -300 * z, z0, 1000 + OFF, engine=engine, event=lambda t, z: torch.log(z[0, 0] - 0.5))
+    sol = pynode.solve(lambda t, z: -1000 * z, z0, 1000 + 16 * OFF, engine=engine, sensitivity="backsolve")
+    with pytest.raises(pynode.SolveError, match=r"the backward solve stopped at t=1000(\.0\d)?:"):
+        sol.z[-1].sum().backward()
+
+
+@pytest.mark.parametrize("roundings", [2, 8, 64])
+def test_a_field_of_times_that_double_does_not_resolve(engine: str, roundings: int) -> None:
+    """Rounding of the times is a part of the field's value: nothing that a solver does makes it right."""
+    length = roundings * math.ulp(1.7e9)
+    t = torch.tensor([1.7e9, 1.7e9 + length], dtype=DOUBLE)
+    z0 = torch.zeros(1, 1, dtype=DOUBLE)
+
+    def field(t: Tensor, z: Tensor) -> Tensor:
+        return 2 * (t - 1.7e9) / length**2 + 0 * z
+
+    with pytest.raises((InputError, pynode.SolveError), match=r"float64 tells times apart|count the times from t\[0\]"):
+        pynode.solve(field, z0, t, engine=engine)
+    with pytest.raises(InputError, match=r"around t=1\.7e\+09 torch\.float64 tells times apart"):
+        pynode.solve(field, z0, t, engine=engine, solver="midpoint", dt=length / 2)
+    still = pynode.solve(lambda t, z: 1e-9 * torch.sin(t) + 0 * z, z0, t, engine=engine)
+    assert still.z.abs().max() < 1e-6
+
+
+def test_steps_that_rounding_swallows(engine: str) -> None:
+    def fast(t: Tensor, z: Tensor) -> Tensor:
+        return 1e8 * torch.stack([z[:, 1], -z[:, 0]], 1)
+
+    z0 = torch.tensor([[1.0, 0.5]], dtype=DOUBLE)
+    sol = pynode.solve(fast, z0, 1.7e9 + 256 * OFF, engine=engine, rtol=1e-6, throw=False)
+    assert sol.retcode is (pynode.Retcode.MAX_STEPS if engine == "torch" else pynode.Retcode.STEP_UNDERFLOW)
+
+
+@pytest.mark.julia
+@pytest.mark.parametrize("dt", [1e-9, 1e-3, None])
+def test_the_first_step_of_vcabm(dt: float | None) -> None:
+    t, z0 = torch.tensor([0.0, 2**-8], dtype=DOUBLE), torch.zeros(1, 1, dtype=DOUBLE)
+    more = {} if dt is None else {"dt": dt}
+    sol = pynode.solve(lambda t, z: 0 * z + 1, z0, t, engine="julia", solver="vcabm", rtol=1e-6, atol=1e-7, **more)
+    assert sol.z[-1].item() == pytest.approx(2**-8, rel=1e-12)

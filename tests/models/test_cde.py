@@ -86,7 +86,8 @@ def test_a_scalar_equation_depends_on_the_ends_of_the_path_alone(interpolation):
     found = model(model.path(x.masked_fill(~mask, math.nan).nan_to_num(1e6), t, mask))
     for i, last in enumerate((3, 5, 5)):
         ends = torch.cat([(t[i, last] - t[i, 0])[None], x[i, last] - x[i, 0], mask[i, 1 : last + 1].sum(0)])
-        torch.testing.assert_close(found[i, 0], (a * ends).sum().exp(), atol=2e-4, rtol=0)
+        # Where the path's second derivative jumps, what a step is off by depends on where the jump lies within it.
+        torch.testing.assert_close(found[i, 0], (a * ends).sum().exp(), atol=1e-3, rtol=0)
 
 
 @on_every_engine

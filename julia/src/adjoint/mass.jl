@@ -42,11 +42,11 @@ function jacobian!(A, a::MassAdjoint, t)
     return
 end
 
-"By a difference, over a small part of the step that the forward solve took there."
+"By a difference, over a small part of the step that the forward solve took there, but some roundings of the time at least."
 function slopes!(dT, a::MassAdjoint{T}, λ, t) where {T}
     ts, steps = a.forward.ts, a.forward.solution.t
     i = clamp(searchsortedlast(steps, t; rev = last(ts) < first(ts)), 1, length(steps) - 1)
-    δ = cbrt(eps(T)) * abs(steps[i + 1] - steps[i])
+    δ = max(cbrt(eps(T)) * abs(steps[i + 1] - steps[i]), 16eps(t))
     low, high = clamp.((t - δ, t + δ), minmax(first(ts), last(ts))...)
     rates!(a.after, a, λ, high)
     rates!(dT, a, λ, low)

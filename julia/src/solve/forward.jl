@@ -97,7 +97,7 @@ function forward_whole!(values, field::TracedField{T}, f, u0, ts::Vector{Time}, 
     solution = solve!(integrator)
     # After a failure the solution may end at the last time that was to be saved, the integrator at the one it reached.
     done = successful_retcode(solution.retcode)
-    outcome = outcome_of(solution.retcode, done ? last(solution.u) : integrator.uprev)
+    outcome = outcome_of(solution.retcode, done ? last(solution.u) : integrator.uprev, integrator.u)
     split === nothing || begins_again(split, solution.stats) || (outcome = failure)
     reached = done ? last(solution.t) : integrator.t
     summary = Summary(outcome, reached, solution.stats.naccept, solution.stats.nreject)
@@ -179,13 +179,15 @@ end
 lands_on_times(o::Options) =
     !o.adaptive || o.solver in NYSTROM || o.split !== nothing || (o.keep === :stages && !(o.solver in INTERPOLATED))
 
-function outcome_of(code, u)
+"What a return code says of a solve that came to `u` and tried to go on to `tried`."
+function outcome_of(code, u, tried = u)
     all(isfinite, u) || return non_finite
     successful_retcode(code) && return success
     code === ReturnCode.MaxIters && return max_steps
     code === ReturnCode.DtLessThanMin && return step_underflow
-    code in (ReturnCode.Unstable, ReturnCode.DtNaN) && return non_finite
-    return failure
+    # OrdinaryDiffEq's code for what is not finite, and for steps that the rounding of times swallows.
+    code === ReturnCode.Unstable && return all(isfinite, tried) ? step_underflow : non_finite
+    return code === ReturnCode.DtNaN ? non_finite : failure
 end
 
 function fill_values!(values, solution, ts::Vector{Time}, reached, o::Options)

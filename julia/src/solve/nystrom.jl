@@ -184,8 +184,8 @@ bounds(o::Options) = o.control === nothing ? (0.0, Inf) : (or(o.control.dtmin, 0
 attempt!(x::Nystromer, ends::Time) = nystrom_step!(x.new, x.u, x.k, x.Y, x.field, x.scheme, x.t, ends)
 
 function accept!(x::Nystromer, ends::Time)
-    allfinite(x.new, length(x.new)) || return ReturnCode.Unstable
     copyto!(x.u, x.new)
+    allfinite(x.u, length(x.u)) || return ReturnCode.Unstable
     x.t = ends
     x.next += ends == x.grid[x.next]
     x.stats.naccept += 1

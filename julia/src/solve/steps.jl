@@ -117,7 +117,7 @@ function step_through!(
         before = integrator.t
         code = step!(integrator)
         outcome = if !(code === ReturnCode.Default || successful_retcode(code))
-            outcome_of(code, integrator.uprev)
+            outcome_of(code, integrator.uprev, integrator.u)
         else  # a solver of fixed steps would go on with what is not finite, and then nobody had the state before
             o.adaptive || allfinite(integrator.u, length(integrator.u)) ? success : non_finite
         end

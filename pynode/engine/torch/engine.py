@@ -341,7 +341,7 @@ class _Graph:
         except (Stop, AssertionError, ValueError) as error:
             stop = rhs.diagnose(error)
             raise SolveError(
-                f"the backward solve stopped at t={stop.t_end:.6g}: {stop.retcode.value}", stop.retcode
+                f"the backward solve stopped at t={rhs.shown(stop.t_end):.6g}: {stop.retcode.value}", stop.retcode
             ) from None
         finally:
             rhs.course = None

@@ -29,7 +29,7 @@ class EventWatch:
     """
 
     def __init__(self, search: EventSearch, rhs: Rhs, args: Sequence[Tensor]) -> None:
-        self.search, self.args = search, args
+        self.search, self.rhs, self.args = search, rhs, args
         self.signs = list(search.signs)
         self.before: tuple[Tensor, tuple[Tensor, ...]] | None = None
         begin: Callable[..., None] = rhs.callback_step  # type: ignore[attr-defined]
@@ -49,7 +49,7 @@ class EventWatch:
         """
         values = self.search.function(t, z, self.args).tolist()
         if any(map(math.isnan, values)) and all_finite(z):
-            raise self.search.not_a_number(float(t))
+            raise self.search.not_a_number(self.rhs.shown(float(t)))
         if self.before is not None:
             told = enumerate(zip(self.signs, values, self.search.directions, strict=True))
             found = [i for i, (s, v, d) in told if s and s * v <= 0 and d * s <= 0]

@@ -25,9 +25,13 @@ class _FromZero(Problem):
 
     origin: Tensor | None = None
 
+    def users_time(self, t: Tensor) -> Tensor:
+        """As `Problem.users_time`."""
+        return t if self.origin is None else t.double() + self.origin
+
     def field_time(self, t: Tensor) -> Tensor:
         """As `Problem.field_time`."""
-        return t if self.origin is None else (t.double() + self.origin).to(self.field.time_dtype)
+        return self.users_time(t).to(self.field.time_dtype)
 
 
 def counts_from_zero(problem: Problem) -> bool:

@@ -106,11 +106,11 @@ class Rhs:
 
     def look(self) -> tuple[float, float]:
         """See `Watched`; the solver may be within a step."""
-        return self._shown(self.t_last), math.nan
+        return self.shown(self.t_last), math.nan
 
-    def _shown(self, t: float) -> float:
+    def shown(self, t: float) -> float:
         """A time of the solver's as the user's."""
-        return float(self.problem.field_time(torch.tensor(t, dtype=torch.float64, device="cpu")))
+        return float(self.problem.users_time(torch.tensor(t, dtype=torch.float64, device="cpu")))
 
     def steps_taken(self) -> list[float]:
         """See `Watched`.
@@ -170,11 +170,11 @@ class _FixedRhs(Rhs):
 
     def look(self) -> tuple[float, float]:
         """As `Rhs.look`."""
-        return self._shown(self.t_last), self.problem.dt or math.nan
+        return self.shown(self.t_last), self.problem.dt or math.nan
 
     def steps_taken(self) -> list[float]:
         """As `Rhs.steps_taken`."""
-        return [self._shown(t) for t in self.starts]
+        return [self.shown(t) for t in self.starts]
 
     def callback_step(self, t: Tensor, z: Any, dt: Tensor) -> None:
         """At the start of each step."""
@@ -255,11 +255,11 @@ class AdaptiveRhs(Rhs):
 
     def look(self) -> tuple[float, float]:
         """As `Rhs.look`."""
-        return self._shown(self.t_last), self.accepted[-1][1] if self.accepted else math.nan
+        return self.shown(self.t_last), self.accepted[-1][1] if self.accepted else math.nan
 
     def steps_taken(self) -> list[float]:
         """As `Rhs.steps_taken`."""
-        return [self._shown(t) for t, _ in self.accepted]
+        return [self.shown(t) for t, _ in self.accepted]
 
     @property
     def dt_last(self) -> float:
