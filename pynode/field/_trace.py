@@ -268,9 +268,9 @@ def _trace(field: Field, z0: Sequence[Tensor], t0: Tensor, args: Sequence[Tensor
 
 
 def _readable(text: str) -> str:
-    """A text with torch's symbol of the batch size replaced by a word, but for quoted code."""
+    """A text with torch's symbol of the batch size replaced by a word, but for quoted code and in paths."""
     parts = text.split("`")
-    parts[::2] = [re.sub(r"\bs\d+\b", "batch", part) for part in parts[::2]]
+    parts[::2] = [re.sub(r"(?<![/\\])\bs\d+\b", "batch", part) for part in parts[::2]]
     return "`".join(parts)
 
 

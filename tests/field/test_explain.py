@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import pynode
 from pynode.field import explain
 from pynode.field._steps import CHEAP, Plan, computed_once, steps
+from pynode.field._trace import _readable
 
 Z = torch.linspace(-1.0, 1.0, 10, dtype=torch.float64).reshape(5, 2)
 
@@ -369,3 +370,8 @@ def test_steps_are_those_of_julia(name: str, plans: Any) -> None:
         known = {"index_select", "index_add", "fourier", "fourier_sum"}
         prepared = sum(graph.nodes[i].op in known for s in done for i, _ in s.computed)
         assert buffers == len(done) - len(outputs) + constants + workspaces + prepared
+
+
+def test_the_batch_size_is_named_but_for_code_and_paths() -> None:
+    text = r"an operation fails at /home/s25/a.py:3: `s25 + 1`: size (s25, 3), C:\s25\a.py"
+    assert _readable(text) == r"an operation fails at /home/s25/a.py:3: `s25 + 1`: size (batch, 3), C:\s25\a.py"
