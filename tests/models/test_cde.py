@@ -82,12 +82,13 @@ def test_a_scalar_equation_depends_on_the_ends_of_the_path_alone(interpolation):
     mask[0, 4:] = False  # shorter, padded
     mask[1, 2, 0] = mask[2, 1:3, 1] = False
     a = torch.tensor([0.3, -0.4, 0.2, 0.1, -0.05], dtype=DOUBLE)
-    model = linear_model(a.reshape(5, 1, 1), 2, interpolation=interpolation, counts=True)
+    # Tighter, as a step is off by more than its tolerance where the second derivative of the path jumps within it.
+    tight = {"rtol": 1e-9, "atol": 1e-11}
+    model = linear_model(a.reshape(5, 1, 1), 2, interpolation=interpolation, counts=True, **tight)
     found = model(model.path(x.masked_fill(~mask, math.nan).nan_to_num(1e6), t, mask))
     for i, last in enumerate((3, 5, 5)):
         ends = torch.cat([(t[i, last] - t[i, 0])[None], x[i, last] - x[i, 0], mask[i, 1 : last + 1].sum(0)])
-        # Where the path's second derivative jumps, what a step is off by depends on where the jump lies within it.
-        torch.testing.assert_close(found[i, 0], (a * ends).sum().exp(), atol=1e-3, rtol=0)
+        torch.testing.assert_close(found[i, 0], (a * ends).sum().exp(), atol=2e-4, rtol=0)
 
 
 @on_every_engine

@@ -157,11 +157,11 @@ def test_what_is_wrong_is_refused_before_anything_runs():
 
 
 @pytest.mark.slow
-def test_a_study_that_is_killed_three_times_gives_the_same_rows(tmp_path):
+def test_a_study_that_is_killed_five_times_gives_the_same_rows(tmp_path):
     behave = ("ok", "raise", "segfault")
     whole = study(behave=behave, passes=1).run(progress=False)
     draw, context, left = random.Random(0), multiprocessing.get_context("fork"), []
-    for attempt in range(3):
+    for attempt in range(5):
         mark = tmp_path / f"mark {attempt}"
         mark.touch()
         os.environ["DECAY_MARK"] = str(mark)
