@@ -13,15 +13,16 @@ from pynode import data
 from pynode.models import FFJORD
 from pynode.study import Training
 
-_TOLERANCE = 1e-5
+_TOLERANCES = {"rtol": 1e-5, "atol": 1e-5}
 _STEPS = 30
 
 
 class Published(nn.Module):
     """A flow on torchdiffeq: a state (z, log-density), the trace by autograd."""
 
-    def __init__(self, flow: FFJORD, trace: str, function: str) -> None:
+    def __init__(self, flow: FFJORD, trace: str, function: str, tolerances: dict[str, float]) -> None:
         super().__init__()
+        self.tolerances = tolerances
         self.flow, self.trace, self.solve = flow, trace, getattr(torchdiffeq, function)
         self.block = flow.blocks[0]
         self.noise, self.nfe, self.nfe_forward = torch.empty(0), 0, 0
@@ -43,7 +44,7 @@ class Published(nn.Module):
         """The negative mean log-likelihood."""
         self.noise, self.nfe = self.block._draw(x), 0
         start, t = (x.clone(), x.new_zeros(len(x))), torch.tensor([0.0, 1.0])
-        z, log_det = self.solve(self, start, t, method="dopri5", rtol=_TOLERANCE, atol=_TOLERANCE)
+        z, log_det = self.solve(self, start, t, method="dopri5", **self.tolerances)
         self.nfe_forward = self.nfe
         return -(self.flow.base().log_prob(z[-1]) + log_det[-1]).mean()
 
@@ -55,9 +56,9 @@ class Model:
         self.trace = trace
 
     def __call__(self, function: str = "", engine: str = "auto") -> nn.Module:
-        options: dict[str, Any] = {"rtol": _TOLERANCE, "atol": _TOLERANCE, "engine": engine}
+        options: dict[str, Any] = {**_TOLERANCES, "engine": engine}
         flow = FFJORD(2, hidden=(64, 64), layer="concat", trace=self.trace, **options)
-        return Published(flow, self.trace, function) if function else flow
+        return Published(flow, self.trace, function, _TOLERANCES) if function else flow
 
 
 def loss(model: Any, batch: Tensor) -> Tensor:

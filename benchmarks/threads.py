@@ -1,11 +1,12 @@
-"""Gradients of networks, and of single large images, at one and at two threads, beside torchdiffeq.
+"""Gradients of networks, of a flow and of single large images, at one and at two threads, beside torchdiffeq.
 
     OMP_WAIT_POLICY=passive python benchmarks/threads.py [--repeats 7] [--only NAME]
     python benchmarks/threads.py --bound
 
 Each row is the loss of a solve by Dormand and Prince's pair at rtol 1e-4 in float32, alone and with its gradient in
-the weights. The contenders take turns; given are medians in milliseconds. `--bound` is what two processors bring at
-most: how much two programs of one thread, side by side, compute in the time of one.
+the weights; that of the flow, FFJORD with the exact trace, is its negative log-likelihood. The contenders take turns;
+given are medians in milliseconds. `--bound` is what two processors bring at most: how much two programs of one thread,
+side by side, compute in the time of one.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from collections.abc import Callable
 import torch
 import torchdiffeq
 from cases import Conv
+from flow import Published
 from torch import Tensor, nn
 
 import pynode
+from pynode.models import FFJORD
 
 WIDTHS = [
     ((32, 128, 128, 32), 256),
@@ -70,11 +73,26 @@ class Waves(nn.Module):
         return torch.stack([du, dv], 1)
 
 
+class Flow(nn.Module):
+    """FFJORD in the plane, as pynode's model and as programs on torchdiffeq write it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = FFJORD(
+            2, hidden=(64, 64), layer="concat", trace="exact", engine="julia", solver="dopri5", **TOLERANCE
+        )
+        self.published = Published(self.model, "exact", "odeint", TOLERANCE)
+
+    def loss(self, x: Tensor, package: str) -> Tensor:
+        return (self.published if package == "torchdiffeq" else self.model).loss(x)
+
+
 def problems() -> dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]]:
     """The fields by name, with the shapes of their states."""
     found: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {}
     for widths, batch in WIDTHS:
         found[f"{'-'.join(map(str, widths))} × {batch}"] = functools.partial(Autonomous, *widths), (batch, widths[0])
+    found["FFJORD 2-64-64-2 × 4096"] = Flow, (4096, 2)
     for size in (128, 256):
         found[f"convolutions {size}×{size}×16 × 1"] = functools.partial(Conv, 16), (1, 16, size, size)
     found["reaction and diffusion 512×512×2 × 1"] = Waves, (1, 2, 512, 512)
@@ -82,6 +100,8 @@ def problems() -> dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]]:
 
 
 def loss(field: nn.Module, z0: Tensor, package: str) -> Tensor:
+    if isinstance(field, Flow):
+        return field.loss(z0, package)
     if package == "torchdiffeq":
         z = torchdiffeq.odeint(field, z0, torch.tensor(TIMES), method="dopri5", **TOLERANCE)
     else:

@@ -1,9 +1,9 @@
 module PyNODESensitivityExt
 
 using LinearAlgebra: norm
-using PyNODE: DRIFT, PyNODE, Adjoint, Dense, SolveFailure, after, algorithm, inside, max_steps, non_finite, off_trajectory,
-    outcome_of, ready!, success
-using SciMLBase: SciMLBase, AbstractODEAlgorithm, AbstractODEProblem, CallbackSet, DiscreteCallback, init, remake, solve, solve!
+using PyNODE: DRIFT, PyNODE, Adjoint, Dense, SolveFailure, after, algorithm, max_steps, non_finite, off_trajectory,
+    outcome_of, started, success
+using SciMLBase: SciMLBase, AbstractODEAlgorithm, AbstractODEProblem, CallbackSet, DiscreteCallback, remake, solve, solve!
 using SciMLSensitivity: AdjointSensitivityIntegrand, BacksolveAdjoint, GaussAdjoint, InterpolatingAdjoint,
     ODEAdjointProblem, QuadratureAdjoint, ZygoteVJP, adjoint_sensitivities, quadgk, setproperties
 
@@ -89,8 +89,8 @@ function SciMLBase.__solve(problem::AbstractODEProblem, w::Watched; callback = n
         callback, tstops = CallbackSet(look, callback, jump), tstops === nothing ? jumps.ts : [tstops; jumps.ts]
     end
     stops = tstops === nothing ? (;) : (; tstops)
-    given = (; keywords..., w.keywords..., stops..., callback, merge_callbacks = false, isoutofdomain = inside, verbose = false)
-    integrator = ready!(init(problem, w.algorithm; given...))
+    given = (; keywords..., w.keywords..., stops..., callback, merge_callbacks = false)
+    integrator = started(problem, w.algorithm; given...)
     solution = solve!(integrator)
     outcome = outcome_of(solution.retcode, last(solution.u), integrator.u)
     outcome === success || throw(SolveFailure("the backward solve", outcome, last(solution.t)))

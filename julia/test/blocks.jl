@@ -116,6 +116,16 @@ end
     # (batch · 3, 2) is three rows for each sample; the sum over pairs of neighbouring rows is over samples.
     rows = node("reshape", [0], [[3, 0], 2]; shape = [[3, 0], 2])
     @test apart(z, rows, node("reshape", [1], [[1, 0], 3, 2]; shape = [[1, 0], 3, 2]))
+    # (3 · batch, 2) is three batches, one after the other: what they are put together from, or cut into, is apart.
+    three = node("reshape", [1], [[3, 0], 2]; shape = [[3, 0], 2])
+    apart_again = node("permute", [3], [[1, 0], 3, 2]; dims = [1, 0, 2])
+    @test apart(z, swap, three, node("reshape", [2], [3, [1, 0], 2]; shape = [3, [1, 0], 2]), apart_again)
+    @test !apart(z, swap, three, node("reshape", [2], [[1, 0], 3, 2]; shape = [[1, 0], 3, 2]))
+    @test !apart(z, swap, three, rows, node("add", [2, 3], [[3, 0], 2]), node("reshape", [4], [[1, 0], 3, 2]; shape = [[1, 0], 3, 2]))
+    @test !apart(z, swap, three, node("cumsum", [2], [[3, 0], 2]; dim = 0), node("reshape", [3], [3, [1, 0], 2]; shape = [3, [1, 0], 2]), node("permute", [4], [[1, 0], 3, 2]; dims = [1, 0, 2]))
+    two = node("cat", [0, 0], [[2, 0], 3, 2]; dim = 0)
+    @test apart(z, two, node("reshape", [1], [2, [1, 0], 3, 2]; shape = [2, [1, 0], 3, 2]), node("sum", [2], [[1, 0], 3, 2]; dims = [0], keepdim = false))
+    @test !apart(z, two, node("reshape", [1], [[1, 0], 2, 3, 2]; shape = [[1, 0], 2, 3, 2]), node("sum", [2], [[1, 0], 3, 2]; dims = [1], keepdim = false))
     # Attention between samples: (batch, 6) (6, batch).
     flat = node("reshape", [0], [[1, 0], 6]; shape = [[1, 0], 6])
     turned = node("permute", [1], [6, [1, 0]]; dims = [1, 0])

@@ -1,5 +1,6 @@
 # Operations on large arrays that the threads share, beside the same by one.
 
+using LinearAlgebra: BLAS
 using PyNODE: Kernel, Workspace, threads_within
 
 # dz/dt of an image of two channels, `(height, width)`: a stencil of slices, a factor for each channel, and a convolution.
@@ -54,6 +55,25 @@ end
         @test convolutions > 1
         @test found[1] == expected[1]  # no sum is taken in another order
         @test all(isapprox.(found, expected; rtol = 100eps(T)))
+    end
+end
+
+# OpenBLAS has threaded products of several callers wait for one another.
+@testset "products of threads that share a convolution are one thread's" begin
+    w, before = Workspace(Kernel{Float32}(STENCIL; batch = 1, threads = 2), 1), BLAS.get_num_threads()
+    PyNODE.bind(w, w.kernel.value)
+    rows = filter(b -> b isa PyNODE.Rows, reduce(vcat, values(w.scratch)))
+    for r in (first(rows), first(r.others[1:1] for r in rows if !isempty(r.others))...)
+        most = Threads.Atomic{Int}(0)
+        BLAS.set_num_threads(2)
+        try
+            image = zeros(Float32, r.image..., size(r.columns, 2) ÷ PyNODE.places(r), 1)
+            PyNODE.by_rows((_...) -> Threads.atomic_max!(most, Int(BLAS.get_num_threads())), r, image, 1)
+            @test BLAS.get_num_threads() == 2
+        finally
+            BLAS.set_num_threads(before)
+        end
+        @test most[] == 1
     end
 end
 

@@ -6,7 +6,7 @@ module PyNODEStochasticExt
 using FunctionWrappers: FunctionWrapper
 using LinearAlgebra: LinearAlgebra, mul!
 using PyNODE: DRIFT, PyNODE, HOST, Outcome, Processor, Reader, SolveFailure, Stops, Time, TracedField, STOCHASTIC_SOLVERS, allfinite,
-    bind!, enter!, field_for, fixed_grid, gather!, inside, next!, non_finite, off_trajectory, outcome_of, ready!, recycle!, scatter,
+    bind!, enter!, field_for, fixed_grid, gather!, next!, non_finite, off_trajectory, outcome_of, recycle!, scatter, started,
     success, value!, vjp!, wrap
 using Random: Xoshiro, randn!
 using SciMLBase: SciMLBase, FullSpecialize, ReturnCode, SDEFunction, SDEProblem, init, step!, successful_retcode

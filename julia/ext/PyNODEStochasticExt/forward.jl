@@ -55,13 +55,13 @@ function solve!(values, e::Equation{T}, u0, ts::Vector{Time}, q::Request) where 
     problem = problem_of(e, u0, (first(ts), last(ts)), noise)
     # Fixed steps are led along their grid: each, a little too long, is cut at the next point.
     steps = q.adaptive ? (; reltol = T(q.rtol), abstol = T(q.atol), (q.dt > 0 ? (; dt = q.dt) : (;))...) : (; dt = 1.01q.dt)
-    integrator = init(
-        problem, algorithm_of(q.solver, q.stratonovich); adaptive = q.adaptive, maxiters = q.max_steps, verbose = false,
+    integrator = started(
+        problem, algorithm_of(q.solver, q.stratonovich); adaptive = q.adaptive, maxiters = q.max_steps,
         tstops = Stops(q.adaptive ? ts : fixed_grid(ts, q.dt, q.max_steps)), save_everystep = false, save_start = false,
-        save_end = false, save_noise = false, dense = false, isoutofdomain = inside, steps...,
+        save_end = false, save_noise = false, dense = false, steps...,
     )
     path = Path{T}(Time[], Time[], T[], T[], T[], Int[])
-    summary = Base.invokelatest(step_through!, values, ready!(integrator), path, ts, q)::Outcomes
+    summary = Base.invokelatest(step_through!, values, integrator, path, ts, q)::Outcomes
     return summary, path
 end
 

@@ -125,8 +125,8 @@ function adjoint_back!(λ, dθ, a::MassAdjoint{T}, f, alg, from::Time, to::Time,
     problem = ODEProblem{true}(f, λ, (from, to), field.θ)
     reltol, abstol = T(how.rtol > 0 ? how.rtol : o.rtol), T(how.atol > 0 ? how.atol : o.atol)
     unsaved = (; save_everystep = false, save_start = false, save_end = false, dense = false, calck = true)
-    tolerances = (; reltol, abstol, maxiters = o.max_steps, isoutofdomain = inside)
-    integrator = ready!(init(problem, alg; tolerances..., initializealg = NoInit(), verbose = false, unsaved...))
+    tolerances = (; reltol, abstol, maxiters = o.max_steps)
+    integrator = started(problem, alg; tolerances..., initializealg = NoInit(), unsaved...)
     v = similar(λ)
     while integrator.t != to
         start = integrator.t

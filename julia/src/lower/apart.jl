@@ -1,13 +1,14 @@
 # Whether the samples of a batch are computed apart from one another, so that a batch may be parted.
 #
-# A dimension of size `a * batch` has its samples one after the other, `a` numbers of it for each.
+# A dimension of size `a * batch` has `each` numbers of a sample next to one another, then those of the next sample, and all
+# of that `a ÷ each` times. `[x, y]` of two batches has the samples of x before those of y: `a` is 2, `each` 1.
 
 """
 Whether the value of each sample depends on no other sample, as far as the operations tell. The products of any samples
 are then those of these samples alone, but for inputs that all samples share, to whose cotangents each contributes.
 """
 function samples_apart(g::Graph)
-    at = Dict{Int,Int}()  # nodes that differ from sample to sample => the dimension of the samples
+    at, each = Dict{Int,Int}(), Dict{Int,Int}()  # nodes that differ from sample to sample => the dimension of the samples
     for i in live(g, g.value, Dict{Int,Int}())
         n = g.nodes[i]
         any(x -> x isa SizeOf, n.inputs) && return false
@@ -17,8 +18,9 @@ function samples_apart(g::Graph)
             continue
         end
         length(symbolic) == 1 && last(n.shape[only(symbolic)]) == 0 || return false
-        at[i] = only(symbolic)
-        stays_apart(g, n, at[i], at) || return false
+        count = next_to_one_another(g, n, only(symbolic), at, each)
+        count == 0 && return false
+        at[i], each[i] = only(symbolic), count
     end
     return all(i -> haskey(at, i) && has_samples(g.nodes[i].shape), g.value)
 end
@@ -35,9 +37,21 @@ const ALONG = Set{Symbol}((
 const OF_MATRICES = Set{Symbol}((:lu, :lu_solve, :solve_triangular, :cholesky, :matrix_exp, :eigh, :qr, :svd))
 
 """
-Whether an operation keeps the samples apart whose results lie along dimension `d`; `at` has that dimension of the
-operands that have samples.
+How many numbers of a sample an operation leaves next to one another along dimension `d`, if it keeps the samples apart, or 0;
+`at` and `each` are of the operands that have samples.
 """
+function next_to_one_another(g::Graph, n::Node, d::Int, at, each)
+    counts = unique(each[j] for j in operands(n) if haskey(each, j))
+    length(counts) > 1 && return 0
+    count = isempty(counts) ? first(n.shape[d]) : only(counts)
+    n.op === :reshape || return stays_apart(g, n, d, at) ? count : 0
+    x = only(operands(n))
+    before(shape, d) = prod(shape[1:(d - 1)]; init = 1)
+    count, rest = divrem(before(g.nodes[x].shape, at[x]) * count, before(n.shape, d))
+    return rest == 0 && count > 0 && first(n.shape[d]) % count == 0 ? count : 0
+end
+
+"Whether an operation other than `reshape` keeps the samples apart; `at` has the dimensions of the operands that have samples."
 function stays_apart(g::Graph, n::Node, d::Int, at)
     shape(j) = g.nodes[j].shape
     alike(j) = !haskey(at, j) || (at[j] == d && shape(j)[d] == n.shape[d])
@@ -47,9 +61,6 @@ function stays_apart(g::Graph, n::Node, d::Int, at)
         return all(alike, operands(n))
     elseif n.op === :permute
         return true
-    elseif n.op === :reshape
-        before(shape, d) = prod(shape[1:(d - 1)]; init = first(shape[d]))
-        return before(n.shape, d) == before(shape(n.inputs[1]), at[n.inputs[1]])
     elseif n.op in (:mm, :bmm)
         x, y = (get(at, j, 0) for j in n.inputs)
         return x != 1 && y != 2 && (x == 0 || y == 0 || x == y == 3)
@@ -57,6 +68,8 @@ function stays_apart(g::Graph, n::Node, d::Int, at)
         whole = g.nodes[n.inputs[1]]
         over = n.op === :prod ? [n.attrs["dim"]] : n.attrs["dims"]
         return !(at[n.inputs[1]] in (juliadim(whole, k) for k in over))
+    elseif n.op === :cat && juliadim(n, n.attrs["dim"]) == d
+        return all(j -> get(at, j, 0) == d, operands(n))  # the samples of each operand, one operand after the other
     elseif n.op in ALONG
         along = n.op === :flip ? n.attrs["dims"] : [n.attrs["dim"]]
         return all(k -> juliadim(n, k) != d, along) && all(j -> haskey(at, j) && alike(j), operands(n))

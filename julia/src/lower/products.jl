@@ -59,8 +59,11 @@ function multiply!(c, a, b, add::Bool)
     return c
 end
 
-rows_of(b::Matrix, terms) = view(b, terms, :)
-rows_of(b::Transpose, terms) = transpose(view(parent(b), :, terms))
+# Views that BLAS takes.
+rows_of(x, part) = view(x, part, :)
+rows_of(x::Transpose, part) = transpose(view(parent(x), :, part))
+columns_of(x, part) = view(x, :, part)
+columns_of(x::Transpose, part) = transpose(view(parent(x), part, :))
 
 parts_of_product(c, a, b) = 1
 
@@ -98,6 +101,32 @@ function multiply!(c::Matrix{T}, a::Transpose{T,Matrix{T}}, b::Matrix{T}, add::B
     return c
 end
 
+"""
+    multiply!(threads, c, a, b, add)
+
+The same where threads share the operations: each has columns of `c`, or rows, and a thread of BLAS. Those that OpenBLAS has of
+its own keep the processors from Julia's.
+"""
+function multiply!(threads::Int, c, a, b, add::Bool)
+    n = clamp(2length(c) * size(a, 2) ÷ WORTH_A_THREAD, 1, threads)
+    n == 1 && return products_alone(multiply!, c, a, b, add)
+    wide = size(c, 2) >= size(c, 1)
+    products_alone(on_threads, multiply_part!, n, c, a, b, add, wide, parted(axes(c, wide ? 2 : 1), n))
+    return c
+end
+
+function multiply_part!(i, c, a, b, add, wide, parts)
+    if wide
+        mul!(columns_of(c, parts[i]), a, columns_of(b, parts[i]), true, add)
+    else
+        mul!(rows_of(c, parts[i]), rows_of(a, parts[i]), b, true, add)
+    end
+    return
+end
+
+multiply_turned!(threads::Int, c, turned, w, x, add::Bool, batch::Int) =
+    is_turned(w, batch) ? multiply!(threads, c, turned, x, add) : multiply!(threads, c, transpose(w), x, add)
+
 "A factor of a matrix product: a transposition is left to the product."
 function factor!(l::Lowering, i::Int, transposed)
     n = l.graph.nodes[i]
@@ -119,10 +148,11 @@ function lower_op!(l::Lowering, ::Val{:mm}, i, n, into)
         assign!(l, b, n.shape, l.bias[i])
     end
     weights = haskey(l.given, n.inputs[2]) ? turned_parameter(l, n.inputs[2]) : nothing
+    shared = l.threads > 1 ? (l.threads,) : ()
     if weights === nothing
-        emit!(l, :(multiply!($(bufsym(b)), $y, $x, $starts)))
+        emit!(l, :(multiply!($(shared...), $(bufsym(b)), $y, $x, $starts)))
     else
-        emit!(l, :(multiply_turned!($(bufsym(b)), $y, $(bufsym(l.buffer[weights])), $x, $starts, batch)))
+        emit!(l, :(multiply_turned!($(shared...), $(bufsym(b)), $y, $(bufsym(l.buffer[weights])), $x, $starts, batch)))
     end
     l.buffer[i] = b
 end

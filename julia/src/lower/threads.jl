@@ -52,7 +52,7 @@ Calls `f(1, arguments...)`, …, `f(n, arguments...)` on several threads. One th
 not waited for unless it has begun with a part: this thread does what the others do not come to.
 """
 function on_threads(f::F, n::Int, arguments...) where {F}
-    if time_ns() < (@atomic :monotonic CROWD.until)
+    if n == 1 || time_ns() < (@atomic :monotonic CROWD.until)
         foreach(i -> f(i, arguments...), 1:n)
     else
         do_together(Parts(i -> f(i, arguments...), n))

@@ -40,3 +40,6 @@ An integrator before its first step. None has been accepted yet, and OrdinaryDif
 times' rounding after one that was not: but times may be that close.
 """
 ready!(integrator) = (integrator.accept_step = true; integrator)
+
+"`init`, but for the clock, and without warnings: how a solve ended is an `Outcome`."
+started(problem, algorithm; keywords...) = ready!(init(problem, algorithm; keywords..., isoutofdomain = inside, verbose = false))

@@ -130,8 +130,6 @@ function keywords(T, ts::Vector{Time}, o::Options)
         maxiters = o.max_steps,
         tstops = stops(ts, o),
         controller = o.adaptive && o.solver in INTERPOLATED ? IController() : nothing,
-        isoutofdomain = inside,
-        verbose = false,
     )
 end
 
@@ -144,9 +142,9 @@ stops(ts::Vector{Time}, o::Options) =
 
 "An integrator before its first step."
 function integrator_of(problem, alg, T, ts::Vector{Time}, o::Options; saved...)
-    o.control === nothing && return ready!(init(problem, alg; keywords(T, ts, o)..., saved...))
+    o.control === nothing && return started(problem, alg; keywords(T, ts, o)..., saved...)
     return controlled(T, alg, o.control) do further
-        ready!(init(problem, alg; keywords(T, ts, o)..., further..., saved...))
+        started(problem, alg; keywords(T, ts, o)..., further..., saved...)
     end
 end
 
