@@ -58,23 +58,42 @@ end
     end
 end
 
-# OpenBLAS has threaded products of several callers wait for one another.
-@testset "products of threads that share a convolution are one thread's" begin
-    w, before = Workspace(Kernel{Float32}(STENCIL; batch = 1, threads = 2), 1), BLAS.get_num_threads()
-    PyNODE.bind(w, w.kernel.value)
-    rows = filter(b -> b isa PyNODE.Rows, reduce(vcat, values(w.scratch)))
-    for r in (first(rows), first(r.others[1:1] for r in rows if !isempty(r.others))...)
-        most = Threads.Atomic{Int}(0)
-        BLAS.set_num_threads(2)
-        try
-            image = zeros(Float32, r.image..., size(r.columns, 2) ÷ PyNODE.places(r), 1)
-            PyNODE.by_rows((_...) -> Threads.atomic_max!(most, Int(BLAS.get_num_threads())), r, image, 1)
+@testset "products of operations that the threads share have one thread of BLAS" begin
+    kernel, seen, before = Kernel{Float32}(STENCIL), Int[], BLAS.get_num_threads()
+    look(_, t, batch) = push!(seen, BLAS.get_num_threads())
+    BLAS.set_num_threads(2)
+    try
+        for (threads, alone) in ((1, false), (2, true))
+            w = PyNODE.make_field(kernel, 1, :joint, PyNODE.Processor(), threads).tape.workspace
+            bound = PyNODE.bind(w, w.kernel.value)
+            @test bound.alone == w.alone == alone
+            PyNODE.Bound(look, (), 1, bound.alone)(0f0)
             @test BLAS.get_num_threads() == 2
-        finally
-            BLAS.set_num_threads(before)
         end
-        @test most[] == 1
+    finally
+        BLAS.set_num_threads(before)
     end
+    @test seen == [2, 1]
+end
+
+# By columns or by rows of the result, which are more; of matrices and of transposed ones.
+@testset "products that the threads share, $m × $k × $n, $T" for (m, k, n) in ((40, 300, 500), (500, 300, 40), (4, 5, 6)), T in (Float32, Float64)
+    a, b = (reshape(T.(draw(x * y)), x, y) for (x, y) in ((m, k), (k, n)))
+    turned(x) = transpose(permutedims(x))
+    for x in (a, turned(a)), y in (b, turned(b)), add in (false, true), threads in (2, 3)
+        c = ones(T, m, n)
+        PyNODE.multiply!(threads, c, x, y, add)
+        @test c ≈ a * b .+ add rtol = 100eps(T)
+    end
+end
+
+@testset "what one thread does is no loss" begin
+    crowd, ran = PyNODE.CROWD, Ref(0)
+    @atomic crowd.together = 0
+    @atomic crowd.until = 0
+    PyNODE.on_threads(i -> ran[] += i, 1)
+    @test ran[] == 1
+    @test (@atomic crowd.together) == 0
 end
 
 @testset "what the threads share" begin

@@ -120,6 +120,61 @@ def test_samples_are_shared_out(sensitivities: tuple[str, ...]) -> None:
     assert lines_of(PARTED, *sensitivities) == ["0", "2", "2"]  # for joint products, and for those that are split
 
 
+FLOWS = """
+import torch, pynode
+from pynode.engine.julia import runtime
+from pynode.models import FFJORD
+def flow(d):
+    torch.manual_seed(0)
+    flow = FFJORD(d, hidden=(64, 64), trace="exact", engine="julia", solver="tsit5", rtol=1e-7, atol=1e-7).double()
+    return flow, torch.randn(3000, d).double().requires_grad_()
+def gradients(flow, x):
+    loss = flow.loss(x)
+    return [loss.detach(), *torch.autograd.grad(loss, [x, *flow.parameters()])]
+flows = [flow(d) for d in (2, 7)]  # the trace is made of the parts' own products, or of those of seven batches at once
+alone = [gradients(*flow) for flow in flows]
+julia = runtime.start()
+parted = lambda: julia.seval("count(k -> length(k.field.tape.workspace.blocks) > 1, values(PyNODE.FIELDS))")
+print(parted())
+torch.set_num_threads(2)
+for flow, expected in zip(flows, alone, strict=True):
+    again = [gradients(*flow) for _ in range(3)]
+    assert all(torch.equal(x, y) for found in again[1:] for x, y in zip(found, again[0], strict=True))
+    torch.testing.assert_close(again[0], expected, rtol=1e-9, atol=1e-9)
+    print(parted())
+"""
+
+
+@pytest.mark.julia
+def test_samples_of_a_flow_are_shared_out() -> None:
+    """Also where the exact trace has the batch several times, one after the other."""
+    assert lines_of(FLOWS) == ["0", "1", "2"]
+
+
+COUPLED = """
+import torch, pynode
+torch.manual_seed(0)
+layer = torch.nn.Linear(96, 96).double()
+edges = torch.rand(600, 600).double() / 300
+z0 = torch.randn(600, 96).double().requires_grad_()
+def field(t, z):
+    return (edges @ layer(z)).tanh() - z
+def gradients():
+    z = pynode.solve(field, z0, [0.0, 1.0], solver="rk4", dt=0.25, engine="julia").z
+    return [z.detach(), *torch.autograd.grad(z.sin().sum(), [z0, *layer.parameters()])]
+alone = gradients()
+torch.set_num_threads(2)
+for _ in range(3):
+    torch.testing.assert_close(gradients(), alone, rtol=1e-11, atol=1e-11)
+"""
+
+
+@pytest.mark.julia
+def test_products_of_coupled_samples_are_shared() -> None:
+    """Their numbers are those of one thread."""
+    assert lines_of(COUPLED) == []
+
+
 SHARED = """
 import torch, pynode
 from pynode.engine.julia import runtime

@@ -38,7 +38,11 @@ end
 function make_field(k::Kernel{T}, batch, products, device::Device = Processor(), threads = 1) where {T}
     device isa Processor || return TracedField(Workspace(k, batch, empty_vector(device, T)); products)
     within = threads_within(k, batch, threads)
-    within > 1 && return TracedField(Workspace(Kernel{T}(k.graph; batch, threads = within), batch); products, threads)
+    if within > 1
+        # OpenBLAS has threaded products of several callers wait for one another, and its threads keep processors from Julia's.
+        shared = Workspace(Kernel{T}(k.graph; batch, threads = within), batch; alone = true)
+        return TracedField(shared; products, threads)
+    end
     return TracedField(Workspace(k, batch; part_batch(k, batch, threads)...); products, threads)
 end
 

@@ -104,14 +104,13 @@ end
 """
     multiply!(threads, c, a, b, add)
 
-The same where threads share the operations: each has columns of `c`, or rows, and a thread of BLAS. Those that OpenBLAS has of
-its own keep the processors from Julia's.
+The same where threads share the operations: each has columns of `c`, or rows.
 """
 function multiply!(threads::Int, c, a, b, add::Bool)
     n = clamp(2length(c) * size(a, 2) ÷ WORTH_A_THREAD, 1, threads)
-    n == 1 && return products_alone(multiply!, c, a, b, add)
+    n == 1 && return multiply!(c, a, b, add)
     wide = size(c, 2) >= size(c, 1)
-    products_alone(on_threads, multiply_part!, n, c, a, b, add, wide, parted(axes(c, wide ? 2 : 1), n))
+    on_threads(multiply_part!, n, c, a, b, add, wide, parted(axes(c, wide ? 2 : 1), n))
     return c
 end
 

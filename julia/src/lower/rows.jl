@@ -69,10 +69,9 @@ taps(r::Rows) = last(r.kernel)
 "Calls `f(r, rows, sample, group)` with each block of rows, whose windows are laid out in `r` or another thread's."
 function by_rows(f::F, r::Rows, image, batch) where {F}
     blocks = CartesianIndices((cld(last(r.out), r.block), axes(r.weights, 4), batch))
-    # Products so small are fastest on one thread, and OpenBLAS has those of several callers wait for one another.
-    isempty(r.others) && return products_alone(run_rows, f, r, image, blocks, eachindex(blocks))
+    isempty(r.others) && return run_rows(f, r, image, blocks, eachindex(blocks))
     parts = parted(1:length(blocks), 1 + length(r.others))
-    products_alone(on_threads, run_rows, length(parts), f, r, image, blocks, parts)
+    on_threads(run_rows, length(parts), f, r, image, blocks, parts)
     return
 end
 

@@ -5,10 +5,10 @@ mutable struct Bound{F,B<:Tuple}
     const run::F
     const buffers::B
     const batch::Int
-    const small::Bool  # whether threads for its matrix products cost more than they bring
+    const alone::Bool  # whether its matrix products have one thread each
 end
 
-(p::Bound)(t) = p.small ? products_alone(p.run, p.buffers, t, p.batch) : p.run(p.buffers, t, p.batch)
+(p::Bound)(t) = p.alone ? products_alone(p.run, p.buffers, t, p.batch) : p.run(p.buffers, t, p.batch)
 
 """
 The buffers of a kernel for some samples of a batch. `u`, `θ`, `v` are read, `du`, `dz`, `dθ`, `dt` written by the programs
@@ -33,7 +33,7 @@ struct Workspace{T,V<:AbstractVector{T}}
     dt::V
     frontier::Vector{Any}
     scratch::Dict{Program,Vector{Any}}  # the buffers of a program's own, which every binding of it shares
-    small::Bool  # see `Bound`
+    alone::Bool  # see `Bound`
     blocks::Vector{Vector{Workspace{T,V}}}  # by thread
 end
 
@@ -46,14 +46,14 @@ differentiated(g::Graph) = [inputs_of(g, :arg); inputs_of(g, :parameter)]
 room(like, n::Node, T, batch) = (E = eltype_of(n, T); fill!(similar(like, E, sizes(n.shape, batch)), zero(E)))
 
 """
-    Workspace(kernel, batch, like = T[]; threads = 1, rows = batch, small = false)
+    Workspace(kernel, batch, like = T[]; threads = 1, rows = batch, alone = false)
 
 Allocate the buffers of a kernel for a batch size, with arrays like `like`; the batch is parted between so many threads, and
-the samples of each into blocks of about equal size, of `rows` samples at most. Matrix products of a `small` one have one
-thread.
+the samples of each into blocks of about equal size, of `rows` samples at most. Matrix products of one that is `alone`
+have one thread.
 """
 function Workspace(
-    k::Kernel{T}, batch::Int, like::V = T[]; threads::Int = 1, rows::Int = batch, small::Bool = false
+    k::Kernel{T}, batch::Int, like::V = T[]; threads::Int = 1, rows::Int = batch, alone::Bool = false
 ) where {T,V}
     g = k.graph
     zeros_of(n) = fill!(similar(like, T, n), zero(T))
@@ -61,7 +61,7 @@ function Workspace(
     z = inputs_of(g, :z)
     u, θ, v, du, dz, dθ = make(z), make(theta_inputs(g)), make(inputs_of(g, :cotangent)), make(z), make(z), make(differentiated(g))
     workspace(samples, shared, frontier, scratch, blocks) =
-        Workspace{T,V}(k, batch, samples, like, u, θ, v, du, dz, dθ, shared, zeros_of(1), frontier, scratch, small, blocks)
+        Workspace{T,V}(k, batch, samples, like, u, θ, v, du, dz, dθ, shared, zeros_of(1), frontier, scratch, alone, blocks)
     once = [g.nodes[i] for i in frontier(g)]
     front(n) = Any[room(like, node, T, n) for node in once]
     whole = threads == 1 && rows >= batch
@@ -158,7 +158,7 @@ function bind(w::Workspace, p::Program; u = w.u, du = w.du, residuals = no_resid
         fresh && push!(scratch, s.alias ? nothing : s.make(w.like, batch, buffers))
         push!(buffers, s.alias ? s.make(w.like, batch, buffers) : scratch[i])
     end
-    return Bound(p.run, Tuple(buffers), batch, w.small)
+    return Bound(p.run, Tuple(buffers), batch, w.alone)
 end
 
 "Buffers for residuals, of a memory if one is given; of a workspace in blocks, a list of them for each."
@@ -209,7 +209,7 @@ end
 function bind_blocks(w::Workspace{T,V}, p::Program, u, du, residuals) where {T,V}
     if p === w.kernel.prologue && front_is_shared(w.kernel.graph)
         once = bind(w.blocks[1][1], p; u, du, residuals = residuals[1][1])
-        return Bound(once.run, once.buffers, w.batch, w.small)  # of the batch, which decides what is made
+        return Bound(once.run, once.buffers, w.batch, w.alone)  # of the batch, which decides what is made
     end
     programs = map(w.blocks, residuals) do blocks, of_blocks
         map((b, r) -> FunctionWrapper{Nothing,Tuple{T}}(bind(b, p; u, du, residuals = r)), blocks, of_blocks)
@@ -268,16 +268,16 @@ rows_of_blocks(g::Graph) = max(LEAST_ROWS, CACHED ÷ max(1, maximum(n -> element
     part_batch(kernel, batch, threads)
 
 Between how many of so many threads a batch is best parted, how many samples a block has then at most, and whether it is
-too small for threads.
+too small for products to have threads.
 """
 function part_batch(k::Kernel, batch::Int, threads::Int)
     g = k.graph
-    small = threads > 1 && THREADED_PRODUCT < work(g, batch) < 2WORTH_A_THREAD
-    whole = (; threads = 1, rows = batch, small)
+    alone = threads > 1 && THREADED_PRODUCT < work(g, batch) < 2WORTH_A_THREAD
+    whole = (; threads = 1, rows = batch, alone)
     rows = max(rows_of_blocks(g), cld(batch, MOST_BLOCKS))
     batch > 1 && (threads > 1 || rows < batch) && samples_apart(g) || return whole
     threads = clamp(work(g, batch) ÷ WORTH_A_THREAD, 1, min(threads, batch))
-    return (; threads, rows, small)
+    return (; threads, rows, alone)
 end
 
 """
