@@ -1,11 +1,12 @@
 """How time grows with the batch, the width, the number of steps and the number of samples, package by package.
 
-    OMP_NUM_THREADS=1 python benchmarks/growth.py [--axes batch,width,steps,samples] [--out growth] [--limit 20]
+    OMP_NUM_THREADS=1 python benchmarks/growth.py [--axes batch,wide,width,steps,samples] [--out growth] [--limit 20]
 
-Each point is a forward solve, and one with its gradient, by one thread. On the first three axes all take equal steps of
-the midpoint rule, two evaluations each; on the last each sample has steps of its own. The states of all are compared.
-The packages take turns; a figure is the least of the rounds, in milliseconds of the process's processor time, on which
-other programs have little influence. A package leaves an axis where a call would take longer than `--limit` seconds.
+Each point is a forward solve, and one with its gradient, by one thread. On all axes but the last all take equal steps
+of the midpoint rule, two evaluations each; on the last each sample has steps of its own. The states of all are
+compared. The packages take turns; a figure is the least of the rounds, in milliseconds of the process's processor time,
+on which other programs have little influence. A package leaves an axis where a call would take longer than `--limit`
+seconds.
 
 Prints a table for each axis, and with `--out` writes the rows (`growth.json`) and a figure (`growth.png`) to a folder.
 """
@@ -59,6 +60,12 @@ def batches() -> Iterator[Point]:
         yield str(batch), *perceptron((2, 64, 64, 2), batch, 20)
 
 
+def wide_batches() -> Iterator[Point]:
+    """16-128-128-16, a state of a batch."""
+    for batch in (8192, 32768, 65536, 262144):
+        yield str(batch), *perceptron((16, 128, 128, 16), batch, 20)
+
+
 def widths() -> Iterator[Point]:
     """16-w-w-16, 64 samples."""
     for width in (8, 32, 128, 512, 1024):
@@ -82,6 +89,8 @@ def samples() -> Iterator[Point]:
 
 AXES: dict[str, tuple[Callable[[], Iterator[Point]], dict[str, dict[str, Any]]]] = {
     "batch": (batches, EQUAL_STEPS),
+    # Alone, for how the cost of a row grows: what others keep of the largest is more than most machines have.
+    "wide": (wide_batches, {"pynode julia": EQUAL_STEPS["pynode julia"]}),
     "width": (widths, EQUAL_STEPS),
     "steps": (steps, EQUAL_STEPS),
     "samples": (samples, OWN_STEPS),
