@@ -127,7 +127,9 @@ def test_rounding_far_from_zero(engine: str, info: SolverInfo, direction: float)
     rotate = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=DOUBLE)  # of second order too
     z0 = torch.tensor([[1.0, 0.0]], dtype=DOUBLE)
     low = info.order < 4
-    how: dict[str, Any] = {"rtol": 1e-6 if low else 1e-7, "atol": 1e-7 if low else 1e-8, "max_steps": 100_000}
+    # The errors that adaptive_heun goes by are those of Euler's rule: it takes ten thousand steps at 1e-6.
+    rtol = 1e-4 if info.name == "adaptive_heun" else 1e-6 if low else 1e-7
+    how: dict[str, Any] = {"rtol": rtol, "atol": 0.1 * rtol, "max_steps": 100_000}
     for k in range(12):
         start, span, angle = torch.rand(3, generator=generator, dtype=DOUBLE).tolist()
         start, span, angle = 7e8 + round(1e9 * start), direction * 10 ** (2 * span - 3), 10 ** (2 * angle - 1)
@@ -429,7 +431,7 @@ def test_steps_that_rounding_swallows(engine: str) -> None:
         return 1e8 * torch.stack([z[:, 1], -z[:, 0]], 1)
 
     z0 = torch.tensor([[1.0, 0.5]], dtype=DOUBLE)
-    sol = pynode.solve(fast, z0, 1.7e9 + 256 * OFF, engine=engine, rtol=1e-6, throw=False)
+    sol = pynode.solve(fast, z0, 1.7e9 + 256 * OFF, engine=engine, rtol=1e-6, max_steps=1000, throw=False)
     assert sol.retcode is (pynode.Retcode.MAX_STEPS if engine == "torch" else pynode.Retcode.STEP_UNDERFLOW)
 
 
