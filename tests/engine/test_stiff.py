@@ -36,6 +36,24 @@ class Robertson(nn.Module):
 Z0 = torch.tensor([[2.0, 0.0]], dtype=torch.float64)
 
 
+@pytest.mark.parametrize("solver", [*STIFF, "kencarp3", "kencarp5"])
+def test_reported_times_are_as_exact_as_the_last_one(solver: str) -> None:
+    """Where the interpolant is not as good as the steps, these end there."""
+    z0, t, tolerance = torch.ones(1, 2, dtype=torch.float64), torch.linspace(0, 2, 41, dtype=torch.float64), 1e-6
+    z = pynode.solve(
+        lambda t, z: torch.stack([z[:, 1], -z[:, 0]], 1),
+        z0,
+        t,
+        solver=solver,
+        rtol=tolerance,
+        atol=tolerance,
+        engine="julia",
+    ).z[:, 0]
+    exact = torch.stack([t.cos() + t.sin(), t.cos() - t.sin()], 1)
+    error = (z - exact).abs().amax(1)
+    assert error.max() < max(tolerance, 5 * error[-1].item())
+
+
 @pytest.mark.parametrize("solver", STIFF)
 def test_van_der_pol(solver: str) -> None:
     second = solver in ("rosenbrock23", "trbdf2")
