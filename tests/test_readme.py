@@ -32,7 +32,7 @@ def test_the_two_commands_name_what_exists():
         'python -m venv .venv && .venv/bin/pip install -c constraints.txt -e ".[test]" && .venv/bin/pytest',
     ]
     ci = (ROOT / ".ci" / "run").read_text()
-    assert "install --quiet -c constraints.txt -e" in ci
+    assert "install --quiet --no-compile -c constraints.txt -e" in ci
     assert '".[test,docs]"' in ci
     assert "pytest" in ci
 

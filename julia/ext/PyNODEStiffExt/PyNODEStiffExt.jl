@@ -4,26 +4,33 @@ using ADTypes: AutoFiniteDiff
 using LinearAlgebra: UniformScaling
 using LinearSolve: LinearSolve, KrylovJL_GMRES, LinearCache, OperatorAssumptions, SciMLLinearSolveAlgorithm
 using OrdinaryDiffEqBDF: FBDF, QNDF
+using OrdinaryDiffEqCore: OrdinaryDiffEqCore
 using OrdinaryDiffEqRosenbrock: Rodas5P, Rosenbrock23
 using OrdinaryDiffEqSDIRK: KenCarp3, KenCarp4, KenCarp5, NLNewton, TRBDF2
 using OrdinaryDiffEqTsit5: AutoTsit5
 using PrecompileTools: @compile_workload
-using PyNODE: Blocks, Elimination, SOLVERS, SPLIT_SOLVERS, factorise!, forget_samples, sample_run, solve_blocks!, subtract_identity!
-using SciMLBase: SciMLBase, ReturnCode, build_linear_solution
+using PyNODE: Blocks, Elimination, ExactClock, PyNODE, SOLVERS, SPLIT_SOLVERS
+using PyNODE: factorise!, forget_samples, sample_run, solve_blocks!, subtract_identity!
+using SciMLBase: SciMLBase, ODEFunction, ODEProblem, ReturnCode, build_linear_solution, init, setproperties, step!
+
+include("estimate.jl")
+include("between.jl")
+
+# ---- solvers --------------------------------------------------------------------------------------------------
 
 # The field brings its Jacobian and time gradient, and its kernels take plain numbers only: no dual numbers.
 function __init__()
     for (name, solver) in (
         "Rosenbrock23" => Rosenbrock23,
         "Rodas5P" => Rodas5P,
-        "TRBDF2" => TRBDF2,
-        "KenCarp3" => KenCarp3,
-        "KenCarp4" => KenCarp4,
-        "KenCarp5" => KenCarp5,
         "FBDF" => FBDF,
         "QNDF" => QNDF,
     )
         SOLVERS[name] = () -> solver(; autodiff = AutoFiniteDiff())
+    end
+    smooth_est = SMOOTHING !== :unknown
+    for (name, solver) in ("TRBDF2" => TRBDF2, "KenCarp3" => KenCarp3, "KenCarp4" => KenCarp4, "KenCarp5" => KenCarp5)
+        SOLVERS[name] = () -> solver(; autodiff = AutoFiniteDiff(), smooth_est)
     end
     # Errors of a split field's parts do not make up for one another. So each step has a Jacobian of its own, since Newton's
     # method, once exact, is taken to be so with an earlier one; and the estimate of a step's error is not smoothed by the
@@ -32,9 +39,8 @@ function __init__()
     for (name, solver) in ("KenCarp3" => KenCarp3, "KenCarp4" => KenCarp4, "KenCarp5" => KenCarp5)
         SPLIT_SOLVERS[name] = () -> solver(; autodiff = AutoFiniteDiff(), nlsolve, smooth_est = false)
     end
-    for (name, solver) in ("KenCarp4Krylov" => KenCarp4, "FBDFKrylov" => FBDF)
-        SOLVERS[name] = () -> solver(; autodiff = AutoFiniteDiff(), linsolve = KrylovJL_GMRES())
-    end
+    SOLVERS["KenCarp4Krylov"] = () -> KenCarp4(; autodiff = AutoFiniteDiff(), linsolve = KrylovJL_GMRES(), smooth_est)
+    SOLVERS["FBDFKrylov"] = () -> FBDF(; autodiff = AutoFiniteDiff(), linsolve = KrylovJL_GMRES())
     SOLVERS["AutoStiff"] = () -> AutoTsit5(Rodas5P(; autodiff = AutoFiniteDiff()))
     return
 end
