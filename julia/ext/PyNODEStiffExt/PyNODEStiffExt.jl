@@ -9,12 +9,11 @@ using OrdinaryDiffEqRosenbrock: Rodas5P, Rosenbrock23
 using OrdinaryDiffEqSDIRK: KenCarp3, KenCarp4, KenCarp5, NLNewton, TRBDF2
 using OrdinaryDiffEqTsit5: AutoTsit5
 using PrecompileTools: @compile_workload
-using PyNODE: Blocks, Elimination, ExactClock, PyNODE, SOLVERS, SPLIT_SOLVERS
+using PyNODE: Blocks, Elimination, ExactClock, SOLVERS, SPLIT_SOLVERS
 using PyNODE: factorise!, forget_samples, sample_run, solve_blocks!, subtract_identity!
-using SciMLBase: SciMLBase, ODEFunction, ODEProblem, ReturnCode, build_linear_solution, init, setproperties, step!
+using SciMLBase: SciMLBase, ODEFunction, ODEProblem, ReturnCode, build_linear_solution, init, step!
 
 include("estimate.jl")
-include("between.jl")
 
 # ---- solvers --------------------------------------------------------------------------------------------------
 

@@ -111,12 +111,8 @@ function forward_whole!(values, field::TracedField{T}, f, u0, ts::Vector{Time}, 
     end
     o.keep === :ends && return summary, nothing
     split === nothing || (solution = of_sum(solution, field, field.θ, o.solver))
-    outcome === success && o.keep === :dense && (solution = refined(solution, alg))
     return summary, Dense(field, θ, ts, solution, o, summary)
 end
-
-"The solution with what else its interpolation needs to be as exact as the steps, for the methods that lack it."
-refined(solution, alg) = solution
 
 """
 How a solver is to step, for states of type `T`; the types are the same whatever the options, so that it is compiled once.
