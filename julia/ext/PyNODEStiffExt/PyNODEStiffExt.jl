@@ -6,13 +6,14 @@ using LinearSolve: LinearSolve, KrylovJL_GMRES, LinearCache, OperatorAssumptions
 using OrdinaryDiffEqBDF: FBDF, QNDF
 using OrdinaryDiffEqCore: OrdinaryDiffEqCore
 using OrdinaryDiffEqRosenbrock: Rodas5P, Rosenbrock23
-using OrdinaryDiffEqSDIRK: KenCarp3, KenCarp4, KenCarp5, NLNewton, TRBDF2
+using OrdinaryDiffEqSDIRK: KenCarp3, KenCarp4, KenCarp5, KenCarp5Cache, NLNewton, TRBDF2
 using OrdinaryDiffEqTsit5: AutoTsit5
 using PrecompileTools: @compile_workload
 using PyNODE: Blocks, Elimination, ExactClock, SOLVERS, SPLIT_SOLVERS
 using PyNODE: factorise!, forget_samples, sample_run, solve_blocks!, subtract_identity!
 using SciMLBase: SciMLBase, ODEFunction, ODEProblem, ReturnCode, build_linear_solution, init, step!
 
+include("between.jl")
 include("estimate.jl")
 
 # ---- solvers --------------------------------------------------------------------------------------------------

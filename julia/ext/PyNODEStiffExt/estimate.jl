@@ -54,5 +54,6 @@ end
 function OrdinaryDiffEqCore.stepsize_controller!(x::ExactClock, alg::Smoothed)
     SMOOTHING === :scaled && alg.smooth_est && (x.EEst /= smoothed_by(x))
     forget_rate!(x.cache.nlsolver)
+    alg isa KenCarp5 && between!(x)
     return invoke(OrdinaryDiffEqCore.stepsize_controller!, Tuple{Any,Any}, x, alg)
 end

@@ -173,12 +173,9 @@ function fixed_grid(ts::Vector{Time}, dt::Time, limit::Int)
     return grid
 end
 
-"""
-Whether the solver steps exactly to every entry of `ts`: also KenCarp5, whose interpolant, of the third order, would be off by
-far more than its steps.
-"""
+"Whether the solver steps exactly to every entry of `ts`."
 lands_on_times(o::Options) =
-    !o.adaptive || o.solver == "KenCarp5" || o.solver in NYSTROM || o.split !== nothing ||
+    !o.adaptive || o.solver in NYSTROM || o.split !== nothing ||
     (o.keep === :stages && !(o.solver in INTERPOLATED))
 
 "What a return code says of a solve that came to `u` and tried to go on to `tried`."
