@@ -4,6 +4,8 @@ using OrdinaryDiffEqAdamsBashforthMoulton: OrdinaryDiffEqAdamsBashforthMoulton, 
 using OrdinaryDiffEqCore: OrdinaryDiffEqCore
 using PyNODE: SOLVERS, ExactClock, ODEProblem, init, step!
 
+include("between.jl")
+
 const VCABMCache = OrdinaryDiffEqAdamsBashforthMoulton.VCABMCache
 
 "Whether the first step of VCABM, of order 1, goes twice as far as it should: both predictor and corrector are added."
@@ -12,18 +14,20 @@ const DOUBLED = let integrator = init(ODEProblem{true}((du, u, p, t) -> du .= 1,
     integrator.u[1] > 1.5 * integrator.t
 end
 
-# With the slopes at both ends added, half of the sum is the trapezoidal rule.
-if DOUBLED
-    function OrdinaryDiffEqCore.perform_step!(x::ExactClock, cache::VCABMCache, repeat_step = false)
-        first = cache.order == 1
-        invoke(OrdinaryDiffEqCore.perform_step!, Tuple{Any,VCABMCache,Any}, x, cache, repeat_step)
-        (first && x.EEst <= 1) || return
+function OrdinaryDiffEqCore.perform_step!(x::ExactClock, cache::VCABMCache, repeat_step = false)
+    first = cache.order == 1
+    invoke(OrdinaryDiffEqCore.perform_step!, Tuple{Any,VCABMCache,Any}, x, cache, repeat_step)
+    x.EEst <= 1 || return
+    if DOUBLED && first  # with the slopes at both ends added, half of the sum is the trapezoidal rule
         @. x.u = (x.uprev + x.u) / 2
         x.f(x.fsallast, x.u, x.p, x.t + x.dt)
         OrdinaryDiffEqCore.increment_nf!(x.stats, 1)
-        return
     end
+    between!(x)
+    return
 end
+
+@interpolated VCABMCache
 
 function __init__()
     SOLVERS["VCABM"] = VCABM

@@ -220,6 +220,23 @@ def test_conditions_jumps_costs_and_dense_output() -> None:
     torch.testing.assert_close(within(torch.tensor(0.1, dtype=DOUBLE))[0], at.z[0][1], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("solver", ["kencarp3", "kencarp4", "kencarp5"])
+def test_between_the_steps_a_solution_is_as_exact_as_at_their_ends(solver: str) -> None:
+    tolerance, rate = 1e-8, 1.3
+    split = pynode.Split(
+        lambda t, z: torch.stack([rate * z[:, 1], 0 * z[:, 0]], 1),
+        lambda t, z: torch.stack([0 * z[:, 0], -rate * z[:, 0]], 1),
+    )
+    z0 = torch.ones(1, 2, dtype=DOUBLE)
+    keywords: dict[str, Any] = {"rtol": tolerance, "atol": tolerance, "dense": True, "engine": "julia"}
+    solution = pynode.solve(split, z0, [0.0, 2.0], solver=solver, **keywords)
+    t = torch.linspace(0, 2, 201, dtype=DOUBLE)
+    angle = rate * t
+    exact = torch.stack([angle.cos() + angle.sin(), angle.cos() - angle.sin()], 1)
+    error = (solution(t)[:, 0] - exact).abs().amax(1)
+    assert error.max() < max(tolerance, 3 * error[-1].item())
+
+
 def test_a_path_and_float32() -> None:
     """Of a path through data that both parts get, against `rodas5p`."""
     times = torch.linspace(0, 1, 5, dtype=DOUBLE)

@@ -13,7 +13,7 @@ using PyNODE: Blocks, Elimination, ExactClock, SOLVERS, SPLIT_SOLVERS
 using PyNODE: factorise!, forget_samples, sample_run, solve_blocks!, subtract_identity!
 using SciMLBase: SciMLBase, ODEFunction, ODEProblem, ReturnCode, build_linear_solution, init, step!
 
-include("between.jl")
+include("../between.jl")
 include("estimate.jl")
 
 # ---- solvers --------------------------------------------------------------------------------------------------

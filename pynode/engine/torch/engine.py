@@ -44,7 +44,7 @@ from pynode.sensitivity import Forward
 __all__ = ["TorchEngine"]
 
 _BLOCK = 64  # reported times for which a fixed-step solve is one call of torchdiffeq's
-_QUARTIC = 4  # torchdiffeq interpolates each step by a polynomial of this degree
+_QUARTIC = 4  # the degree of torchdiffeq's interpolant of a step
 
 
 class TorchEngine:
@@ -379,10 +379,11 @@ class _Graph:
 
 
 def _interpolant(problem: Problem, rhs: Rhs, stats: Stats) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """The polynomial of each step, read off at five of its points by a second solve.
+    """A polynomial for each step, through points of it that a second solve computes: as exact as a solver's steps are.
 
     torchdiffeq interpolates at the times that it is asked for and keeps no interpolant.
     """
+    degree = max(_QUARTIC, problem.solver.order)
     sign = 1.0 if problem.t[-1] > problem.t[0] else -1.0
     options = None
     if isinstance(rhs, AdaptiveRhs):
@@ -392,23 +393,27 @@ def _interpolant(problem: Problem, rhs: Rhs, stats: Stats) -> Callable[[Tensor],
         grid = _options(problem, problem.t)["grid_constructor"](None, None, problem.t)
         options = _options(problem, problem.t) | {"grid_constructor": lambda func, y0, t: grid, "interp": "cubic"}
         knots = grid.cpu()
-    within = torch.arange(_QUARTIC, dtype=torch.float64, device="cpu") / _QUARTIC
-    points = (knots[:-1, None] + knots.diff()[:, None] * within).flatten()
+    # Chebyshev's points and polynomials, since equidistant points and powers magnify rounding.
+    nodes = (1 - torch.linspace(0, torch.pi, degree + 1, dtype=torch.float64, device="cpu").cos()) / 2
+    points = (knots[:-1, None] + knots.diff()[:, None] * nodes[:-1]).flatten()
     plain = replace(problem, sensitivity=None)
     again = right_hand_side(plain)
     with torch.no_grad():
         values = _odeint(plain, again, torch.cat([points, knots[-1:]]).to(problem.t.device), options)
     stats.nfe += again.nfe
-    nodes = torch.linspace(0, 1, _QUARTIC + 1, dtype=torch.float64, device="cpu")
-    powers = torch.arange(_QUARTIC + 1, device="cpu")
-    lagrange = torch.linalg.inv(nodes[:, None] ** powers)  # column j: the coefficients of the j-th basis polynomial
+    degrees = torch.arange(degree + 1, device="cpu")
+
+    def basis(x: Tensor) -> Tensor:
+        return torch.special.chebyshev_polynomial_t(2 * x[:, None] - 1, degrees)
+
+    lagrange = torch.linalg.inv(basis(nodes))  # column j: the coefficients of the j-th basis polynomial
 
     def interpolate(times: Tensor) -> tuple[Tensor, ...]:
         s = times.detach().double().cpu()
         step = torch.searchsorted(sign * knots, sign * s).clamp(1, len(knots) - 1) - 1
         x = (s - knots[step]) / (knots[step + 1] - knots[step])
-        weights = (x[:, None] ** powers) @ lagrange
-        picked = _QUARTIC * step[:, None] + powers
+        weights = basis(x) @ lagrange
+        picked = degree * step[:, None] + degrees
         return tuple(torch.einsum("nk,nk...->n...", weights.to(v), v[picked.to(v.device)]) for v in values)
 
     return interpolate

@@ -1,15 +1,11 @@
-# The solution between the steps of KenCarp5.
+# The solution between the steps of KenCarp5 and VCABM.
 #
-# OrdinaryDiffEq interpolates with the cubic polynomial through the values and slopes at both ends of a step. A method of order
-# five takes steps that are so long that this polynomial is off by hundreds of tolerances where these are tight. Here the
-# interpolant is the polynomial of degree five that also goes through the beginning of the step before. Where there is no such
-# step, as at the start and after a jump, the step is made so short that the cubic polynomial is exact enough.
+# OrdinaryDiffEq interpolates with the cubic polynomial through the values and slopes at both ends of a step. Methods of high order
+# take steps that are so long that this polynomial is off by hundreds of tolerances where these are tight. Here the interpolant is
+# the polynomial of degree five that also goes through the beginning of the step before, if there is one without a jump between.
 
 "The largest ratio between the lengths of a step and of the one before it at which the two are interpolated together."
 const MOST_UNEQUAL = 4
-
-"The factor on the error estimate of a step that has the cubic polynomial alone: with it, a method of order five takes a quarter."
-const ALONE = 4.0^5
 
 "The beginning of a step and its end, with the slopes there."
 mutable struct Ends{T,V}
@@ -41,15 +37,16 @@ end
 const TRAILS = WeakKeyDict{Any,Trail}()
 
 """
-Prepare the interpolation of the step that was just tried, which may still be rejected. The polynomial of degree five is the
-cubic one plus θ² (1 - θ)² (a + b θ), where θ runs from 0 to 1 over the step. The vectors `a` and `b` become the third and
-fourth of the step's slopes, `x.k`. Where there is no step to interpolate with, the error estimate is raised instead.
+    between!(x) -> Bool
+
+Prepare the interpolation of the step that was just tried, which may still be rejected, and say whether it has the polynomial of
+degree five. That is the cubic one plus θ² (1 - θ)² (a + b θ), where θ runs from 0 to 1 over the step. The vectors `a` and `b`
+become the third and fourth of the step's slopes, `x.k`.
 """
 function between!(x)
-    x.opts.calck || return  # nobody asks for what is between its ends
+    x.opts.calck || return true  # nobody asks for what is between its ends
     trail = get!(() -> Trail(Ends(x.t, x.uprev), Ends(x.t, x.uprev), false), TRAILS, x)::Trail
-    between!(x, trail)
-    return
+    return between!(x, trail)
 end
 
 function between!(x, trail::Trail)
@@ -61,13 +58,10 @@ function between!(x, trail::Trail)
     end
     note!(trail.tried, x)
     r = (x.t - trail.before.t) / x.dt
-    if trail.joined && inv(MOST_UNEQUAL) <= r <= MOST_UNEQUAL
-        append!(x.k, beyond_cubic(trail.before, trail.tried, x.dt, r))
-    else
-        x.EEst *= ALONE
-    end
+    joined = trail.joined && inv(MOST_UNEQUAL) <= r <= MOST_UNEQUAL
+    joined && append!(x.k, beyond_cubic(trail.before, trail.tried, x.dt, r))
     x.kshortsize = length(x.k)  # else `a` and `b` are dropped before callbacks interpolate
-    return
+    return joined
 end
 
 "The vectors `a` and `b` of `between!` for a step of length `h`; `r` is the length of the step before, divided by `h`."
@@ -91,18 +85,26 @@ end
 weights(θ, h, ::Type{Val{0}}) = θ^2 * (1 - θ)^2, θ^3 * (1 - θ)^2
 weights(θ, h, ::Type{Val{1}}) = 2θ * (1 - θ) * (1 - 2θ) / h, θ^2 * (1 - θ) * (3 - 5θ) / h
 
-# Derivatives of higher order, which nothing here asks for, stay those of the cubic polynomial.
-function OrdinaryDiffEqCore._ode_interpolant!(
-    out, θ, h, u, u′, k, cache::KenCarp5Cache, indices, order::Type{Val{n}}, differential
-) where {n}
-    invoke(
-        OrdinaryDiffEqCore._ode_interpolant!,
-        Tuple{Any,Any,Any,Any,Any,Any,Any,Any,Type{Val{n}},Any},
-        out, θ, h, u, u′, k, cache, indices, order, differential,
-    )
+"""
+Add to `out`, which has the cubic polynomial at `θ` or its derivative, what the polynomial of degree five has beyond it.
+Derivatives of higher order, which nothing here asks for, stay those of the cubic polynomial.
+"""
+function add_beyond_cubic!(out, θ, h, k, indices, order::Type{Val{n}}) where {n}
     (length(k) < 4 || n > 1) && return out
-    p, q = convert.(eltype(u), weights(θ, h, order))
+    p, q = convert.(eltype(out), weights(θ, h, order))
     a, b = indices === nothing ? (k[3], k[4]) : (view(k[3], indices), view(k[4], indices))
     @. out += p * a + q * b
     return out
+end
+
+"Interpolate steps of solvers with this type of cache by the polynomial of degree five."
+macro interpolated(cache)
+    interpolant = :(OrdinaryDiffEqCore._ode_interpolant!)
+    return esc(quote
+        function $interpolant(out, θ, h, u, u′, k, cache::$cache, indices, order::Type{Val{n}}, differential) where {n}
+            cubic = Tuple{Any,Any,Any,Any,Any,Any,Any,Any,Type{Val{n}},Any}
+            invoke($interpolant, cubic, out, θ, h, u, u′, k, cache, indices, order, differential)
+            return add_beyond_cubic!(out, θ, h, k, indices, order)
+        end
+    end)
 end
