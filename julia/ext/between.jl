@@ -3,6 +3,7 @@
 # OrdinaryDiffEq interpolates with the cubic polynomial through the values and slopes at both ends of a step. Methods of high order
 # take steps that are so long that this polynomial is off by hundreds of tolerances where these are tight. Here the interpolant is
 # the polynomial of degree five that also goes through the beginning of the step before, if there is one without a jump between.
+# It goes by slopes, as the cubic one does, so that on very stiff fields it is no better than that.
 
 "The largest ratio between the lengths of a step and of the one before it at which the two are interpolated together."
 const MOST_UNEQUAL = 4

@@ -193,7 +193,8 @@ class Joining:
             found: list[Tensor] = []
             for rows, part, start, solved, end in parts:
                 own = along[rows]
-                here = ((own > start[:, None]) | (own <= firsts[rows][:, None])) & (own <= end[:, None])
+                first = (start <= firsts[rows])[:, None] & (own <= firsts[rows][:, None])
+                here = ((own > start[:, None]) | first) & (own <= end[:, None])
                 if not here.any():
                     continue
                 clipped = np.clip(own, start[:, None], solved[:, None]) * sign[rows][:, None]

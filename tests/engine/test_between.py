@@ -12,7 +12,6 @@ from pynode.engine import SolverInfo
 
 RATE = 1.3
 
-
 # Two of low order, which take many steps, and SciPy's, which have no dense solution.
 LEFT_OUT = ("adaptive_heun", "fehlberg2", "lsoda", "bdf", "radau")
 
@@ -43,3 +42,20 @@ def test_a_dense_solution(engine: str, info: SolverInfo) -> None:
     exact = torch.stack([angle.cos() + angle.sin(), angle.cos() - angle.sin()], 1)
     error = (solution(t)[:, 0] - exact).abs().amax(1)
     assert error.max() < max(5 * tolerance, 3 * error[-1].item())
+
+
+def test_a_first_step_of_a_few_roundings() -> None:
+    """It has no room for all the points that a polynomial of degree eight goes through."""
+    solution = pynode.solve(
+        lambda t, z: -z,
+        torch.ones(1, 1, dtype=torch.float64),
+        torch.tensor([1000.0, 1001.0], dtype=torch.float64),
+        solver="dopri8",
+        rtol=1e-6,
+        atol=1e-8,
+        dt=1e-12,
+        dense=True,
+        engine="torch",
+    )
+    half = torch.tensor(0.5, dtype=torch.float64)
+    torch.testing.assert_close(solution(1000.5)[0, 0], torch.exp(-half), rtol=0, atol=1e-4)

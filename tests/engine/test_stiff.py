@@ -53,6 +53,24 @@ def test_reported_times_are_as_exact_as_the_last_one(solver: str) -> None:
     assert error.max() < max(tolerance, 5 * error[-1].item())
 
 
+@pytest.mark.parametrize(
+    "solver", ["trbdf2", "kencarp3", "kencarp4", "kencarp5", "kencarp4_krylov", "fbdf", "fbdf_krylov", "qndf"]
+)
+def test_reported_times_of_a_very_stiff_field(solver: str) -> None:
+    """The equation of Prothero and Robinson (Math. Comp. 28, 1974), on which slopes at the ends of steps mislead."""
+    t, tolerance = torch.linspace(0, 6, 121, dtype=torch.float64), 1e-6
+    z = pynode.solve(
+        lambda t, z: 1e6 * (torch.cos(t) - z) - torch.sin(t),
+        torch.ones(1, 1, dtype=torch.float64),
+        t,
+        solver=solver,
+        rtol=tolerance,
+        atol=tolerance,
+        engine="julia",
+    ).z
+    assert (z[:, 0, 0] - t.cos()).abs().max() < 5 * tolerance
+
+
 @pytest.mark.parametrize("sensitivity", ["gauss", "interpolating", "quadrature"])
 def test_continuous_adjoints_of_kencarp5_keep_the_order_of_its_steps(sensitivity: str) -> None:
     """They interpolate both solves. By the cubic polynomial of a step they were off by 340 to 680 tolerances."""

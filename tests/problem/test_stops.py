@@ -322,7 +322,7 @@ def test_stops_of_a_field_in_julia() -> None:
 def test_dense_pickle_and_stats(engine: str) -> None:
     field, z0 = Dose(5.0, 6.0), start_state()
     sol = pynode.solve(field, z0, [0.0, END], dense=True, engine=engine, **FINE)
-    times = torch.tensor([0.5, 5.0, 5.5, 6.0, 9.0, END], dtype=DOUBLE)
+    times = torch.tensor([0.0, 0.5, 5.0, 5.5, 6.0, 9.0, END], dtype=DOUBLE)
     want = torch.stack([field.exact(z0, t) for t in times])
     torch.testing.assert_close(sol(times), want.detach(), rtol=1e-5, atol=1e-6)
     assert "Stats(nfe=" in repr(sol)

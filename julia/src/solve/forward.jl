@@ -175,7 +175,7 @@ end
 
 "Whether the solver steps exactly to every entry of `ts`."
 lands_on_times(o::Options) =
-    !o.adaptive || o.solver in NYSTROM || o.split !== nothing ||
+    !o.adaptive || o.solver in NYSTROM || o.solver in SDIRK ||
     (o.keep === :stages && !(o.solver in INTERPOLATED))
 
 "What a return code says of a solve that came to `u` and tried to go on to `tried`."

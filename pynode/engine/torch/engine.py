@@ -45,6 +45,7 @@ __all__ = ["TorchEngine"]
 
 _BLOCK = 64  # reported times for which a fixed-step solve is one call of torchdiffeq's
 _QUARTIC = 4  # the degree of torchdiffeq's interpolant of a step
+_SHORT = 64  # so many roundings of the time long, a step has no room for more points than a quartic needs
 
 
 class TorchEngine:
@@ -383,7 +384,6 @@ def _interpolant(problem: Problem, rhs: Rhs, stats: Stats) -> Callable[[Tensor],
 
     torchdiffeq interpolates at the times that it is asked for and keeps no interpolant.
     """
-    degree = max(_QUARTIC, problem.solver.order)
     sign = 1.0 if problem.t[-1] > problem.t[0] else -1.0
     options = None
     if isinstance(rhs, AdaptiveRhs):
@@ -393,8 +393,11 @@ def _interpolant(problem: Problem, rhs: Rhs, stats: Stats) -> Callable[[Tensor],
         grid = _options(problem, problem.t)["grid_constructor"](None, None, problem.t)
         options = _options(problem, problem.t) | {"grid_constructor": lambda func, y0, t: grid, "interp": "cubic"}
         knots = grid.cpu()
-    # Chebyshev's points and polynomials, since equidistant points and powers magnify rounding.
-    nodes = (1 - torch.linspace(0, torch.pi, degree + 1, dtype=torch.float64, device="cpu").cos()) / 2
+    short = knots.diff().abs() < _SHORT * torch.finfo(knots.dtype).eps * knots[1:].abs()
+    degree = _QUARTIC if short.any() else max(_QUARTIC, problem.solver.order)
+    nodes = torch.arange(degree + 1, dtype=torch.float64, device="cpu") / degree
+    if degree > _QUARTIC:  # Chebyshev's points: equidistant ones magnify rounding
+        nodes = (1 - (torch.pi * nodes).cos()) / 2
     points = (knots[:-1, None] + knots.diff()[:, None] * nodes[:-1]).flatten()
     plain = replace(problem, sensitivity=None)
     again = right_hand_side(plain)
