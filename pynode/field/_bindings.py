@@ -363,7 +363,9 @@ def of_a_library(function: types.FunctionType) -> bool:
 
 @functools.cache
 def _is_installed(root: str) -> bool:
-    """Whether a top-level package lies where packages are installed."""
+    """Whether a top-level package lies where packages are installed; a program that is run from there is the user's."""
+    if root == "__main__":
+        return False
     path = getattr(sys.modules.get(root), "__file__", None) or ""
     return "site-packages" in path or "dist-packages" in path
 
