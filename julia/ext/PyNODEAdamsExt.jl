@@ -23,11 +23,11 @@ function OrdinaryDiffEqCore.perform_step!(x::ExactClock, cache::VCABMCache, repe
         x.f(x.fsallast, x.u, x.p, x.t + x.dt)
         OrdinaryDiffEqCore.increment_nf!(x.stats, 1)
     end
-    between!(x)
+    between!(x, cache, 2; slopes = true)
     return
 end
 
-@interpolated VCABMCache
+@interpolated VCABMCache 2
 
 function __init__()
     SOLVERS["VCABM"] = VCABM

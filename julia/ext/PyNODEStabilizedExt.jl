@@ -1,7 +1,21 @@
 module PyNODEStabilizedExt
 
-using OrdinaryDiffEqStabilizedRK: ROCK2, ROCK4
-using PyNODE: SOLVERS
+using OrdinaryDiffEqCore: OrdinaryDiffEqCore
+using OrdinaryDiffEqStabilizedRK: ROCK2, ROCK2Cache, ROCK4, ROCK4Cache
+using PyNODE: SOLVERS, ExactClock
+
+include("between.jl")
+
+@interpolated ROCK2Cache 2
+@interpolated ROCK4Cache 2
+
+for cache in (ROCK2Cache, ROCK4Cache)
+    @eval function OrdinaryDiffEqCore.perform_step!(x::ExactClock, cache::$cache, repeat_step = false)
+        invoke(OrdinaryDiffEqCore.perform_step!, Tuple{Any,$cache,Any}, x, cache, repeat_step)
+        look_between!(x, cache, 2)
+        return
+    end
+end
 
 function __init__()
     SOLVERS["ROCK2"] = ROCK2

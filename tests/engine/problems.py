@@ -28,6 +28,35 @@ class Linear(nn.Module):
         return torch.einsum("bj,nij->nbi", z0, torch.linalg.matrix_exp(self.A * (t - t[0])[:, None, None]))
 
 
+class Oscillator(nn.Module):
+    """dz/dt = rate (z₂, -z₁), `z` of shape `(1, 2)`, from (1, 1)."""
+
+    start = torch.ones(1, 2, dtype=torch.float64)
+
+    def __init__(self, rate: float = 1.3) -> None:
+        super().__init__()
+        self.rate = nn.Parameter(torch.tensor(rate, dtype=torch.float64))
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        return self.rate * torch.stack([z[:, 1], -z[:, 0]], 1)
+
+    def exact(self, t: Tensor) -> Tensor:
+        angle = (self.rate * t)[:, None]
+        return torch.stack([angle.cos() + angle.sin(), angle.cos() - angle.sin()], -1)
+
+
+class Attracted(nn.Module):
+    """dz/dt = rate (a cos t - z) - a sin t, from a: z = a cos t (Prothero and Robinson, Math. Comp. 28, 1974)."""
+
+    def __init__(self, rate: float = 1e6) -> None:
+        super().__init__()
+        self.rate = rate
+        self.a = nn.Parameter(torch.tensor([[1.0]], dtype=torch.float64))
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        return self.rate * (self.a * torch.cos(t) - z) - self.a * torch.sin(t)
+
+
 class Driven(nn.Module):
     """dz/dt = t (u - k z), `z` and `u` of shape `(batch, 1)`; z(t) = u/k + (z0 - u/k) exp(-k (t² - t0²) / 2)."""
 

@@ -5,16 +5,17 @@ using LinearAlgebra: UniformScaling
 using LinearSolve: LinearSolve, KrylovJL_GMRES, LinearCache, OperatorAssumptions, SciMLLinearSolveAlgorithm
 using OrdinaryDiffEqBDF: FBDF, QNDF
 using OrdinaryDiffEqCore: OrdinaryDiffEqCore
-using OrdinaryDiffEqRosenbrock: Rodas5P, Rosenbrock23
-using OrdinaryDiffEqSDIRK: KenCarp3, KenCarp4, KenCarp5, KenCarp5Cache, NLNewton, TRBDF2
+using OrdinaryDiffEqRosenbrock: Rodas5P, Rosenbrock23, Rosenbrock23Cache, RosenbrockCache
+using OrdinaryDiffEqSDIRK: KenCarp3, KenCarp3Cache, KenCarp4, KenCarp4Cache, KenCarp5, KenCarp5Cache, NLNewton, TRBDF2, TRBDF2Cache
 using OrdinaryDiffEqTsit5: AutoTsit5
 using PrecompileTools: @compile_workload
 using PyNODE: Blocks, Elimination, ExactClock, SOLVERS, SPLIT_SOLVERS
 using PyNODE: factorise!, forget_samples, sample_run, solve_blocks!, subtract_identity!
-using SciMLBase: SciMLBase, ODEFunction, ODEProblem, ReturnCode, build_linear_solution, init, step!
+using SciMLBase: SciMLBase, ODEFunction, ODEProblem, ReturnCode, build_linear_solution, init, solve!, step!
 
 include("../between.jl")
 include("estimate.jl")
+include("steps.jl")
 
 # ---- solvers --------------------------------------------------------------------------------------------------
 

@@ -43,7 +43,7 @@ kernel_count() = length(KERNELS)
 const SOLVER_NAMES =
     (EXPLICIT..., STIFF..., STRONG_STABILITY..., LOW_STORAGE..., STABILIZED..., ADAMS..., SYMPLECTIC..., NYSTROM...)
 const SENSITIVITIES = (:discrete, :backsolve, :interpolating, :quadrature, :gauss)
-const KEEP = (:ends, :stages, :dense, :saved)
+const KEEP = (:ends, :stages, :dense, :saved, :times)
 
 solver_number(name) = findfirst(==(string(name)), SOLVER_NAMES)
 sensitivity_number(name) = findfirst(==(Symbol(string(name))), SENSITIVITIES)

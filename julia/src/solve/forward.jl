@@ -8,7 +8,7 @@ Base.@kwdef struct Options
     dt::Float64 = 0.0           # 0: automatic
     adaptive::Bool = true
     max_steps::Int = 10_000
-    keep::Symbol = :ends        # of the steps: nothing (:ends, :saved), :stages (discrete adjoint), or :dense
+    keep::Symbol = :ends        # of the steps: nothing (:ends, :saved), :stages (discrete adjoint), their :times, or :dense
     memory::Int = 2^30          # bytes that the steps kept for the discrete adjoint may take
     wants_t::Bool = true        # whether it is to give the times' cotangents
     control::Union{Nothing,StepControl} = nothing
@@ -69,7 +69,7 @@ end
 
 "Solve with the `θ` that is bound; what is kept of the solve refers to `θ`."
 function integrate!(values, field::TracedField, u0, ts::Vector{Time}, θ, o::Options)
-    if o.keep === :dense || o.keep === :saved || isopaque(o.solver)
+    if !(o.keep in (:ends, :stages)) || isopaque(o.solver)
         f = solved_function(field, o)
         alg = algorithm(o.solver; dense = o.keep === :dense, split = o.split !== nothing, field.threads)
         return Base.invokelatest(forward_whole!, values, field, f, u0, ts, θ, o, alg)
@@ -88,10 +88,10 @@ end
 function forward_whole!(values, field::TracedField{T}, f, u0, ts::Vector{Time}, θ, o::Options, alg) where {T}
     span, split = (first(ts), last(ts)), o.split
     problem = split === nothing ? ODEProblem{true}(f, u0, span, field.θ) : SplitODEProblem{true}(f, u0, span, split)
-    ends = only_saved(o)
+    ends, dense = only_saved(o), o.keep === :dense
     # With a mass matrix Python has seen to a consistent initial state.
     start = o.mass === nothing ? (;) : (; initializealg = NoInit())
-    saved = (; saveat = ends ? ts : Time[], save_everystep = !ends, dense = !ends, start...)
+    saved = (; saveat = ends ? ts : Time[], save_everystep = !ends, dense, start...)
     integrator = integrator_of(problem, alg, T, ts, o; saved...)
     PROGRESS.integrator = integrator
     solution = solve!(integrator)
@@ -175,7 +175,7 @@ end
 
 "Whether the solver steps exactly to every entry of `ts`."
 lands_on_times(o::Options) =
-    !o.adaptive || o.solver in NYSTROM || o.solver in SDIRK ||
+    !o.adaptive || o.solver in NYSTROM ||
     (o.keep === :stages && !(o.solver in INTERPOLATED))
 
 "What a return code says of a solve that came to `u` and tried to go on to `tried`."
@@ -204,7 +204,7 @@ function fill_values!(values, solution, ts::Vector{Time}, reached, o::Options)
         end
         if saved[at] == t
             copyto!(column, solution.u[at])
-        elseif only_saved(o)
+        elseif o.keep !== :dense
             fill!(column, NaN)
         else
             solution(column, t)

@@ -39,12 +39,6 @@ const MATRIX_FREE = ("KenCarp4Krylov", "FBDFKrylov")
 "Solvers for stiff fields, which the extension `PyNODEStiffExt` adds to `SOLVERS`."
 const STIFF = ("Rosenbrock23", "Rodas5P", "TRBDF2", "KenCarp3", "KenCarp4", "KenCarp5", "FBDF", "QNDF", "AutoStiff", MATRIX_FREE...)
 
-"""
-Those that interpolate by the slopes at a step's ends. On a stiff field a slope is that of the error at the end of a step, which
-decays at once, rather than of the solution: values between the steps were off by up to 10⁵ tolerances.
-"""
-const SDIRK = ("TRBDF2", "KenCarp3", "KenCarp4", "KenCarp5", "KenCarp4Krylov")
-
 isstiff(name) = name in STIFF
 "Whether the steps are SciML's own business: there is no discrete adjoint of them."
 isopaque(name) = isstiff(name) || name in STABILIZED || name in ADAMS

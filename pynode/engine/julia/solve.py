@@ -24,7 +24,7 @@ from pynode.errors import PyNODEError
 
 __all__ = ["Solve"]
 
-_KEEP = {"ends": 1, "stages": 2, "dense": 3, "saved": 4}
+_KEEP = {"ends": 1, "stages": 2, "dense": 3, "saved": 4, "times": 5}
 # What a sensitivity needs of the forward solve's steps; "saved" is the states at the times asked for.
 _NEEDS = {"discrete": "stages", "backsolve": "saved"}
 
@@ -59,7 +59,7 @@ class Solve:
         sensitivity, solver, z0 = problem.sensitivity, problem.solver, problem.z0
         self.own_steps = solver.of_pairs
         with_steps = problem.watched is not None and problem.watched.steps is not None
-        keep = "dense" if problem.dense or with_steps else "ends"
+        keep = "dense" if problem.dense else "times" if with_steps else "ends"
         if self.own_steps and with_steps:
             keep = "stages"
         if sensitivity is not None and not (problem.dense and sensitivity.name == "backsolve"):
