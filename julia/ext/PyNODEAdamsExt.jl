@@ -23,7 +23,7 @@ function OrdinaryDiffEqCore.perform_step!(x::ExactClock, cache::VCABMCache, repe
         x.f(x.fsallast, x.u, x.p, x.t + x.dt)
         OrdinaryDiffEqCore.increment_nf!(x.stats, 1)
     end
-    between!(x, cache, 2; slopes = true)
+    between!(x, cache; slopes = true)
     return
 end
 

@@ -12,7 +12,7 @@ include("between.jl")
 for cache in (ROCK2Cache, ROCK4Cache)
     @eval function OrdinaryDiffEqCore.perform_step!(x::ExactClock, cache::$cache, repeat_step = false)
         invoke(OrdinaryDiffEqCore.perform_step!, Tuple{Any,$cache,Any}, x, cache, repeat_step)
-        look_between!(x, cache, 2)
+        look_between!(x, cache)
         return
     end
 end

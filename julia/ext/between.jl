@@ -5,7 +5,7 @@
 # the steps are right, however. So polynomials through those of the last steps are tried as well, and of these and the solver's own
 # interpolant the one is taken that is estimated to be off by least. Where no estimate is within the tolerances, the step is too long.
 
-using DiffEqBase: CallbackSet, calculate_residuals!
+using DiffEqBase: calculate_residuals!
 using LinearAlgebra: UniformScaling
 
 "How many steps polynomials go through, beside the one that is interpolated."
@@ -52,29 +52,33 @@ end
 "Put a copy of `v` before the others, in the place of the last one if there are enough."
 begin_with!(vs, v) = pushfirst!(vs, copyto!(length(vs) > REACH ? pop!(vs) : similar(v), v))
 
-"Whether somebody may look between the ends of the step that was just tried."
-function isasked(x)
+"Whether somebody may look into each step: not where there are times to report, or nothing but the steps is kept."
+function looks_everywhere(x)
     o = x.opts
-    (o.dense || !o.save_everystep && isempty(o.saveat_cache)) && return true
-    o.callback isa CallbackSet && isempty(o.callback.continuous_callbacks) && isempty(o.callback.discrete_callbacks) || return true
-    return !isempty(o.saveat) && x.tdir * (x.t + x.dt) > first(o.saveat)
+    (; continuous_callbacks, discrete_callbacks) = o.callback
+    called = !isempty(continuous_callbacks) || !isempty(discrete_callbacks)
+    return o.dense || called || (!o.save_everystep && isempty(o.saveat_cache))
 end
 
+"How many vectors of a step's, `x.k`, the solver's own interpolant takes; see `@interpolated`."
+function own_vectors end
+
 """
-    between!(x, cache, own; slopes = false) -> estimate
+    between!(x, cache; slopes = false) -> estimate
 
 Prepare the interpolation of the step that was just tried, which may still be rejected, and return the estimate of its error in
-tolerances. The solver's `own` interpolant takes that many vectors of the step's, `x.k`. A polynomial adds further ones: over the
+tolerances. A polynomial adds vectors to those of the step that the solver's own interpolant takes, `x.k`: over the
 step, with θ from 0 to 1, it is (1 - θ) u + θ u′ + θ (1 - θ) g(θ) with g(θ) = c₁ + c₂ θ + …. With `slopes`, for fields that are not
 stiff, it has the slopes at the ends of steps as well, and there is no estimate for the solver's own.
 """
-function between!(x, cache, own; slopes = false)
-    resize!(x.k, own)
-    x.kshortsize = own
-    x.opts.calck || return 0.0  # nobody asks for what is between its ends
+function between!(x, cache; slopes = false)
+    x.kshortsize = own_vectors(cache)
+    resize!(x.k, x.kshortsize)
+    everywhere, reported = looks_everywhere(x), x.opts.saveat
+    x.opts.calck && (everywhere || !isempty(reported)) || return 0.0  # nobody will ask for what is between its ends
     trail = get!(() -> Trail(x.u), TRAILS, x)::Trail{typeof(x.u)}
     note!(trail, x, slopes)
-    isasked(x) || return 0.0
+    everywhere || x.tdir * (x.t + x.dt) > first(reported) || return 0.0
     points = slopes ? osculating(x, trail) : through_ends(x, trail)
     estimate = best!(x, trail, points, slopes ? 2 : 1, slopes ? Inf : own_error(x, trail, cache))
     x.kshortsize = length(x.k)  # else what has been added is dropped before callbacks interpolate
@@ -82,8 +86,8 @@ function between!(x, cache, own; slopes = false)
 end
 
 "Prepare the interpolation of a step, which is as exact as that is."
-function look_between!(x, cache, own)
-    x.EEst = max(x.EEst, between!(x, cache, own))
+function look_between!(x, cache)
+    x.EEst = max(x.EEst, between!(x, cache))
     return
 end
 
@@ -137,7 +141,7 @@ function best!(x, trail::Trail, points, least, best)
         end
         push!(terms, copy(differences[1]))
         # What is added tells how far the polynomial before it is off, unless it vanishes by chance, as two in turn do not.
-        added = highest(factors[end]) * size_of(x, trail, terms[end])
+        added = highest(factors[end]) * size_of(x, terms[end], trail.size)
         if length(terms) > least && max(before, added) < best
             taken, best = length(terms) - 1, max(before, added)
             best < ENOUGH && break
@@ -168,7 +172,7 @@ function own_error(x, trail::Trail, cache)
         θ = place(x, trail, i)
         own!(θ)
         @. term -= states[i]
-        size_of(x, trail, term) / (8 * θ^2 * (1 - θ))
+        size_of(x, term, trail.size) / (8 * θ^2 * (1 - θ))
     end
     r = -place(x, trail, last)
     r >= 0.5 && return error
@@ -179,14 +183,14 @@ function own_error(x, trail::Trail, cache)
     elseif x.f.mass_matrix isa UniformScaling  # with the slope at the beginning
         @. term += ((x.u - x.uprev) - x.dt * x.fsalfirst) / 4
     end
-    return max(error, size_of(x, trail, term))
+    return max(error, size_of(x, term, trail.size))
 end
 
-"In tolerances."
-function size_of(x, trail::Trail, error)
+"The norm of an error of the step in tolerances, which are written to `scaled`."
+function size_of(x, error, scaled)
     o = x.opts
-    calculate_residuals!(trail.size, error, x.uprev, x.u, o.abstol, o.reltol, o.internalnorm, x.t)
-    return o.internalnorm(trail.size, x.t)
+    calculate_residuals!(scaled, error, x.uprev, x.u, o.abstol, o.reltol, o.internalnorm, x.t)
+    return o.internalnorm(scaled, x.t)
 end
 
 "The coefficients, the lowest first, of a polynomial multiplied by θ - r."
@@ -219,6 +223,8 @@ Interpolate steps of solvers with this type of cache, whose own interpolant take
 """
 macro interpolated(cache, own)
     return esc(quote
+        own_vectors(::$cache) = $own
+
         function OrdinaryDiffEqCore.ode_interpolant!(
             out, θ, h, u, u′, k, cache::$cache, indices, order::Type{Val{n}}, differential
         ) where {n}

@@ -80,8 +80,6 @@ function count_time!(x, cache::Rosenbrock23Cache)
     excess = reshape(solve!(linsolve).u, size(k₃))  # for the matrix J - I / γh
     @. k₃ += excess / γh
     @. tmp = h / 6 * (k₁ - 2 * k₂ + k₃)
-    o = x.opts
-    calculate_residuals!(atmp, tmp, x.uprev, x.u, o.abstol, o.reltol, o.internalnorm, x.t)
-    x.EEst = o.internalnorm(atmp, x.t)
+    x.EEst = size_of(x, tmp, atmp)
     return
 end

@@ -11,7 +11,7 @@
 function OrdinaryDiffEqCore.stepsize_controller!(x::ExactClock, alg::Smoothed)
     SMOOTHING === :scaled && alg.smooth_est && (x.EEst /= smoothed_by(x))
     forget_rate!(x.cache.nlsolver)
-    look_between!(x, x.cache, 2)
+    look_between!(x, x.cache)
     return invoke(OrdinaryDiffEqCore.stepsize_controller!, Tuple{Any,Any}, x, alg)
 end
 
@@ -19,13 +19,13 @@ end
 function OrdinaryDiffEqCore.perform_step!(x::ExactClock, cache::Rosenbrock23Cache, repeat_step = false)
     invoke(OrdinaryDiffEqCore.perform_step!, Tuple{Any,Rosenbrock23Cache,Any}, x, cache, repeat_step)
     count_time!(x, cache)
-    look_between!(x, cache, 2)
+    look_between!(x, cache)
     return
 end
 
 function OrdinaryDiffEqCore.perform_step!(x::ExactClock, cache::RosenbrockCache, repeat_step = false)
-    resize!(x.k, 3)  # which takes all of them for its own
+    resize!(x.k, own_vectors(cache))  # which takes all of them for its own
     invoke(OrdinaryDiffEqCore.perform_step!, Tuple{Any,RosenbrockCache,Any}, x, cache, repeat_step)
-    look_between!(x, cache, 3)
+    look_between!(x, cache)
     return
 end
