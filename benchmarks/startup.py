@@ -68,16 +68,18 @@ def measured(solver: str, sensitivity: str) -> Seconds:
 
 def watch_imports(runtime: object, seconds: Seconds) -> None:
     """Time two steps of the start: juliacall, and the loading of PyNODE behind it."""
-    import_juliacall: Callable[[], object] = runtime._import_juliacall  # type: ignore[attr-defined]
+    for phase, name in (("juliacall", "_import_juliacall"), ("PyNODE", "_import_pynode")):
+        setattr(runtime, name, timing(getattr(runtime, name), seconds, phase))
 
-    def watched() -> object:
-        with timed(seconds, "juliacall"):
-            juliacall = import_juliacall()
-        with timed(seconds, "PyNODE"):
-            juliacall.Main.seval("import PyNODE")  # type: ignore[attr-defined]
-        return juliacall
 
-    runtime._import_juliacall = watched  # type: ignore[attr-defined]
+def timing(function: Callable[..., object], seconds: Seconds, phase: str) -> Callable[..., object]:
+    """The same function, whose calls count for a phase."""
+
+    def timed_function(*arguments: object) -> object:
+        with timed(seconds, phase):
+            return function(*arguments)
+
+    return timed_function
 
 
 def main() -> None:

@@ -107,6 +107,7 @@ class Prepared:
         )
 
 
+@leaves_thread_state
 def prepare(field: Callable[..., Any], like: tuple[Any, Tensor | Sequence[float]], **keywords: Any) -> Prepared:
     """A callable that solves as `solve` does, without looking again at what does not change from call to call.
 

@@ -20,6 +20,7 @@ from pynode.problem.inputs import DTYPES, as_times, check_times
 from pynode.repeated import Repeated
 from pynode.sensitivity import Sensitivity
 from pynode.solution import Solution
+from pynode.torch_state import leaves_thread_state
 from pynode.transforms import is_active
 
 __all__ = ["Recent", "as_tensor"]
@@ -68,6 +69,7 @@ class Recent:
         InputError: the times are not usable.
     """
 
+    @leaves_thread_state
     def __init__(
         self, keywords: list[Any], kinds: list[type], engine: str | None, t: Tensor, repeated: dict[bool, Repeated]
     ) -> None:

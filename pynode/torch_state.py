@@ -119,11 +119,14 @@ class _Process(NamedTuple):
     getattribute: Any
     filters: tuple[Any, ...]
     showwarning: Any
+    profile: Any  # the thread's
 
     @classmethod
     def now(cls) -> _Process:
         """As it is."""
-        return cls(vars(nn.Module).get("__getattribute__"), tuple(warnings.filters), warnings.showwarning)
+        return cls(
+            vars(nn.Module).get("__getattribute__"), tuple(warnings.filters), warnings.showwarning, sys.getprofile()
+        )
 
     def restore(self) -> None:
         """Make it so again."""
@@ -133,6 +136,8 @@ class _Process(NamedTuple):
             del nn.Module.__getattribute__
         warnings.filters[:] = self.filters  # type: ignore[index]
         warnings.showwarning = self.showwarning
+        if self.profile is None:
+            sys.setprofile(None)
 
 
 def leaves_thread_state(function: F) -> F:
@@ -145,10 +150,13 @@ def leaves_thread_state(function: F) -> F:
             if first:
                 _CALLS.begin()
             return function(*args, **keywords)
-        except BaseException:
+        except BaseException as error:
             if _entered() != before:
                 _close_generators()
                 _enter(layers, *before)
+            signal = error.__context__
+            if "mode stack" in str(error) and signal is not None and not isinstance(signal, Exception):
+                raise signal from None  # rather than what torch says of a mode whose code it has cut in two
             raise
         finally:
             if first:

@@ -2,9 +2,7 @@ module PyNODEAdamsExt
 
 using OrdinaryDiffEqAdamsBashforthMoulton: OrdinaryDiffEqAdamsBashforthMoulton, VCABM
 using OrdinaryDiffEqCore: OrdinaryDiffEqCore
-using PyNODE: SOLVERS, ExactClock, ODEProblem, init, step!
-
-include("between.jl")
+using PyNODE: @interpolated, SOLVERS, ExactClock, ODEProblem, between!, init, step!
 
 const VCABMCache = OrdinaryDiffEqAdamsBashforthMoulton.VCABMCache
 

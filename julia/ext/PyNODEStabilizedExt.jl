@@ -2,9 +2,7 @@ module PyNODEStabilizedExt
 
 using OrdinaryDiffEqCore: OrdinaryDiffEqCore
 using OrdinaryDiffEqStabilizedRK: ROCK2, ROCK2Cache, ROCK4, ROCK4Cache
-using PyNODE: SOLVERS, ExactClock
-
-include("between.jl")
+using PyNODE: @interpolated, SOLVERS, ExactClock, look_between!
 
 @interpolated ROCK2Cache 2
 @interpolated ROCK4Cache 2

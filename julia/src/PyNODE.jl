@@ -8,11 +8,11 @@ module PyNODE
 
 using Base.Broadcast: Broadcasted
 using ChainRulesCore: ChainRulesCore, NoTangent, unthunk
-using DiffEqBase: DiffEqBase
+using DiffEqBase: DiffEqBase, calculate_residuals!
 using FastBroadcast: FastBroadcast, @.., Serial
 using FunctionWrappers: FunctionWrapper
 using JSON: JSON
-using LinearAlgebra: LinearAlgebra, BLAS, Symmetric, Transpose, dot, eigen!, mul!, nullspace, svd!, transpose
+using LinearAlgebra: LinearAlgebra, BLAS, Symmetric, Transpose, UniformScaling, dot, eigen!, mul!, nullspace, svd!, transpose
 using LuxCore: LuxCore
 using NNlib: batched_mul!, batched_transpose, tanh_fast
 using OrdinaryDiffEqCore: DEOptions, OrdinaryDiffEqCore, IController, ODEIntegrator, PIController, PIDController,
@@ -71,6 +71,7 @@ include("solve/control.jl")
 include("solve/mass.jl")
 include("solve/split.jl")
 include("solve/clock.jl")
+include("solve/between.jl")
 include("solve/forward.jl")
 include("solve/record.jl")
 include("solve/steps.jl")

@@ -208,10 +208,19 @@ function sample_callback(dtype::String)
     return dz
 end
 
-"The addresses of the C functions, which are compiled for it."
+"The addresses of the C functions, which are compiled for it, and what Python asks for as it starts Julia."
 function sample_entries()
-    addresses = zeros(Int, 16)
-    return GC.@preserve addresses write_entry_points(Int(pointer(addresses)))
+    addresses, answer = zeros(Int, 16), zeros(UInt8, 64)
+    GC.@preserve addresses answer begin
+        write_entry_points(Int(pointer(addresses)))
+        for code in ("1 + 1", "true", "nothing", "VERSION", "\"a\"")
+            GC.@preserve code evaluate_entry(Int(pointer(code)), sizeof(code), Int(pointer(answer)), length(answer))
+        end
+    end
+    cannot_stop_threads()
+    precompile(serve, (NTuple{7,Int}, Int, Int))
+    precompile(set_threads, (Int, Bool))
+    return evaluate_entry_point()
 end
 
 "Forget the sample's kernels: what is compiled stays."

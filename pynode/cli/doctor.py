@@ -124,8 +124,8 @@ _START = """
 from pynode.engine.julia import runtime
 from pynode.errors import EngineUnavailable
 try:
-    julia = runtime.start()
-    print("yes, Julia", julia.seval("VERSION"), "with", julia.seval("Threads.nthreads()"), "threads")
+    runtime.start()
+    print("yes, Julia", runtime.evaluate("VERSION"), "with", runtime.evaluate("Threads.nthreads()"), "threads")
 except EngineUnavailable as error:
     print("no:", error)
 """

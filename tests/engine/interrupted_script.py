@@ -242,7 +242,7 @@ if ENGINE == "julia":
     gc.collect()
     with torch.no_grad():
         solve(1.0)  # forgets what is not held any more
-    print("kept", runtime.start().seval("length(PyNODE.KEPT)"))
+    print("kept", runtime.module().seval("length(PyNODE.KEPT)"))
     print(
         "children",
         subprocess.run(["grep", "SigBlk", "/proc/self/status"], capture_output=True, text=True).stdout.split()[1],

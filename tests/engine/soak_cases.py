@@ -121,8 +121,12 @@ def one(
             options["save"] = "steps"
         if kind == "cost":
             options["running_cost"] = lambda t, z, *_: first(z).square().sum(1)
-        with torch.set_grad_enabled(bool(wanted)):
+        enabled = torch.is_grad_enabled()
+        try:  # torch's context managers are Python code, which an interrupt may cut in two
+            torch._C._set_grad_enabled(bool(wanted))
             sol = pynode.solve(field, z0, torch.tensor(times), args=args, **options)
+        finally:
+            torch._C._set_grad_enabled(enabled)
         out = sol.z if isinstance(sol.z, tuple) else (sol.z,)
         if kind == "dense":
             inner = sol((times[0] + times[-1]) / 2)

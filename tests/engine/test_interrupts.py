@@ -73,7 +73,7 @@ after = gradient()
 for a, b in zip(after, before):
     assert torch.equal(a, b)
 from pynode.engine.julia import runtime
-print("threads", runtime.start().seval("Threads.nthreads()"))
+print("threads", runtime.module().seval("Threads.nthreads()"))
 """
 
 

@@ -216,9 +216,9 @@ def test_kernels_are_shared_and_batch_sizes_free() -> None:
 
     engine = get_engine("julia")
     pynode.solve(network(), torch.randn(4, 3), [0.0, 1.0], engine="julia")
-    count = julia_runtime.start().kernel_count()
+    count = julia_runtime.module().kernel_count()
     pynode.solve(network(), torch.randn(9, 3), [0.0, 1.0], engine="julia")
-    assert julia_runtime.start().kernel_count() == count
+    assert julia_runtime.module().kernel_count() == count
     assert engine.name == "julia"
 
 

@@ -287,7 +287,7 @@ def test_a_new_batch_size_needs_no_other_kernel() -> None:
     for batch in (2, 3, 7):
         with torch.no_grad():
             pynode.solve(field, torch.rand(batch, 2), [0.0, 1.0], solver="fbdf_krylov", engine="julia")
-        counts.append(julia_runtime.start().kernel_count())
+        counts.append(julia_runtime.module().kernel_count())
     assert counts[0] == counts[1] == counts[2]
 
 

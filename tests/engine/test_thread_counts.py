@@ -46,7 +46,7 @@ def independent():
     return gradients(batching="independent")
 def same(a, b):
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-julia = runtime.start()
+julia = runtime.module()
 def counts():
     return julia.seval("PyNODE.BLAS.get_num_threads()"), julia.seval("PyNODE.MAX_TASKS[]")
 one, alone = joint(), independent()
@@ -92,7 +92,7 @@ kinds = [{"sensitivity": name} for name in sensitivities]
 kinds += [{"sensitivity": "discrete", "solver": "rk4", "dt": 0.1}]
 kinds += [{"sensitivity": pynode.Discrete(memory=2**17)}]  # which makes steps again
 alone = [gradients(**kind) for kind in kinds]
-julia = runtime.start()
+julia = runtime.module()
 parted = lambda: julia.seval("count(k -> length(k.field.tape.workspace.blocks) > 1, values(PyNODE.FIELDS))")
 print(parted())
 torch.set_num_threads(2)
@@ -133,7 +133,7 @@ def gradients(flow, x):
     return [loss.detach(), *torch.autograd.grad(loss, [x, *flow.parameters()])]
 flows = [flow(d) for d in (2, 7)]  # the trace is made of the parts' own products, or of those of seven batches at once
 alone = [gradients(*flow) for flow in flows]
-julia = runtime.start()
+julia = runtime.module()
 parted = lambda: julia.seval("count(k -> length(k.field.tape.workspace.blocks) > 1, values(PyNODE.FIELDS))")
 print(parted())
 torch.set_num_threads(2)
@@ -194,7 +194,7 @@ def gradients(**options):
     return [z.detach(), *torch.autograd.grad(z.sin().sum(), [z0, *net.parameters()])]
 kinds = [{"sensitivity": "discrete"}, {"sensitivity": "backsolve"}]
 alone = [gradients(**kind) for kind in kinds]
-julia = runtime.start()
+julia = runtime.module()
 shared = lambda: julia.seval(
     "count(values(PyNODE.FIELDS)) do k; scratch = k.field.tape.workspace.scratch;"
     "any(b -> b isa PyNODE.Rows && !isempty(b.others), Iterators.flatten(values(scratch))); end"
@@ -220,7 +220,7 @@ def test_threads_share_the_operations_of_a_large_sample() -> None:
 def test_what_the_user_has_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     def solve() -> int:
         pynode.solve(lambda t, z: -z, torch.ones(1, 1), [0.0, 1.0], engine="julia")
-        return int(julia_runtime.start().seval("PyNODE.BLAS.get_num_threads()"))
+        return int(julia_runtime.module().seval("PyNODE.BLAS.get_num_threads()"))
 
     before = torch.get_num_threads()
     assert solve() == before

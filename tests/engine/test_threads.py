@@ -32,7 +32,7 @@ def same(found: list[Tensor], expected: list[Tensor]) -> bool:
 def test_threads_that_hammer_models(engine: str) -> None:
     """Solves and gradients of three models from eight threads are equal to one thread's, to the bit."""
     started(engine)
-    collect = (lambda: julia_runtime.start().seval("GC.gc(false)")) if engine == "julia" else (lambda: None)
+    collect = (lambda: julia_runtime.module().seval("GC.gc(false)")) if engine == "julia" else (lambda: None)
     # Continuous adjoints, which take Julia minutes to compile, are in the long one.
     hammer.hammer(hammer.jobs(engine, "auto"), 40 if engine == "julia" else 6, collect)
 

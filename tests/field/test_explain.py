@@ -313,7 +313,7 @@ end
 def plans() -> Any:
     from pynode.engine.julia import runtime as julia_runtime
 
-    return julia_runtime.start().seval(PLANS)
+    return julia_runtime.module().seval(PLANS)
 
 
 def is_of_equal_numbers(graph: Any, i: int) -> bool:

@@ -104,7 +104,7 @@ def evaluate() -> Callable[..., Any]:
     """Lowers a graph and runs it on several inputs."""
     from pynode.engine.julia import runtime as julia_runtime
 
-    return julia_runtime.start().seval(KERNEL)  # type: ignore[no-any-return]
+    return julia_runtime.module().seval(KERNEL)  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def evaluate_on_a_gpu() -> Callable[..., Any]:
     from pynode.engine.julia import runtime as julia_runtime
 
     julia_runtime.open_cuda(0)
-    return julia_runtime.start().seval(GPU_KERNEL)  # type: ignore[no-any-return]
+    return julia_runtime.module().seval(GPU_KERNEL)  # type: ignore[no-any-return]
 
 
 def flat(tensors: Sequence[Tensor]) -> Any:

@@ -298,7 +298,7 @@ def test_all_pieces_share_one_kernel() -> None:
     pynode.solve(field, z0, [0.0, END], engine="julia", **FINE)
     from pynode.engine.julia import runtime
 
-    module = runtime.start()
+    module = runtime.module()
     before = int(module.kernel_count())
     for start in (5.0, 3.0):
         with torch.no_grad():

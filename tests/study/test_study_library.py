@@ -86,7 +86,7 @@ end
 @pytest.mark.julia
 @pytest.mark.parametrize("name", NAMES)
 def test_julia_has_the_same_field_and_derivative(name):
-    jl, z, cotangent, draw = runtime.start(), near(name), a_cotangent(name), torch.Generator().manual_seed(3)
+    jl, z, cotangent, draw = runtime.module(), near(name), a_cotangent(name), torch.Generator().manual_seed(3)
     field = jl.seval(f"({made(name).julia})")
     call = jl.seval(CALL.replace("SHAPE", str(tuple(reversed(z.shape)))))
     p = torch.cat([x.detach().reshape(-1) for x in made(name).parameters.values()])

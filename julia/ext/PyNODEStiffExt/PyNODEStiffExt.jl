@@ -9,11 +9,10 @@ using OrdinaryDiffEqRosenbrock: Rodas5P, Rosenbrock23, Rosenbrock23Cache, Rosenb
 using OrdinaryDiffEqSDIRK: KenCarp3, KenCarp3Cache, KenCarp4, KenCarp4Cache, KenCarp5, KenCarp5Cache, NLNewton, TRBDF2, TRBDF2Cache
 using OrdinaryDiffEqTsit5: AutoTsit5
 using PrecompileTools: @compile_workload
-using PyNODE: Blocks, Elimination, ExactClock, SOLVERS, SPLIT_SOLVERS
-using PyNODE: factorise!, forget_samples, sample_run, solve_blocks!, subtract_identity!
+using PyNODE: @interpolated, Blocks, Elimination, ExactClock, SOLVERS, SPLIT_SOLVERS
+using PyNODE: factorise!, forget_samples, look_between!, own_vectors, sample_run, size_of, solve_blocks!, subtract_identity!
 using SciMLBase: SciMLBase, ODEFunction, ODEProblem, ReturnCode, build_linear_solution, init, solve!, step!
 
-include("../between.jl")
 include("estimate.jl")
 include("steps.jl")
 

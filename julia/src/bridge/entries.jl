@@ -1,7 +1,7 @@
 # The C functions that Python calls, and how it learns of what went wrong.
 
 "What crosses the bridge, and how. Python has the same number (`BRIDGE` in runtime.py); both change when that changes."
-const BRIDGE = 10
+const BRIDGE = 11
 
 const LAST_ERROR = Ref("")
 const LAST_FAILURE = Ref(SolveFailure("", success, 0.0))
@@ -76,6 +76,25 @@ function write_entry_points(address::Int)
     end
     return
 end
+
+"""
+    evaluate_code(code, n, answer, room) -> Int
+
+Evaluate Python's code, of `n` bytes. What its value prints, or the beginning of that, is written to the `room` bytes at `answer`.
+Returns the number of bytes.
+"""
+function evaluate_code(code::Int, n::Int, answer::Int, room::Int)
+    said = string(Core.eval(Main, Meta.parse(unsafe_string(Ptr{UInt8}(code), n))))
+    written = min(sizeof(said), room)
+    GC.@preserve said unsafe_copyto!(Ptr{UInt8}(answer), pointer(said), written)
+    return written
+end
+
+# Also while a signal handler of Python's runs, which may ask for the text of an error.
+evaluate_entry(code::Int, n::Int, answer::Int, room::Int)::Int = caught(evaluate_code, code, n, answer, room)
+
+"The address of the C function `evaluate_code`, less than 0 after an error."
+evaluate_entry_point() = Int(@cfunction(evaluate_entry, Int, (Int, Int, Int, Int)))
 
 """
     serve(functions, exception, unclaimed)

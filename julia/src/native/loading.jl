@@ -29,14 +29,16 @@ function set_child_handler(handler::Union{Nothing,Vector{UInt8}})
     return before
 end
 
-"Load packages, with libuv's handler in its place meanwhile."
+"Load packages, with libuv's handler in its place meanwhile, and no collection of garbage, which takes a fifth of the time."
 function load(packages)
     all(id -> haskey(Base.loaded_modules, id), packages) && return
     own = CHILD_HANDLER[]
     theirs = own === nothing ? nothing : set_child_handler(own)
+    collects = GC.enable(false)
     try
         foreach(Base.require, packages)
     finally
+        GC.enable(collects)
         theirs === nothing || set_child_handler(theirs)
     end
     return

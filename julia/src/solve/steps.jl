@@ -98,8 +98,13 @@ end
 "How many integrators a field keeps, and how many bytes they may hold before one more is made."
 const MAX_INTEGRATORS, MOST_INTEGRATED = 8, 2^28
 
-function new_integrator(field::TracedField{T}, u0, ts, o::Options) where {T}
-    problem = ODEProblem{true}(ode_function(field, o.solver), u0, (first(ts), last(ts)), field.θ)
+# PythonCall adds methods for its own types to SciMLBase, with which everything is compiled anew that was compiled for functions of
+# any type. So what follows is compiled for the field's own.
+new_integrator(field::TracedField, u0, ts, o::Options) =
+    Base.invokelatest(new_integrator, field, ode_function(field, o.solver), u0, ts, o)
+
+function new_integrator(field::TracedField{T}, f::ODEFunction, u0, ts, o::Options) where {T}
+    problem = ODEProblem{true}(f, u0, (first(ts), last(ts)), field.θ)
     # What interpolation needs is computed where there is interpolation.
     nothing_saved = (; save_everystep = false, save_start = false, save_end = false, dense = false, calck = !lands_on_times(o))
     return integrator_of(problem, algorithm(o.solver; threads = field.threads), T, ts, o; nothing_saved...)

@@ -8,12 +8,11 @@ from __future__ import annotations
 import ctypes
 from array import array
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from torch import Tensor
 
 from pynode.engine.julia import signals
-from pynode.engine.julia.runtime import evaluate
+from pynode.engine.julia.runtime import evaluate, module
 from pynode.engine.protocol import Retcode
 from pynode.errors import FieldError, PyNODEError, SolveError
 
@@ -45,14 +44,9 @@ _ENTRIES = {
 
 
 class Entries:
-    """PyNODE.jl's entry points as C functions: a call costs a microsecond and releases Python's lock.
+    """PyNODE.jl's entry points as C functions: a call costs a microsecond and releases Python's lock. Julia runs."""
 
-    Args:
-        module: the Julia module PyNODE.
-    """
-
-    def __init__(self, module: Any) -> None:
-        self.module = module
+    def __init__(self) -> None:
         addresses = array("q", [0] * len(_ENTRIES))
         evaluate(f"PyNODE.write_entry_points({addresses.buffer_info()[0]})")
         found = {name: self.function(x, n) for (name, n), x in zip(_ENTRIES.items(), addresses, strict=True)}
@@ -73,12 +67,12 @@ class Entries:
             if result == -4:
                 signals.raise_exception()
             if result == -2:  # the user's Julia code, with a message for the user
-                raise FieldError(str(self.module.last_error()))
+                raise FieldError(evaluate("PyNODE.last_error()"))
             if result == -3:  # a solve of a gradient's or an interpolation's
-                what, outcome, reached = self.module.last_failure()
+                what, outcome, reached = module().last_failure()
                 retcode = RETCODES[int(outcome)]
                 raise SolveError(f"{what} stopped at t={float(reached):.6g}: {retcode.value}", retcode)
-            raise PyNODEError(f"Julia failed: {self.module.last_error()}")
+            raise PyNODEError(f"Julia failed: {evaluate('PyNODE.last_error()')}")
 
         return call
 

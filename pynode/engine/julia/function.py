@@ -51,7 +51,7 @@ def call(operands: Sequence[Tensor], number: int, kernels: Sequence[int]) -> Ten
 def reporting() -> Iterator[Any]:
     """The Julia module PyNODE; what goes wrong in the user's Julia code within the context is a `FieldError`."""
     with julia_runtime.LOCK:
-        module = julia_runtime.start()
+        module = julia_runtime.module()
         from juliacall import JuliaError
 
         try:
@@ -63,7 +63,7 @@ def reporting() -> Iterator[Any]:
 @julia_runtime.alone
 def _evaluate(operands: Sequence[Tensor], number: int, kernels: str, v: Tensor | None) -> list[Tensor]:
     """The value, or with `v` the products with each operand's Jacobian, by Julia."""
-    module = julia_runtime.start()
+    module = julia_runtime.module()
     xs = [in_order(x.detach()) for x in operands]
     v = None if v is None else in_order(v.detach())
     out = [torch.empty_like(x) for x in (xs[1:2] if v is None else xs)]

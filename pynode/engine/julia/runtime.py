@@ -30,7 +30,7 @@ import torch
 from pynode.engine.julia import environment, image, signals
 from pynode.engine.julia.environment import juliapkg_project
 from pynode.engine.protocol import Availability
-from pynode.errors import EngineUnavailable
+from pynode.errors import EngineUnavailable, PyNODEError
 from pynode.interrupts import deferred
 
 __all__ = [
@@ -41,8 +41,10 @@ __all__ = [
     "alone",
     "available",
     "available_with",
+    "evaluate",
     "installed",
     "julia_folder",
+    "module",
     "open_cuda",
     "start",
 ]
@@ -52,7 +54,7 @@ logger = logging.getLogger("pynode")
 PYNODE_UUID = "6f1c7d0e-53f0-4a7b-9d6e-0c7c4f5a8b21"
 
 # What crosses to Julia, and how; PyNODE.jl has the same number (`BRIDGE` in entries.jl).
-BRIDGE = 10
+BRIDGE = 11
 
 # Where Julia writes the number of the solve that it has kept last; 0 once a `Kept` has it.
 UNCLAIMED = (ctypes.c_int64 * 1)()
@@ -176,8 +178,8 @@ def _note_fork() -> None:
     _forked = True
 
 
-def start() -> Any:
-    """Start Julia, once, and return the Julia module PyNODE; from now on Julia has as many threads at work as torch.
+def start() -> None:
+    """Start Julia, once; from now on it has as many threads at work as torch.
 
     Raises:
         EngineUnavailable: Julia is not there, it does not run yet and this is not the main thread, or the process was
@@ -195,11 +197,23 @@ def start() -> Any:
         )
     if not _runs:
         with deferred():
-            _started()
-    module = _started()
+            _start()
     if torch.get_num_threads() != _threads:
         _follow_torch()
-    return module
+
+
+def module() -> Any:
+    """The Julia module PyNODE as juliacall has it; starts Julia where it does not run yet.
+
+    The first call of a function of it takes a second, in which Julia compiles how arguments and results are converted.
+
+    Raises:
+        EngineUnavailable: as `start`.
+    """
+    start()
+    import juliacall
+
+    return juliacall.Main.PyNODE
 
 
 _threads = 0  # torch's, as Julia was told last
@@ -219,15 +233,22 @@ def _follow_torch() -> None:
         _threads = threads
 
 
-def evaluate(code: str) -> Any:
-    """The value of Julia code, a number or a string. Julia runs.
+_ROOM = 2**16  # bytes of what Julia prints, at most
+_evaluate: Callable[..., int] | None = None  # Julia's `evaluate_code`, once it runs
 
-    So the first call of a function costs milliseconds; as an attribute of a module of juliacall's it has arguments
-    converted by code that Julia compiles for a second.
+
+def evaluate(code: str) -> str:
+    """What Julia prints of the value of its code. Julia runs.
+
+    Raises:
+        PyNODEError: the code ended in an error.
     """
-    import juliacall
-
-    return juliacall.Main.seval(code)
+    assert _evaluate is not None
+    text, answer = code.encode(), ctypes.create_string_buffer(_ROOM)
+    written = _evaluate(text, len(text), answer, _ROOM)
+    if written < 0:
+        raise PyNODEError(f"Julia failed: {evaluate('PyNODE.last_error()')}")
+    return answer.raw[:written].decode(errors="replace")
 
 
 LOCK = threading.RLock()
@@ -249,9 +270,10 @@ def alone(function: F) -> F:
 _failure: str | None = None  # of Julia's start, which cannot be tried again in the same process
 
 
-@functools.cache
-def _started() -> Any:
-    global _runs
+def _start() -> None:
+    global _runs, _evaluate
+    if _runs:
+        return
     if _failure is not None:
         raise EngineUnavailable(_failure)
     state = available()
@@ -261,33 +283,34 @@ def _started() -> Any:
     began = time.perf_counter()
     with _threads_of_torch(), image.started_with():
         juliacall = _import_juliacall()
-    try:
-        juliacall.Main.seval("import PyNODE")
-    except juliacall.JuliaError as error:
+    library = _library(juliacall)
+    error = _import_pynode(library)
+    if error:
         raise EngineUnavailable(
-            f"Julia {juliacall.Main.VERSION} started, but PyNODE could not be loaded: {error.exception}. {_remedy()}"
-        ) from error
-    module = juliacall.Main.PyNODE
-    bridge = int(juliacall.Main.seval("isdefined(PyNODE, :BRIDGE) ? PyNODE.BRIDGE : 0"))
+            f"Julia {juliacall.Main.VERSION} started, but PyNODE could not be loaded: {error}. {_remedy()}"
+        )
+    bridge = _number(library, "isdefined(PyNODE, :BRIDGE) ? PyNODE.BRIDGE : 0")
     if bridge != BRIDGE:
         folder = juliacall.Main.seval("pkgdir(PyNODE)")
         raise EngineUnavailable(
             f"the Julia package PyNODE in {folder} does not belong to this version of pynode: its bridge is number "
             f"{bridge}, and {BRIDGE} is expected. {_remedy()}, and start Python again"
         )
-    if evaluate("PyNODE.cannot_stop_threads()"):
+    place = _number(library, "PyNODE.evaluate_entry_point()")
+    integer, text = ctypes.c_int64, ctypes.c_char_p
+    _evaluate = ctypes.CFUNCTYPE(integer, text, integer, text, integer)(place)
+    if evaluate("PyNODE.cannot_stop_threads()") == "true":
         raise EngineUnavailable(
             f"Julia was started with several threads, and {_UNSAFE}. {_SAFE}, and start Python again"
         )
     exception, unclaimed = ctypes.addressof(signals.EXCEPTION), ctypes.addressof(UNCLAIMED)
     evaluate(f"PyNODE.serve({signals.functions()}, {exception}, {unclaimed})")
-    _let_other_threads_collect(juliacall.Main)
+    _let_other_threads_collect()
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_note_fork)
     _runs = True
-    version, threads, seconds = evaluate("string(VERSION)"), evaluate("Threads.nthreads()"), time.perf_counter() - began
-    logger.info("Julia %s started in %.1f s, threads: %d", version, seconds, threads)
-    return module
+    version, threads, seconds = evaluate("VERSION"), evaluate("Threads.nthreads()"), time.perf_counter() - began
+    logger.info("Julia %s started in %.1f s, threads: %s", version, seconds, threads)
 
 
 def _set_defaults() -> None:
@@ -339,6 +362,49 @@ def _import_juliacall() -> Any:
     return juliacall
 
 
+def _library(juliacall: Any) -> ctypes.PyDLL:
+    """Julia's library."""
+    found = juliacall.CONFIG.get("lib")  # not where Julia has started Python
+    return found or ctypes.PyDLL(str(juliacall.Main.seval('Base.Libc.Libdl.dlpath("libjulia")')))
+
+
+def _number(library: ctypes.PyDLL, code: str) -> int:
+    """The value of Julia code, an integer, by Julia's C interface: juliacall's way has Julia compile for a second."""
+    library.jl_eval_string.argtypes, library.jl_eval_string.restype = [ctypes.c_char_p], ctypes.c_void_p
+    library.jl_unbox_int64.argtypes, library.jl_unbox_int64.restype = [ctypes.c_void_p], ctypes.c_int64
+    value = library.jl_eval_string(code.encode())
+    if value is None:
+        raise PyNODEError(f"Julia could not evaluate {code!r}")
+    return int(library.jl_unbox_int64(value))
+
+
+def _import_pynode(library: ctypes.PyDLL) -> str:
+    """Load the package PyNODE; what Julia says where it cannot be, nothing where it can.
+
+    Meanwhile Julia does not collect its garbage, 150 MB, which takes a fifth of the time.
+    """
+    answer = ctypes.create_string_buffer(_ROOM)
+    memory = f"Ptr{{UInt8}}({ctypes.addressof(answer)})"
+    length = _number(
+        library,
+        f"""
+        GC.enable(false)
+        try
+            import PyNODE
+            0
+        catch error
+            let said = sprint(showerror, error), n = min(sizeof(said), {_ROOM})
+                GC.@preserve said unsafe_copyto!({memory}, pointer(said), n)
+                n
+            end
+        finally
+            GC.enable(true)
+        end
+        """,
+    )
+    return answer.raw[:length].decode(errors="replace")
+
+
 @contextlib.contextmanager
 def _blocking_kept() -> Iterator[None]:
     """Python's standard streams wait for a pipe as before: Julia's input and output make them return at once.
@@ -357,14 +423,14 @@ def _blocking_kept() -> Iterator[None]:
             os.set_blocking(stream, blocking)
 
 
-def _let_other_threads_collect(main: Any) -> None:
+def _let_other_threads_collect() -> None:
     """Tell Julia that this thread is in its code only while a call of it is under way.
 
     Julia's garbage collector waits until every thread that it knows is at a safe point. The thread that started Julia
     counts as running Julia's code even while it is in Python's, so that a collection in another thread would wait for
     ever. Every call into Julia takes the thread out of this state and puts it back.
     """
-    library = ctypes.PyDLL(str(main.seval('using Libdl; Libdl.dlpath("libjulia-internal")')))
+    library = ctypes.PyDLL(evaluate('Base.Libc.Libdl.dlpath("libjulia-internal")'))
     library.jl_gc_safe_enter.restype = ctypes.c_int8
     library.jl_gc_safe_leave.argtypes = [ctypes.c_int8]
     before = library.jl_gc_safe_enter()
@@ -378,7 +444,7 @@ def open_cuda(index: int) -> int:
     Raises:
         EngineUnavailable: Julia is not there, or has no CUDA.jl, or finds no GPU.
     """
-    module = start()
+    start()
     import juliacall
 
     otherwise = 'Or move the field and the state to the CPU, or use engine="torch"'
@@ -394,4 +460,4 @@ def open_cuda(index: int) -> int:
             f"the state is on cuda:{index}, and Julia's package CUDA finds no GPU that works: `CUDA.versioninfo()` "
             f"in Julia says why. {otherwise}"
         )
-    return int(module.open_cuda(index))
+    return int(module().open_cuda(index))

@@ -75,12 +75,10 @@ class Session:
     """What a process has asked of Julia so far; starts it when it is first needed.
 
     Attributes:
-        module: the Julia module PyNODE; `None` before `start`.
         tangents: by kernel and batch size, whether Julia knows the kernel of its tangent.
     """
 
     def __init__(self) -> None:
-        self.module: Any = None
         self.tangents: dict[tuple[int, int], bool] = {}
         self._entries: Entries | None = None
         self._kernels: dict[tuple[str, torch.dtype], int] = {}
@@ -97,9 +95,9 @@ class Session:
         Raises:
             EngineUnavailable: Julia cannot be started here.
         """
-        module = runtime.start()
+        runtime.start()
         if self._entries is None:
-            self.module, self._entries = module, Entries(module)
+            self._entries = Entries()
         # Entries go only when they are done, as an interrupt may come in between; others may have been added.
         while self._released:
             self._entries.release(self._released[0].number)
@@ -110,6 +108,11 @@ class Session:
             self._living.discard(self._forgotten[0])
             del self._forgotten[0]
         return self._entries
+
+    @property
+    def module(self) -> Any:
+        """The Julia module PyNODE; starts Julia where it does not run yet."""
+        return runtime.module()
 
     @property
     def stochastic(self) -> Callable[..., int]:
@@ -137,7 +140,6 @@ class Session:
 
     def register_callback(self, dtype: torch.dtype, address: int, length: int) -> int:
         """The number of a field that Python evaluates, like that of a kernel; see `julia/src/bridge/callback.jl`."""
-        self.start()
         return int(self.module.register_callback(str(dtype).removeprefix("torch."), address, length))
 
     def forget_after(self, owner: object, number: int) -> None:
@@ -152,15 +154,14 @@ class Session:
         """
         if name not in self._numbers:
             found = runtime.evaluate(f'PyNODE.{kind}_number("{name}")')
-            if found is None:
+            if found == "nothing":
                 raise earlier_version(f"the {kind} {name}")
-            self._numbers[name] = found
+            self._numbers[name] = int(found)
         return self._numbers[name]
 
     def watch(self, watched: Watched) -> None:
         """Let others see how far the next solve is."""
         if self._progress is None:
-            self.start()
             now, samples = self.module.progress_addresses()
             self._progress = (ctypes.c_double * 2).from_address(int(now)), ctypes.c_int64.from_address(int(samples))
         now, samples = self._progress
@@ -185,7 +186,6 @@ class Session:
         one = [z[:1] for z in problem.z0] if problem.t.dim() == 2 else problem.z0
         each = problem.steps.tolerances_of(one)
         rtol, atol = ([y for x in of for y in x.reshape(-1).tolist()] for of in each or ((), ()))
-        self.start()
         self.module.set_step_control(list(control.exponents or ()), numbers, control.norm, sizes, batch, rtol, atol)
         return 1.0
 
@@ -194,7 +194,6 @@ class Session:
         mass = problem.mass
         if mass is None:
             return 0.0
-        self.start()
         self.module.set_mass(
             len(mass.matrix), *(x.T.reshape(-1).tolist() for x in (mass.matrix, mass.left, mass.right))
         )

@@ -5,9 +5,6 @@
 # the steps are right, however. So polynomials through those of the last steps are tried as well, and of these and the solver's own
 # interpolant the one is taken that is estimated to be off by least. Where no estimate is within the tolerances, the step is too long.
 
-using DiffEqBase: calculate_residuals!
-using LinearAlgebra: UniformScaling
-
 "How many steps polynomials go through, beside the one that is interpolated."
 const REACH = 7
 
@@ -97,17 +94,17 @@ those before it do not.
 """
 function known(x, trail::Trail)
     n = length(trail.times)
-    return n > 1 && trail.again && place(x, trail, 2) < -SHRUNK ? 1 : n
+    return n > 1 && trail.again && θ_at(x, trail, 2) < -SHRUNK ? 1 : n
 end
 
 "θ of a state on the trail."
-place(x, trail::Trail, i) = (trail.times[i] - x.t) / x.dt
+θ_at(x, trail::Trail, i) = (trail.times[i] - x.t) / x.dt
 
 "Of the ends of earlier steps θ and g(θ)."
-through_ends(x, trail::Trail) = ((place(x, trail, i), value_of_g(x, trail, i), nothing) for i in 2:known(x, trail))
+through_ends(x, trail::Trail) = ((θ_at(x, trail, i), value_of_g(x, trail, i), nothing) for i in 2:known(x, trail))
 
 function value_of_g(x, trail::Trail, i)
-    θ = place(x, trail, i)
+    θ = θ_at(x, trail, i)
     return @. (trail.states[i] - x.uprev - θ * (x.u - x.uprev)) / (θ * (1 - θ))
 end
 
@@ -116,7 +113,7 @@ function osculating(x, trail::Trail)
     rise = x.u - x.uprev
     ends = ((0.0, x.dt * x.k[1] - rise, nothing), (1.0, rise - x.dt * x.k[2], nothing))
     earlier = map(2:min(5, known(x, trail))) do i
-        θ, g = place(x, trail, i), value_of_g(x, trail, i)
+        θ, g = θ_at(x, trail, i), value_of_g(x, trail, i)
         (θ, g, @. (x.dt * trail.slopes[i] - rise - (1 - 2θ) * g) / (θ * (1 - θ)))
     end
     return Iterators.flatten((ends, earlier))
@@ -169,12 +166,12 @@ function own_error(x, trail::Trail, cache)
         OrdinaryDiffEqCore._ode_interpolant!(term, θ, x.dt, x.uprev, x.u, x.k, cache, nothing, Val{0}, x.differential_vars)
     last = min(3, known(x, trail))
     error = maximum(2:last; init = 0.0) do i
-        θ = place(x, trail, i)
+        θ = θ_at(x, trail, i)
         own!(θ)
         @. term -= states[i]
         size_of(x, term, trail.size) / (8 * θ^2 * (1 - θ))
     end
-    r = -place(x, trail, last)
+    r = -θ_at(x, trail, last)
     r >= 0.5 && return error
     own!(0.5)
     @. term -= (x.uprev + x.u) / 2
@@ -223,21 +220,21 @@ Interpolate steps of solvers with this type of cache, whose own interpolant take
 """
 macro interpolated(cache, own)
     return esc(quote
-        own_vectors(::$cache) = $own
+        $(@__MODULE__).own_vectors(::$cache) = $own
 
-        function OrdinaryDiffEqCore.ode_interpolant!(
+        function $(OrdinaryDiffEqCore).ode_interpolant!(
             out, θ, h, u, u′, k, cache::$cache, indices, order::Type{Val{n}}, differential
         ) where {n}
             length(k) > $own ||
-                return OrdinaryDiffEqCore._ode_interpolant!(out, θ, h, u, u′, k, cache, indices, order, differential)
+                return $(OrdinaryDiffEqCore)._ode_interpolant!(out, θ, h, u, u′, k, cache, indices, order, differential)
             of(v) = indices === nothing ? v : view(v, indices)
-            return polynomial!(out, θ, h, of(u), of(u′), map(of, k[($own + 1):end]), order)
+            return $(polynomial!)(out, θ, h, of(u), of(u′), map(of, k[($own + 1):end]), order)
         end
 
-        function OrdinaryDiffEqCore.ode_interpolant(
+        function $(OrdinaryDiffEqCore).ode_interpolant(
             θ, h, u, u′, k, cache::$cache, indices, order::Type{Val{n}}, differential
         ) where {n}
-            out = OrdinaryDiffEqCore.ode_interpolant!(similar(u), θ, h, u, u′, k, cache, nothing, order, differential)
+            out = $(OrdinaryDiffEqCore).ode_interpolant!(similar(u), θ, h, u, u′, k, cache, nothing, order, differential)
             return indices === nothing ? out : out[indices]
         end
     end)
