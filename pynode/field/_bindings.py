@@ -13,10 +13,14 @@ import enum
 import functools
 import itertools
 import logging
+import os
 import sys
 import types
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -25,7 +29,17 @@ from torch import Tensor, nn
 
 from pynode.field._parametrized import hidden_by_hooks, hooked, sources
 
-__all__ = ["INTERNAL", "Reads", "captured_by", "is_compiled", "is_plain_object", "of_a_library", "slots_of"]
+__all__ = [
+    "INTERNAL",
+    "Reads",
+    "captured_by",
+    "is_a_librarys",
+    "is_compiled",
+    "is_plain_object",
+    "loaded_names",
+    "of_a_library",
+    "slots_of",
+]
 
 # Attributes by which `nn.Module` itself works.
 INTERNAL = frozenset(nn.Module().__dict__) - {"training"}
@@ -41,6 +55,7 @@ _PLAIN = (str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.
 _HARMLESS: tuple[type, ...] = (type, types.ModuleType, np.dtype, np.generic, np.ufunc)
 _HARMLESS += (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
 _HARMLESS += (logging.Logger, logging.LoggerAdapter)
+_FIXED = (weakref.ref, types.EllipsisType, Decimal, Fraction, torch.Generator)  # in which no number changes unseen
 
 
 class Reads:
@@ -57,6 +72,8 @@ class Reads:
         fixed: ids of the tensors in places where no copy of the callable can have another (scripted modules).
         opaque: whether there is anything that tensors may be hidden in, or a place that a copy of the callable shares
             with it.
+        unseen: whether there is anything that numbers may be hidden in.
+        places: classes and modules in containers and attributes.
         touched: ids of the functions, containers, objects and modules that hold tensors, directly or not.
     """
 
@@ -68,7 +85,8 @@ class Reads:
         self.arrays: dict[str, np.ndarray] = {}
         self.parametrized: dict[str, tuple[nn.Module, str]] = {}
         self.fixed: set[int] = set()
-        self.opaque = False
+        self.opaque = self.unseen = False
+        self.places: list[Any] = []
         self._held: dict[int, Any] = {}  # what has been seen, held so that no id is used again
         self._holders: dict[int, list[int]] = {}
         self._above: list[int] = []
@@ -88,6 +106,7 @@ class Reads:
         found = object.__new__(cls)
         found.owners, found.parts, found.tensors, found.captured = owners, {}, tensors, {}
         found.arrays, found.parametrized, found.fixed, found.opaque = {}, {}, set(), False
+        found.unseen, found.places = False, []
         found.touched = {*map(id, owners.values()), *map(id, tensors.values())}
         return found
 
@@ -111,7 +130,7 @@ class Reads:
             return False
         self._held[key] = value
         if len(self._held) > _MANY:
-            self.opaque = True
+            self.opaque = self.unseen = True
             return False
         return True
 
@@ -190,7 +209,7 @@ class Reads:
             if isinstance(method, types.FunctionType):
                 if any(True for _ in captured_by(method)):
                     self._part(f"{prefix}{name}().", method, _DEEP)
-                further = _names(method.__code__)[1] - names
+                further = loaded_names(method.__code__)[1] - names
                 names |= further
                 waiting.extend(further)
         self.opaque |= len(self._found) > before
@@ -207,7 +226,7 @@ class Reads:
                 self._value(f"{prefix}self", part.__self__, depth - 1)
                 self._value(f"{prefix}", part.__func__, depth - 1)
                 if isinstance(part.__func__, types.FunctionType) and not isinstance(part.__self__, type):
-                    self._class(f"{prefix}self.", type(part.__self__), _names(part.__func__.__code__)[1])
+                    self._class(f"{prefix}self.", type(part.__self__), loaded_names(part.__func__.__code__)[1])
             elif isinstance(part, functools.partial):
                 self._value(f"{prefix}", part.func, depth - 1)
                 for key, item in [*enumerate(part.args), *part.keywords.items()]:
@@ -232,23 +251,29 @@ class Reads:
             self._module(f"{name}." if name else "", value)
         elif isinstance(value, types.FunctionType | types.MethodType | functools.partial):
             if isinstance(value, types.FunctionType) and of_a_library(value):
+                for key, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
+                    with contextlib.suppress(ValueError):  # an empty cell
+                        self._value(f"{name}.{key}", cell.cell_contents, depth - 1)
                 return
-            if isinstance(value, types.FunctionType) and _is_installed(_root(value)):
+            if isinstance(value, types.FunctionType) and _is_installed(value.__globals__):
                 self.opaque = True  # a library's own globals and caches are not looked through
                 return
             self._part(f"{name}." if name else "", value, depth)
         elif isinstance(value, _HARMLESS):
-            pass
+            if isinstance(value, type | types.ModuleType):
+                self.places.append(value)
         elif isinstance(value, np.ndarray):
             self.opaque |= value.dtype.hasobject
+            self.unseen |= value.dtype.hasobject
             if not value.dtype.hasobject and self._enter(value):
                 self.arrays[name] = value
         elif not depth:
-            self.opaque = True
+            self.opaque = self.unseen = True
         elif isinstance(value, list | tuple | dict | deque | set | frozenset | types.MappingProxyType):
             if self._enter(value):
                 with self._within(value):
                     self.opaque |= len(value) > _LONG
+                    self.unseen |= len(value) > _LONG
                     for key, item in itertools.islice(_items(value), _LONG):
                         label = str(key) if isinstance(key, _PLAIN) else type(key).__name__
                         self._value(f"{name}.{label}", item, depth - 1)
@@ -258,6 +283,7 @@ class Reads:
             self._part(f"{name}.", value, depth)
         else:
             self.opaque = True
+            self.unseen |= not isinstance(value, _FIXED)
 
     def leaves(self) -> list[Tensor]:
         """All leaf tensors among these that require a gradient, also those of parametrizations."""
@@ -305,13 +331,13 @@ def slots_of(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 @functools.lru_cache(maxsize=4096)
-def _names(code: types.CodeType) -> tuple[tuple[str, ...], frozenset[str]]:
+def loaded_names(code: types.CodeType) -> tuple[tuple[str, ...], frozenset[str]]:
     """The globals that code reads, and all attributes, also within the functions that it defines."""
     names = {i.argval: None for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
     attributes = set(code.co_names)
     for inner in code.co_consts:
         if isinstance(inner, types.CodeType):
-            further, of_inner = _names(inner)
+            further, of_inner = loaded_names(inner)
             names |= dict.fromkeys(further)
             attributes |= of_inner
     return tuple(names), frozenset(attributes)
@@ -323,7 +349,7 @@ def captured_by(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
     Of a module or a class it is the attributes that the code may read.
     """
     code = function.__code__
-    names, attributes = _names(code)
+    names, attributes = loaded_names(code)
     for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
         with contextlib.suppress(ValueError):  # an empty cell
             yield from _itself_or_attributes(name, cell.cell_contents, attributes)
@@ -344,7 +370,7 @@ def _itself_or_attributes(name: str, value: Any, attributes: frozenset[str]) -> 
     if isinstance(value, type):
         if _is_library(value):
             return
-    elif value.__name__.partition(".")[0] in _LIBRARIES:
+    elif is_a_librarys(vars(value)):
         return
     own = vars(value)
     for key in sorted(attributes):
@@ -357,17 +383,28 @@ def _root(function: types.FunctionType) -> str:
 
 
 def of_a_library(function: types.FunctionType) -> bool:
-    """Whether a function is of Python's standard library, PyTorch, or another one that is no user's code."""
-    return _root(function) in _LIBRARIES
+    """Whether a function is of Python's standard library, PyTorch, or another one that is no user's code.
+
+    `functools.wraps` gives a wrapper the `__module__` of what it wraps, so that the globals count as well.
+    """
+    return _root(function) in _LIBRARIES and is_a_librarys(function.__globals__)
 
 
-@functools.cache
-def _is_installed(root: str) -> bool:
-    """Whether a top-level package lies where packages are installed; a program that is run from there is the user's."""
-    if root == "__main__":
+def is_a_librarys(scope: dict[str, Any]) -> bool:
+    """Whether the globals of a module are a library's."""
+    root, file = str(scope.get("__name__", "")).partition(".")[0], scope.get("__file__")
+    if root not in _LIBRARIES:
         return False
-    path = getattr(sys.modules.get(root), "__file__", None) or ""
-    return "site-packages" in path or "dist-packages" in path
+    # A user's module may be called like one of Python's, as `code` or `profile`.
+    return root in _PACKAGES or not file or str(file).startswith(_STANDARD)
 
 
-_LIBRARIES = frozenset({"torch", "numpy", "scipy", "pynode", "torchdiffeq", *sys.stdlib_module_names} - {"__main__"})
+def _is_installed(scope: dict[str, Any]) -> bool:
+    """Whether globals are those of a package that is installed; a program that is run from there is the user's."""
+    path = str(scope.get("__file__") or "")
+    return scope.get("__name__") != "__main__" and ("site-packages" in path or "dist-packages" in path)
+
+
+_PACKAGES = frozenset({"torch", "numpy", "scipy", "pynode", "torchdiffeq"})
+_LIBRARIES = frozenset({*_PACKAGES, *sys.stdlib_module_names} - {"__main__"})
+_STANDARD = os.path.join(os.path.dirname(os.__file__), "")

@@ -37,8 +37,10 @@ from pynode.field._substitution import Substitution
 from pynode.field._switches import has_switches
 from pynode.field._tape import Tape
 from pynode.field._time import first_time, time_dtype
+from pynode.field._unseen import Ran, reads_unseen
 from pynode.field._watch import Watch
 from pynode.field._whole import check_whole
+from pynode.field._writes import check_unwritten, versions
 from pynode.interrupts import import_for_fields
 from pynode.torch_state import leaves_process_state
 from pynode.transforms import example, is_followed, is_wrapped, moves, untransformed
@@ -56,6 +58,7 @@ class _Facts:
     runs_on: str | None  # the only engine that can run it; `None`: any
     switches: bool  # whether it compares or rounds something that it computes from the time alone
     cached: str | None  # what it keeps from one evaluation and differentiates through in the next
+    unseen: bool  # whether it may read what the fingerprint does not show
 
 
 class Field:
@@ -132,7 +135,7 @@ class Field:
         self.parameters = tuple(as_pairs(tensors[n]) for n in facts.names)
         self._values = {n: p for n, p in zip(facts.names, self.parameters, strict=True) if tensors[n].is_complex()}
         self.check_finite((), ())
-        again = not self._values and not any(map(is_wrapped, self.parameters))
+        again = not (self._values or facts.unseen or any(map(is_wrapped, self.parameters)))
         self.memory.latest = Latest.of(self, len(z0), shapes) if again else None
 
     @property
@@ -337,7 +340,11 @@ class Field:
         return outputs if tracked else tuple(o.detach() for o in outputs)
 
     def _outputs(self, t: Tensor, z: Sequence[Tensor], args: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        inputs = (t, *z, *args)
+        before = versions(inputs)
         out = self._live(t, tuple(z) if self.is_tuple else z[0], *args)
+        if versions(inputs) != before:
+            check_unwritten(inputs, before, self._input_names(len(z), len(args)))
         if not self.is_tuple and self.autocast is None and isinstance(out, Tensor) and out.shape == z[0].shape:
             return (out,)
         outputs = tuple(out) if self.is_tuple else (out,)
@@ -346,6 +353,13 @@ class Field:
         if self.autocast is not None:
             outputs = tuple(o.to(x.dtype) for o, x in zip(outputs, z, strict=True))
         return outputs
+
+    def _input_names(self, n_states: int, n_args: int) -> list[str]:
+        return [
+            "t",
+            *([f"z[{i}]" for i in range(n_states)] if self.is_tuple else ["z"]),
+            *(f"args[{i}]" for i in range(n_args)),
+        ]
 
     def _initialise(self, z0: Sequence[Tensor], t0: Tensor, args: Sequence[Tensor]) -> None:
         """Let lazy modules make their parameters, which they do when they are first called."""
@@ -360,21 +374,22 @@ class Field:
         check_norms(self.reads.owners)
         before = fingerprint(self.reads, self.dtype)
         with untransformed(), unhooked():
-            names, differentiates, jumps, cached = self._examine(z0, t0, args)
+            names, differentiates, jumps, cached, unseen = self._examine(z0, t0, args)
         after = fingerprint(self.reads, self.dtype)
         self.memory.volatile |= {k for k in after if isinstance(k, tuple) and after[k] != before.get(k)}
         runs_on = next(filter(None, (getattr(type(o), "runs_on", None) for o in self.reads.owners.values())), None)
         own = _own_module(self.function)
         always = self.reads.tensors.keys() | self.parametrized.keys() if own is not None else set()
-        return _Facts(names, frozenset(names) - always, differentiates, runs_on, jumps, cached)
+        return _Facts(names, frozenset(names) - always, differentiates, runs_on, jumps, cached, unseen)
 
     @leaves_process_state
     def _examine(
         self, z0: tuple[Tensor, ...], t0: Tensor, args: tuple[Tensor, ...]
-    ) -> tuple[tuple[str, ...], bool, bool, str | None]:
+    ) -> tuple[tuple[str, ...], bool, bool, str | None, bool]:
         """Evaluate, check the result, and find every tensor that the gradient has to reach, by name.
 
-        Also whether the function differentiates, whether it has switches, and what it keeps for later evaluations.
+        Also whether the function differentiates, whether it has switches, what it keeps for later evaluations, and
+        whether it may read what is not seen.
         """
         slots = self.reads.parametrized
         trained = {path for path in slots if requires_grad(slots, path)}
@@ -389,13 +404,28 @@ class Field:
             explained = mismatch_explained(z0, self.named_tensors().values())
             learning = attributes_read(live.frozen.owners)
             tape = Tape(t0, z0)
-            with no_higher_order(), learning as read, explained, NoRandomness(__file__), _unwarned(), tape:
+            inputs = (t0, *z0, *args)
+            written = versions(inputs)
+            with (
+                no_higher_order(),
+                learning as read,
+                explained,
+                NoRandomness(__file__),
+                _unwarned(),
+                tape,
+                Ran() as ran,
+            ):
                 out = live(t0, tuple(z0) if self.is_tuple else z0[0], *args)
 
-            def again() -> Any:
+            def again(mode: Any = None) -> Any:
                 live.strict, states = False, [z.detach().clone().requires_grad_().clone() for z in z0]
-                with NoRandomness(__file__), _unwarned():
-                    return live(t0.clone(), tuple(states) if self.is_tuple else states[0], *map(Tensor.clone, args))
+                t, rest = t0.clone(), [a.clone() for a in args]
+                if mode is not None:
+                    mode.inputs = (t, *states, *rest)
+                with NoRandomness(__file__), _unwarned(), mode or contextlib.nullcontext():
+                    return live(t, tuple(states) if self.is_tuple else states[0], *rest)
+
+            check_unwritten(inputs, written, self._input_names(len(z0), len(args)), again)
 
             cached = cache_of(live.frozen.function, (*tensors.values(), *own.values()), again)
             live.frozen.write_back()
@@ -407,7 +437,7 @@ class Field:
             met |= {n for n, x in self.reads.tensors.items() if x.is_leaf} | trained
         # Those that no copy can have others for come last, as in the graph's inputs.
         names = sorted((n for n in tensors if n in met), key=lambda n: id(tensors[n]) in fixed)
-        return tuple(names), live.differentiates, has_switches(tape), cached
+        return tuple(names), live.differentiates, has_switches(tape), cached, reads_unseen(ran, self.reads)
 
 
 @contextlib.contextmanager

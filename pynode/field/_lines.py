@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import linecache
+import os
 import sys
 from types import FrameType
 
+import torch
+
 __all__ = ["calling_line", "is_users", "place"]
+
+# The folders of torch and of the trace.
+_OTHERS = tuple(os.path.join(os.path.dirname(file), "") for file in (torch.__file__, __file__))
 
 
 def calling_line(until: str) -> str:
@@ -26,5 +32,4 @@ def place(filename: str, line: int) -> str:
 
 def is_users(filename: str) -> bool:
     """Whether a file belongs neither to torch nor to the trace."""
-    parts = filename.replace("\\", "/").split("/")
-    return "torch" not in parts and not ("pynode" in parts and "field" in parts)
+    return not filename.startswith(_OTHERS)

@@ -125,6 +125,8 @@ def trace_field(field: Field, z0: Sequence[Tensor], t: Tensor, args: Sequence[Te
     statics = tuple([x.shape[:1] for x, f in zip((*z0, *args), follows, strict=True) if not f])
     key = (field.key, follows, statics, tuple([x.dtype for x in args]))
     known = field.memory.traces
+    if field.facts.unseen:
+        _forget_others(known, (key, (key, batch)), field, z0, first_time(t).to(dtype), args)
     found = known.get(key)
     if found is not None and found.holds(batch):
         return found
@@ -141,6 +143,20 @@ def trace_field(field: Field, z0: Sequence[Tensor], t: Tensor, args: Sequence[Te
             return _first_trace(field, z0, first_time(t).to(dtype), args, key, follows)
     finally:
         torch.set_anomaly_enabled(*anomaly)  # not a context manager, whose exit a signal could cut in two
+
+
+def _forget_others(
+    known: dict[Any, Any], keys: Sequence[Any], field: Field, z0: Sequence[Tensor], t0: Tensor, args: Sequence[Tensor]
+) -> None:
+    """Forget those of the traces under these keys that are not the field's any more."""
+    for key in keys:
+        found = known.get(key)
+        if isinstance(found, TraceError):
+            del known[key]
+        elif found is not None and found.holds(batch_size(z0)):
+            with torch.inference_mode(False), unhooked():
+                if not _agrees(found, field.as_written(), z0, t0, args, beside=True):
+                    del known[key]
 
 
 def as_numbers(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -284,18 +300,27 @@ def batch_size(z0: Sequence[Tensor]) -> int:
 _PLACES = ((0.0, 0.0), (0.1, 0.1), (0.1, -0.1), (-0.1, 0.1), (-0.1, -0.1))
 
 
-def _agrees(found: Trace, field: Field, z0: Sequence[Tensor], t0: Tensor, args: Sequence[Tensor]) -> bool:
+def _agrees(
+    found: Trace, field: Field, z0: Sequence[Tensor], t0: Tensor, args: Sequence[Tensor], beside: bool = False
+) -> bool:
     """Whether graph and module give the same value and products; if not, the module has state.
+
+    `beside`: not at the start, where something may vanish, unless the module cannot be evaluated elsewhere.
 
     A number that is not finite says nothing about a graph, so that the comparison moves on from a state at which the
     field has no derivative. Numbers that are finite nowhere have to be the same infinity, or not a number, in both.
     """
     field = field.on_leaves()
     same_kind = True
-    for of_t, of_rest in _PLACES:
+    for of_t, of_rest in _PLACES[1:] + _PLACES[:1] if beside else _PLACES:
         place = [_shifted(x, of_rest if i else of_t) for i, x in enumerate((t0, *z0, *args))]
-        pairs = _compared(found, field, place, len(z0))
-        if pairs is None or not all(_close(a, b) for a, b in pairs):
+        try:
+            pairs = _compared(found, field, place, len(z0))
+        except Exception:
+            if beside and (of_t, of_rest) != _PLACES[0]:
+                continue
+            raise
+        if pairs is None or not all(_close(a, b, beside) for a, b in pairs):
             return False
         if all(bool(x.isfinite().all()) for pair in pairs for x in pair):
             return True
@@ -346,14 +371,16 @@ def _or_zero(a: Tensor | None, b: Tensor | None) -> Tensor:
     return torch.zeros_like(b)
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
-    """Whether `b` is `a` but for rounding, wherever `a` is finite."""
+def _close(a: Tensor, b: Tensor, tight: bool) -> bool:
+    """Whether `b` is `a` but for rounding, wherever `a` is finite; `tight`: where both may be small as a whole."""
     if a.shape != b.shape:
         return False
     finite = a.isfinite()
     a, b = a[finite], b[finite]
-    tolerance = 1e-3 if a.dtype == torch.float32 else 1e-8
-    scale = max(a.abs().max().item(), 1.0) if a.numel() else 1.0
+    tolerance, least = 1e-3 if a.dtype == torch.float32 else 1e-8, 1.0
+    if tight:
+        tolerance, least = 1e-5 if a.dtype == torch.float32 else 1e-11, 0.0
+    scale = max(a.abs().max().item(), least) if a.numel() else 1.0
     return torch.allclose(a, b, rtol=tolerance, atol=tolerance * scale)
 
 

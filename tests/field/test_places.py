@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import pynode
 from pynode import FieldError
 from pynode.field import Field
-from pynode.field._bindings import Reads, _is_installed
+from pynode.field._bindings import Reads
 from pynode.field._fingerprint import fingerprint
 from pynode.models import NODE
 
@@ -719,12 +719,10 @@ def test_recurrent_layers_keep_their_own_weights() -> None:
     assert all(ref() is p for ref, p in zip(layer._flat_weight_refs, layer.parameters(), strict=True))
 
 
-def test_a_program_that_an_installed_module_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_that_an_installed_module_runs() -> None:
     """As under `python -m pytest`: the file of `__main__` is an installed one, and what is in it the user's."""
-    monkeypatch.setattr(sys.modules["__main__"], "__file__", "/lib/site-packages/runner/__main__.py", raising=False)
-    _is_installed.cache_clear()
     rate = torch.tensor(0.7, requires_grad=True)
-    scope = {"__name__": "__main__", "rate": rate}
+    scope = {"__name__": "__main__", "__file__": "/lib/site-packages/runner/__main__.py", "rate": rate}
     exec("part = lambda t, z: -rate * z", scope)
     z = pynode.solve(pynode.Split(lambda t, z: -z, scope["part"]), torch.ones(1, 1), [0.0, 1.0], engine="torch").z
     (gradient,) = torch.autograd.grad(z[-1].sum(), rate)

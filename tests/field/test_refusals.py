@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import linecache
 import random
+import runpy
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,6 +45,15 @@ def test_if_on_a_value() -> None:
     assert "control flow or a Python number depends on the values of its tensors" in text
     assert "Use torch.where instead of `if`" in text
     assert REMEDY in text
+
+
+@pytest.mark.parametrize(("folder", "least"), [("pynode/field", 0), ("torch/models", 1)])
+def test_the_line_is_named_whatever_the_folders_are_called(folder: str, least: int, tmp_path: Path) -> None:
+    """As in a clone of pynode, which has the same name as the package."""
+    file = tmp_path / folder / "mine.py"
+    file.parent.mkdir(parents=True)
+    file.write_text(f"def f(t, z):\n    return z if z.sum() > {least} else -z\n")
+    assert f" at {file}:2: `return z if z.sum() > {least} else -z`" in refusal(runpy.run_path(str(file))["f"])
 
 
 def test_if_on_the_time() -> None:
@@ -154,7 +165,8 @@ def test_writing_to_the_state() -> None:
         z[:, 0] = 0.0  # writes
         return z
 
-    assert "writes to one of its" in refusal(f, "writes")
+    with pytest.raises(FieldError, match=r"changes its input z in place at .*test_refusals\.py:\d+: `z\[:, 0\] = 0"):
+        trace(f, Z)
 
 
 def test_writing_to_a_buffer() -> None:
