@@ -95,7 +95,8 @@ class JumpODE(ObservedModel):
         entries, course = self._course(x, t, mask, to_end=True)
         seen, values = entries.series.mask.transpose(0, 1), entries.series.x.transpose(0, 1)
         assert isinstance(self.output_network, _Intensity)
-        found = self.output_network.log(course.before)
+        times, batch = course.before.shape[:2]
+        found = self.output_network.log(course.before.flatten(0, 1)).unflatten(0, (times, batch))
         if self.marks is not None:
             mean, spread = self.marks(course.before).chunk(2, dim=-1)
             std = nn.functional.softplus(spread) + _LEAST_STD

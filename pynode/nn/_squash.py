@@ -40,8 +40,8 @@ class ConcatSquash(nn.Module):
         self.shift = nn.Linear(1 + context, width, bias=False) if shift else None
 
     def forward(self, t: Tensor, z: Tensor, *args: Tensor) -> Tensor:
-        """Apply to `z` `(batch, features, …)` at `t`, 0-d, with `args`, each `(batch, features)`."""
-        c = t.to(z).reshape(1, 1)
+        """Apply to `z` `(batch, features, …)` at `t`, 0-d or `(batch,)`, with `args`, each `(batch, features)`."""
+        c = t.to(z).reshape(-1, 1)
         if args:
             c = torch.cat([c.expand(z.shape[0], 1), *args], dim=1)
         y = self.layer(z)

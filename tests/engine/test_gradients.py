@@ -119,3 +119,23 @@ def test_values_of_the_stages_are_kept_for_gradients_of_the_times_alone(batching
         assert {len(stage.k) for stage in one.steps.stages.stages} == {numbers if wanted else 0}
         z.sum().backward()
         assert (t.grad is not None) == wanted
+
+
+@pytest.mark.parametrize("solver", ["dopri5", "bosh3", "dopri8"])
+@pytest.mark.parametrize("rtol", [1e-2, 1e-4])
+def test_the_choice_of_the_first_step_is_not_differentiated(engine: str, solver: str, rtol: float) -> None:
+    """The discrete gradient is that of the steps that were taken, as if the first had been given."""
+    field, z0, args = draw("driven")
+    assert isinstance(z0, Tensor)
+    t = torch.tensor([0.0, 1.0], dtype=DOUBLE)
+    how: dict[str, Any] = {"args": args, "engine": engine, "solver": solver, "rtol": rtol, "atol": rtol}
+
+    def gradient(dt: float | None) -> list[Tensor]:
+        z = z0.clone().requires_grad_()
+        end = pynode.solve(field, z, t, dt=dt, sensitivity="discrete", **how).z[-1]
+        return [end.detach(), *torch.autograd.grad(end.square().sum(), [z, *field.parameters()])]
+
+    steps = pynode.solve(field, z0, t, save="steps", **how).t
+    assert len(steps) > 2
+    for a, b in zip(gradient(None), gradient((steps[1] - steps[0]).item()), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)

@@ -50,9 +50,17 @@ def test_work_of_the_backward_pass_grows_with_the_number_of_times(solver: str, d
 @pytest.mark.parametrize(("solver", "dt"), CASES)
 @pytest.mark.parametrize("direction", [1.0, -1.0])
 def test_gradients_are_those_of_torchdiffeq(solver: str, dt: float | None, direction: float) -> None:
+    """But for the choice of the first step, which torchdiffeq differentiates as well; here it is given."""
     field, z0 = MLP(), torch.randn(5, 2, dtype=DOUBLE, requires_grad=True)
     t = (direction * torch.linspace(0, 1, 200, dtype=DOUBLE) ** 2).requires_grad_()
-    options = {"step_t": t[-1:]} if solver == "dopri5" else {}
+    options: dict[str, Any] = {"step_t": t[-1:]} if solver == "dopri5" else {}
+    if solver == "dopri5":
+        lengths: list[float] = []
+        with torch.no_grad():
+            field.callback_step = lambda t, z, dt: lengths.append(dt.item())  # type: ignore[assignment]
+            torchdiffeq.odeint(field, z0, t, method=solver, rtol=1e-6, atol=1e-8, options=options)
+        del field.callback_step
+        options["first_step"] = lengths[0]
     exact = torchdiffeq.odeint(field, z0, t, method=solver, rtol=1e-6, atol=1e-8, options=options)
     how: dict[str, Any] = {"solver": solver, "dt": dt, "sensitivity": "discrete", "engine": "torch"}
     z = pynode.solve(field, z0, t, rtol=1e-6, atol=1e-8, **how).z

@@ -9,6 +9,7 @@ from pynode.errors import FieldError, InputError
 from pynode.models import NODE, AdaptiveDepthNODE
 from pynode.nn import (
     Chebyshev,
+    ConcatSquash,
     DataControl,
     GalerkinConv2d,
     GalerkinLinear,
@@ -53,6 +54,10 @@ def time_concat():
     return TimeSequential(TimeConcat(nn.Linear(3, 6)), nn.Tanh(), nn.Linear(6, 2)), (4, 2)
 
 
+def concat_squash():
+    return TimeSequential(ConcatSquash(nn.Linear(2, 6)), nn.Tanh(), ConcatSquash(nn.Linear(6, 2))), (4, 2)
+
+
 def galerkin():
     return TimeSequential(GalerkinLinear(2, 6, Chebyshev(3)), nn.Tanh(), GalerkinLinear(6, 2, Chebyshev(3))), (4, 2)
 
@@ -67,7 +72,7 @@ def image():
 
 
 @pytest.mark.usefixtures("engine")
-@pytest.mark.parametrize("make", [time_concat, galerkin, hypernetwork, image])
+@pytest.mark.parametrize("make", [time_concat, concat_squash, galerkin, hypernetwork, image])
 def test_one_batched_solve_is_one_solve_per_sample(make):
     torch.manual_seed(0)
     field, shape = make()
@@ -81,7 +86,7 @@ def test_one_batched_solve_is_one_solve_per_sample(make):
     field.zero_grad()
     alone = torch.cat(
         [NODE(field, t=(0.0, depths[i].item()), engine="torch", **TIGHT)(x[i : i + 1]) for i in range(4)]
-        if make in (time_concat, hypernetwork)  # without bases, which would span each of these depths
+        if make in (time_concat, concat_squash, hypernetwork)  # without bases, which would span each of these depths
         else [
             AdaptiveDepthNODE(field, lambda x, i=i: depths[i : i + 1], engine="torch", **TIGHT)(x[i : i + 1])
             for i in range(4)

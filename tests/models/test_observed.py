@@ -218,7 +218,7 @@ def test_a_hawkes_process_has_its_likelihood():
     """λ(t) = μ + α Σ exp(-β (t - t_i)), whose log likelihood has a closed form."""
     mu, alpha, beta, end = 0.4, 0.8, 1.3, 5.0
     model = JumpODE(
-        1, 1, field=Decay(beta), jump=lambda z, x, m: alpha * m, log_intensity=lambda z: (mu + z).log(), **TIGHT
+        1, 1, field=Decay(beta), jump=lambda z, x, m: alpha * m, log_intensity=lambda z: (mu + z[:, :1]).log(), **TIGHT
     ).double()
     events = [[0.3, 0.7, 2.0, 4.1], [1.0, 1.1]]
     t = torch.tensor([[*e, *[end] * (5 - len(e))] for e in events], dtype=DOUBLE)

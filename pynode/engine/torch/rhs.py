@@ -241,6 +241,8 @@ class AdaptiveRhs(Rhs):
 
     def callback_step(self, t: Tensor, z: Any, dt: Tensor) -> None:
         """At the start of each attempted step."""
+        if dt.requires_grad:  # torchdiffeq differentiates its choice of the first step, which is none of the solution's
+            dt.detach_()
         self.tell(t.item(), z)
         self.callback_step_adjoint(t, z, dt)
 
