@@ -7,6 +7,7 @@ code, as Ctrl-C's `KeyboardInterrupt`, leaves the context entered for good.
 from __future__ import annotations
 
 import functools
+import gc
 import operator
 import sys
 import threading
@@ -120,12 +121,17 @@ class _Process(NamedTuple):
     filters: tuple[Any, ...]
     showwarning: Any
     profile: Any  # the thread's
+    collects: bool  # whether Python collects garbage
 
     @classmethod
     def now(cls) -> _Process:
         """As it is."""
         return cls(
-            vars(nn.Module).get("__getattribute__"), tuple(warnings.filters), warnings.showwarning, sys.getprofile()
+            vars(nn.Module).get("__getattribute__"),
+            tuple(warnings.filters),
+            warnings.showwarning,
+            sys.getprofile(),
+            gc.isenabled(),
         )
 
     def restore(self) -> None:
@@ -138,6 +144,8 @@ class _Process(NamedTuple):
         warnings.showwarning = self.showwarning
         if self.profile is None:
             sys.setprofile(None)
+        if self.collects:
+            gc.enable()
 
 
 def leaves_thread_state(function: F) -> F:

@@ -320,7 +320,15 @@ def _agrees(
             if beside and (of_t, of_rest) != _PLACES[0]:
                 continue
             raise
-        if pairs is None or not all(_close(a, b, beside) for a, b in pairs):
+        if pairs is None:
+            return False
+        n = len(z0)
+        if beside:  # products that vanish, but for rounding, are beside others that do not
+            least = [0.0] * n + [0.1 * max(map(_largest, [a for a, _ in pairs[n:]]), default=0.0)] * (len(pairs) - n)
+            tolerance = 1e-5 if z0[0].dtype == torch.float32 else 1e-11
+        else:
+            least, tolerance = [1.0] * len(pairs), 1e-3 if z0[0].dtype == torch.float32 else 1e-8
+        if not all(_close(a, b, tolerance, x) for (a, b), x in zip(pairs, least, strict=True)):
             return False
         if all(bool(x.isfinite().all()) for pair in pairs for x in pair):
             return True
@@ -371,17 +379,18 @@ def _or_zero(a: Tensor | None, b: Tensor | None) -> Tensor:
     return torch.zeros_like(b)
 
 
-def _close(a: Tensor, b: Tensor, tight: bool) -> bool:
-    """Whether `b` is `a` but for rounding, wherever `a` is finite; `tight`: where both may be small as a whole."""
+def _close(a: Tensor, b: Tensor, tolerance: float, least: float) -> bool:
+    """Whether `b` is `a` but for rounding, wherever `a` is finite, beside the largest number in it or `least`."""
     if a.shape != b.shape:
         return False
     finite = a.isfinite()
-    a, b = a[finite], b[finite]
-    tolerance, least = 1e-3 if a.dtype == torch.float32 else 1e-8, 1.0
-    if tight:
-        tolerance, least = 1e-5 if a.dtype == torch.float32 else 1e-11, 0.0
-    scale = max(a.abs().max().item(), least) if a.numel() else 1.0
-    return torch.allclose(a, b, rtol=tolerance, atol=tolerance * scale)
+    return torch.allclose(a[finite], b[finite], rtol=tolerance, atol=tolerance * max(_largest(a), least))
+
+
+def _largest(a: Tensor) -> float:
+    """The largest finite number, by magnitude."""
+    a = a[a.isfinite()]
+    return a.abs().max().item() if a.numel() else 0.0
 
 
 def _kind(x: Tensor) -> Tensor:

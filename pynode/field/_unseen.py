@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dis
 import enum
+import gc
 import sys
 import types
 from collections.abc import Iterator, Set
@@ -45,7 +46,11 @@ class Ran:
         self.all = True
 
     def __enter__(self) -> Ran:
-        self.all = sys.getprofile() is None
+        self._around = sys.getprofile()
+        self._within = isinstance(getattr(self._around, "__self__", None), SimpleQueue)  # another field's evaluation
+        self.all = self._around is None or self._within
+        self._collects = gc.isenabled()
+        gc.disable()  # what the collector calls is none of the field's
         if self.all:
             self._frames: SimpleQueue[types.FrameType] = SimpleQueue()
             # Of its three arguments it puts the first, the frame. It is no Python code, in which a signal's handler
@@ -54,11 +59,16 @@ class Ran:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._collects:
+            gc.enable()
         if not self.all:
             return
-        sys.setprofile(None)
+        sys.setprofile(self._around)
         while not self._frames.empty():
-            self._note(self._frames.get())
+            frame = self._frames.get()
+            self._note(frame)
+            if self._within:
+                self._around(frame)  # type: ignore[misc, call-arg]
 
     def _note(self, frame: types.FrameType) -> None:
         code, scope = frame.f_code, frame.f_globals

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import runpy
 import sys
@@ -291,6 +292,14 @@ class Plain(nn.Module):
         return self.rate * self.layers[1](self.activation(self.first(z))) + F.softplus(t)
 
 
+class Late:
+    """Reads its class's rate by a property."""
+
+    @classmethod
+    def current(cls) -> float:
+        return Default.rate
+
+
 PLAIN = Plain()
 
 
@@ -308,6 +317,40 @@ def test_what_most_fields_read_is_seen(field: Any) -> None:
     """So that nothing is compared at their solves."""
     z = torch.ones(2, 3)
     assert not Field(pynode.nn._signature.with_time(field, 0), (z,), torch.zeros(())).facts.unseen
+
+
+def test_a_solve_within_a_field() -> None:
+    """What runs in it is noted for both."""
+    inner = PLAIN
+
+    def plain(t: Tensor, z: Tensor) -> Tensor:
+        return pynode.solve(inner, z, [0.0, 0.1], engine="torch").z[-1]
+
+    def hidden(t: Tensor, z: Tensor) -> Tensor:
+        return pynode.solve(lambda t, z: -default.current() * z, z, [0.0, 0.1], engine="torch").z[-1]
+
+    default = Late()
+    z = (torch.ones(2, 3),)
+    assert not Field(plain, z, torch.zeros(())).facts.unseen
+    assert Field(hidden, z, torch.zeros(())).facts.unseen
+    assert sys.getprofile() is None
+
+
+def test_what_the_collector_calls_is_not_the_fields() -> None:
+    def called(*_: object) -> None:
+        numbers.calls = SCALE  # type: ignore[attr-defined]
+
+    def field(t: Tensor, z: Tensor) -> Tensor:
+        for _ in range(3000):
+            z = -z + 0.0 * torch.stack([z, z]).sum(0)
+        return z
+
+    gc.callbacks.append(called)
+    try:
+        assert not Field(field, (torch.ones(1, 1),), torch.zeros(())).facts.unseen
+        assert gc.isenabled()
+    finally:
+        gc.callbacks.remove(called)
 
 
 def test_a_profiler_stays(tmp_path: Path) -> None:
