@@ -40,7 +40,7 @@ from pynode.field._time import first_time, time_dtype
 from pynode.field._unseen import Ran, reads_unseen
 from pynode.field._watch import Watch
 from pynode.field._whole import check_whole
-from pynode.field._writes import check_unwritten, versions
+from pynode.field._writes import versions, written
 from pynode.interrupts import import_for_fields
 from pynode.torch_state import leaves_process_state
 from pynode.transforms import example, is_followed, is_wrapped, moves, untransformed
@@ -344,7 +344,7 @@ class Field:
         before = versions(inputs)
         out = self._live(t, tuple(z) if self.is_tuple else z[0], *args)
         if versions(inputs) != before:
-            check_unwritten(inputs, before, self._input_names(len(z), len(args)))
+            raise written(inputs, before, self._input_names(len(z), len(args)))
         if not self.is_tuple and self.autocast is None and isinstance(out, Tensor) and out.shape == z[0].shape:
             return (out,)
         outputs = tuple(out) if self.is_tuple else (out,)
@@ -405,7 +405,7 @@ class Field:
             learning = attributes_read(live.frozen.owners)
             tape = Tape(t0, z0)
             inputs = (t0, *z0, *args)
-            written = versions(inputs)
+            before = versions(inputs)
             with (
                 no_higher_order(),
                 learning as read,
@@ -425,7 +425,8 @@ class Field:
                 with NoRandomness(__file__), _unwarned(), mode or contextlib.nullcontext():
                     return live(t, tuple(states) if self.is_tuple else states[0], *rest)
 
-            check_unwritten(inputs, written, self._input_names(len(z0), len(args)), again)
+            if versions(inputs) != before:
+                raise written(inputs, before, self._input_names(len(z0), len(args)), again)
 
             cached = cache_of(live.frozen.function, (*tensors.values(), *own.values()), again)
             live.frozen.write_back()

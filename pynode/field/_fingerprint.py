@@ -130,11 +130,12 @@ def _attribute(freeze: Callable[[Any, int], Any], owner: nn.Module, name: str) -
 
 def _outline(x: Tensor, dtype: torch.dtype) -> tuple[Any, ...]:
     # Indices and masks become part of a trace with their values, as do numbers of another dtype than the state's.
-    values = () if x.dtype is dtype or (x.is_floating_point() and x.requires_grad) else (id(x), _version(x))
+    values = () if x.dtype is dtype or (x.is_floating_point() and x.requires_grad) else (id(x), version(x))
     return (x.shape, x.dtype, x.device, x.requires_grad, *values)
 
 
-def _version(x: Tensor) -> int:
+def version(x: Tensor) -> int:
+    """What changes when a tensor is written to; in inference mode nothing tells."""
     return -1 if x.is_inference() else x._version
 
 
@@ -142,7 +143,7 @@ def contents(reads: Reads, dtype: torch.dtype, attributes: set[Attribute], volat
     """As `fingerprint`, less what evaluations change, and with the tensors' versions."""
     found = {key: value for key, value in fingerprint(reads, dtype, attributes).items() if key not in volatile}
     for name, tensor in (*reads.tensors.items(), *reads.captured.items()):
-        found[name] = (id(tensor), _version(tensor))
+        found[name] = (id(tensor), version(tensor))
     return found
 
 

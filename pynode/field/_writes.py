@@ -9,40 +9,36 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pynode.errors import FieldError
+from pynode.field._fingerprint import version
 from pynode.field._lines import calling_line
 
-__all__ = ["check_unwritten", "versions"]
+__all__ = ["versions", "written"]
 
 
 def versions(inputs: Sequence[Tensor]) -> list[int]:
-    """What changes with each input when that is written to; in inference mode nothing tells."""
-    return [0 if x.is_inference() else x._version for x in inputs]
+    """The `version` of each input."""
+    return list(map(version, inputs))
 
 
-def check_unwritten(
+def written(
     inputs: Sequence[Tensor], before: Sequence[int], named: Sequence[str], again: Callable[[Any], Any] | None = None
-) -> None:
-    """Refuse a field that has written to one of its inputs.
+) -> FieldError:
+    """The refusal of a field that has written to one of its inputs, with its line where that is known.
 
     Args:
         inputs: what it was given.
-        before: their `versions` then.
+        before: their `versions` then, which have changed since.
         named: how the user calls them.
         again: evaluates the field once more on inputs like these, within a context for them, to find the line.
-
-    Raises:
-        FieldError: names the input, and the line where that is known.
     """
-    if versions(inputs) == list(before):
-        return
     where = ""
     if again is not None:
         mode = _Writing()
         again(mode)
         where = mode.where
-    written = next(n for n, x, v in zip(named, inputs, before, strict=True) if versions([x]) != [v])
-    raise FieldError(
-        f"the field changes its input {written} in place{where}, with which the solver goes on: compute a new tensor, "
+    name = next(n for n, x, v in zip(named, inputs, before, strict=True) if version(x) != v)
+    return FieldError(
+        f"the field changes its input {name} in place{where}, with which the solver goes on: compute a new tensor, "
         "z + 1 for z.add_(1), nn.ReLU() for nn.ReLU(inplace=True)"
     )
 

@@ -179,7 +179,7 @@ def fields(package: types.ModuleType) -> dict[str, tuple[Callable[..., Tensor], 
         "memory": (lambda t, z: -memory[0] * z, lambda x: memory.__setitem__(0, x)),
         "a function that wraps a library's": (
             lambda t, z: -scaled(z),
-            lambda x: scaled.__wrapped__ and globals().update(SCALE=x),  # type: ignore[attr-defined]
+            lambda x: globals().update(SCALE=x),
         ),
     }
 

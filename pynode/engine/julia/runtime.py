@@ -272,8 +272,6 @@ _failure: str | None = None  # of Julia's start, which cannot be tried again in 
 
 def _start() -> None:
     global _runs, _evaluate
-    if _runs:
-        return
     if _failure is not None:
         raise EngineUnavailable(_failure)
     state = available()
