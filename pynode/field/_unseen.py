@@ -64,13 +64,12 @@ class Ran:
         if not self.all:
             return
         sys.setprofile(self._around)
-        while not self._frames.empty():
-            frame = self._frames.get()
-            self._note(frame)
-            if self._within:
-                self._around(frame)  # type: ignore[misc, call-arg]
+        while not self._frames.empty():  # this call's own is among them, which no name here may hold
+            self._note(self._frames.get())
 
     def _note(self, frame: types.FrameType) -> None:
+        if self._within:
+            self._around(frame)  # type: ignore[misc, call-arg]
         code, scope = frame.f_code, frame.f_globals
         if is_a_librarys(scope):
             return
