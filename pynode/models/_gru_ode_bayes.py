@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -67,10 +66,18 @@ class GRUODEBayes(ObservedModel):
         n, d = check_count("hidden", hidden), check_count("obs_dim", obs_dim)
         observed = nn.Sequential(*layers(n, check_count("width", width), 2 * d))
         jump = _Bayes(observed, d, n, check_count("prep", prep))
-        out = _Mean(observed) if out_dim is None else nn.Linear(n, check_count("out_dim", out_dim))
-        super().__init__(d, n, ObservedODE(_GRUField(n), jump), out, t0, solver_keywords)
-        self.observed = observed
+        super().__init__(d, n, ObservedODE(_GRUField(n), jump), t0, solver_keywords)
+        self.output_network = None if out_dim is None else nn.Linear(n, check_count("out_dim", out_dim))
         self.noise_std = check_number("noise_std", noise_std)
+
+    @property
+    def observed(self) -> nn.Module:
+        """p, from h to (μ, log σ²) of the observations."""
+        assert isinstance(self.flow.jump, _Bayes)
+        return self.flow.jump.observed
+
+    def _output(self, h: Tensor) -> Tensor:
+        return self.observed(h).chunk(2, dim=-1)[0] if self.output_network is None else self.output_network(h)
 
     def distribution(self, x: Tensor, t: Tensor, t_new: Tensor, mask: Tensor | None = None) -> Normal:
         """What the model predicts at other times, each from the observations before it.
@@ -139,7 +146,7 @@ class _GRUField(nn.Module):
 class _Bayes(nn.Module):
     """GRU-Bayes, the jump of the state at an observation."""
 
-    def __init__(self, observed: Callable[[Tensor], Tensor], obs_dim: int, hidden: int, prep: int) -> None:
+    def __init__(self, observed: nn.Module, obs_dim: int, hidden: int, prep: int) -> None:
         super().__init__()
         self.observed = observed
         self.weight = nn.Parameter(torch.randn(obs_dim, 4, prep) / math.sqrt(4))
@@ -152,17 +159,6 @@ class _Bayes(nn.Module):
         features = torch.stack([x, mean, log_variance, error], 2)
         prepared = torch.relu(torch.einsum("bdi,dip->bdp", features, self.weight) + self.bias)
         return self.cell((prepared * mask.unsqueeze(2)).flatten(1), h)
-
-
-class _Mean(nn.Module):
-    """μ of the observations."""
-
-    def __init__(self, observed: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.observed = observed
-
-    def forward(self, h: Tensor) -> Tensor:
-        return self.observed(h).chunk(2, dim=-1)[0]
 
 
 def _normal(parameters: Tensor) -> Normal:

@@ -75,10 +75,16 @@ class JumpODE(ObservedModel):
         check_callables(field, log_intensity=log_intensity, jump=jump)
         intensity = _Intensity(nn.Sequential(*layers(n, w, d)) if log_intensity is None else log_intensity)
         added = _Network(nn.Sequential(*layers(n + 2 * d, w, n))) if jump is None else jump
-        super().__init__(
-            d, n, ObservedODE(field, _Added(added, marks), _Total(intensity)), intensity, t0, solver_keywords
-        )
+        super().__init__(d, n, ObservedODE(field, _Added(added, marks), _Total(intensity)), t0, solver_keywords)
         self.marks = nn.Sequential(*layers(n, w, 2 * d)) if marks else None
+
+    @property
+    def _intensity(self) -> _Intensity:
+        assert isinstance(self.flow.cost, _Total)
+        return self.flow.cost.intensity
+
+    def _output(self, h: Tensor) -> Tensor:
+        return self._intensity(h)
 
     def log_prob(self, x: Tensor, t: Tensor, mask: Tensor | None = None) -> Tensor:
         """The log likelihood of each series.
@@ -94,9 +100,8 @@ class JumpODE(ObservedModel):
         """
         entries, course = self._course(x, t, mask, to_end=True)
         seen, values = entries.series.mask.transpose(0, 1), entries.series.x.transpose(0, 1)
-        assert isinstance(self.output_network, _Intensity)
         times, batch = course.before.shape[:2]
-        found = self.output_network.log(course.before.flatten(0, 1)).unflatten(0, (times, batch))
+        found = self._intensity.log(course.before.flatten(0, 1)).unflatten(0, (times, batch))
         if self.marks is not None:
             mean, spread = self.marks(course.before).chunk(2, dim=-1)
             std = nn.functional.softplus(spread) + _LEAST_STD
@@ -119,7 +124,7 @@ class _Intensity(nn.Module):
 class _Total(nn.Module):
     """Σ_k λ_k(z)."""
 
-    def __init__(self, intensity: nn.Module) -> None:
+    def __init__(self, intensity: _Intensity) -> None:
         super().__init__()
         self.intensity = intensity
 

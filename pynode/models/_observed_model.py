@@ -24,7 +24,6 @@ class ObservedModel(nn.Module):
         obs_dim: channels of the observations.
         hidden: size of h.
         flow: the ODE and its jumps.
-        output_network: h_y.
         t0: the first time.
         solver_keywords: as `pynode.solve` takes.
     """
@@ -34,18 +33,16 @@ class ObservedModel(nn.Module):
         obs_dim: int,
         hidden: int,
         flow: ObservedODE,
-        output_network: Callable[[Tensor], Tensor],
         t0: float,
         solver_keywords: Mapping[str, Any],
     ) -> None:
         super().__init__()
         self.obs_dim, self.hidden = check_count("obs_dim", obs_dim), check_count("hidden", hidden)
         check_solver_keywords(solver_keywords, own=("control", "save", "tstops"))
-        check_callables(flow.field, output_network=output_network, jump=flow.jump)
+        check_callables(flow.field, jump=flow.jump)
         self.t0 = check_finite("t0", t0)
         self.flow = flow
         self.initial = nn.Parameter(torch.zeros(hidden))
-        self.output_network = output_network
         self.solver_keywords = dict(solver_keywords)
         self.stats: Stats | None = None
 
@@ -53,6 +50,10 @@ class ObservedModel(nn.Module):
     def field(self) -> Callable[..., Any]:
         """What h follows between the observations."""
         return self.flow.field
+
+    def _output(self, h: Tensor) -> Tensor:
+        """h_y(h), `(batch, …)`, of states `(batch, hidden)`."""
+        raise NotImplementedError
 
     def forward(self, x: Tensor, t: Tensor, mask: Tensor | None = None) -> Tensor:
         """The output after the last observation of each series.
@@ -69,7 +70,7 @@ class ObservedModel(nn.Module):
             InputError: a shape or value is not usable, or a series has no observation.
         """
         entries, course = self._course(x, t, mask)
-        return self.output_network(course.after[entries.last, torch.arange(len(x), device=x.device)])
+        return self._output(course.after[entries.last, torch.arange(len(x), device=x.device)])
 
     def trajectory(self, x: Tensor, t: Tensor, t_new: Tensor, mask: Tensor | None = None) -> Tensor:
         """The output at other times, each from the observations before it.
@@ -84,7 +85,7 @@ class ObservedModel(nn.Module):
         Returns:
             h_y(h(t)) for each t of `t_new`, `(time_new, batch, …)`.
         """
-        return torch.stack([self.output_network(h) for h in self._states(x, t, t_new, mask)])
+        return torch.stack([self._output(h) for h in self._states(x, t, t_new, mask)])
 
     def _states(self, x: Tensor, t: Tensor, t_new: Tensor, mask: Tensor | None) -> Tensor:
         """The states at other times, `(time_new, batch, hidden)`."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pynode.models._check import check_callables
 from pynode.models._layers import layers
 from pynode.models._observed import ObservedODE
 from pynode.models._observed_model import ObservedModel
@@ -67,7 +68,12 @@ class ODERNN(ObservedModel):
         field = nn.Sequential(*layers(n, check_count("width", width), n)) if field is None else field
         jump = _Cell(nn.GRUCell(2 * d, n) if cell is None else cell)
         out = nn.Linear(n, check_count("out_dim", out_dim)) if output_network is None else output_network
-        super().__init__(d, n, ObservedODE(field, jump), out, t0, solver_keywords)
+        check_callables(field, output_network=out)
+        super().__init__(d, n, ObservedODE(field, jump), t0, solver_keywords)
+        self.output_network = out
+
+    def _output(self, h: Tensor) -> Tensor:
+        return self.output_network(h)
 
 
 class _Cell(nn.Module):

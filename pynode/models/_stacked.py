@@ -60,14 +60,17 @@ class StackedNODE(NODE):
                 raise InputError(f"fields must be a list of nn.Modules, got {type(field).__name__} at position {i}")
         if not fields:
             raise InputError("fields must hold at least one vector field, got none")
-        super().__init__(nn.ModuleList(fields), **node_keywords)
+        # One that comes twice has one name: `torch.func.functional_call` would not put back what it gives it under two.
+        different = list(dict.fromkeys(fields))
+        super().__init__(nn.ModuleList(different), **node_keywords)
+        self._which = [different.index(field) for field in fields]
         if self.order > 1:
-            self.field = nn.ModuleList(HigherOrder(field, self.order) for field in fields)
+            self.field = nn.ModuleList(HigherOrder(field, self.order) for field in different)
         self.knots = _knots(knots, len(fields), self.t)
         self._sign = 1 if self.t[1] > self.t[0] else -1
 
     def _field_at(self, s: Tensor) -> Any:
-        return self.field[self._interval(s)]
+        return self.field[self._which[self._interval(s)]]
 
     def _interval(self, s: Tensor) -> int:
         """Which interval contains `s`, 0-d; a knot belongs to the one that begins there."""
@@ -85,13 +88,20 @@ class StackedNODE(NODE):
                 f"got {t.tolist()}"
             )
         states, parts, z, start, done = [z0.unsqueeze(0)], [], z0, t[:1], 1
-        for i in range(self._interval(t[0].detach()), len(self.field)):
+        for i in range(self._interval(t[0].detach()), len(self._which)):
             end = knots[i + 1 : i + 2]
             stop = int((ahead <= self._sign * end).sum())
             times = [start, t[done:stop]]
             if stop < len(t) and t[stop - 1] != end:
                 times.append(end)  # no depth that was asked for, but where the solver restarts
-            part = solve(self.field[i], z, torch.cat(times), args=args, running_cost=self.cost, **self.solver_keywords)
+            part = solve(
+                self.field[self._which[i]],
+                z,
+                torch.cat(times),
+                args=args,
+                running_cost=self.cost,
+                **self.solver_keywords,
+            )
             parts.append(part)
             states.append(part.z[1 : 1 + stop - done])
             z, start, done = part.z[-1], end, stop

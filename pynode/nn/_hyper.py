@@ -47,9 +47,14 @@ class Hypernetwork(DepthVariant):
                 last.bias.copy_(start)
             network = nn.Sequential(nn.Linear(1, width).to(start), nn.Tanh(), last)
         self.layer = copy.deepcopy(layer)
-        self.shapes = {name: p.shape for name, p in self.layer.named_parameters()}
-        for module in list(self.layer.modules()):
-            for name, p in list(module.named_parameters(recurse=False)):
+        parameters = list(self.layer.parameters())
+        self.shapes = [p.shape for p in parameters]
+        places = {id(p): i for i, p in enumerate(parameters)}
+        # Where each belongs, once for each module that has it: layers may share one, and a layer may occur twice.
+        self.places: dict[str, int] = {}
+        for path, module in list(self.layer.named_modules()):
+            for name, p in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+                self.places[f"{path}.{name}" if path else name] = places[id(p)]
                 delattr(module, name)  # a buffer follows .to(), and no optimizer finds it
                 module.register_buffer(name, p.detach(), persistent=False)
         self.network = network
@@ -62,19 +67,24 @@ class Hypernetwork(DepthVariant):
             )
 
     def parameters_at(self, t: Tensor) -> dict[str, Tensor]:
-        """The parameters of the layer at one depth `t`, 0-d."""
+        """The parameters of the layer at one depth `t`, 0-d, by name."""
         return self._named(self.network(t.reshape(1)))
 
     def forward(self, t: Tensor, z: Tensor) -> Tensor:
         """Apply the layer at depth `t`, 0-d, or `(batch, 1, …)` for samples at depths of their own."""
         if not t.ndim:
-            return functional_call(self.layer, self.parameters_at(t), (z,))
+            return self._call(self.parameters_at(t), z)
 
         def one(theta: Tensor, sample: Tensor) -> Tensor:
-            return functional_call(self.layer, self._named(theta), (sample.unsqueeze(0),)).squeeze(0)
+            return self._call(self._named(theta), sample.unsqueeze(0)).squeeze(0)
 
         return torch.vmap(one)(self.network(t.reshape(-1, 1)), z)
 
     def _named(self, theta: Tensor) -> dict[str, Tensor]:
-        parts = theta.split([shape.numel() for shape in self.shapes.values()])
-        return {name: part.reshape(shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+        parts = theta.split([shape.numel() for shape in self.shapes])
+        tensors = [part.reshape(shape) for part, shape in zip(parts, self.shapes, strict=True)]
+        return {name: tensors[i] for name, i in self.places.items()}
+
+    def _call(self, parameters: dict[str, Tensor], z: Tensor) -> Tensor:
+        # Each place has one name here: functional_call would not put back what it gives a place under two.
+        return functional_call(self.layer, parameters, (z,), tie_weights=False)

@@ -85,6 +85,15 @@ def flowed(model, h, start, end, steps=20):
     return h
 
 
+@each_model
+def test_functional_call_puts_everything_back(name):
+    model, (x, t, mask) = make(name, engine="torch", solver="rk4", dt=0.5), ragged()
+    before = copy.deepcopy(model.state_dict())
+    assert list(before) == [n for n, _ in model.named_parameters()]  # each under one name
+    functional_call(model, {n: 0.5 * p for n, p in before.items()}, (x.nan_to_num(), t, mask))
+    assert all(isinstance(p, nn.Parameter) and torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
 @on_every_engine
 @each_model
 def test_as_restarted_by_hand_at_each_observation(name):
@@ -93,7 +102,7 @@ def test_as_restarted_by_hand_at_each_observation(name):
         out = model(x, t, mask)
         for i in range(3):
             after = by_hand(model, x[i], t[i], mask[i])[-1][1]
-            torch.testing.assert_close(out[i : i + 1], model.output_network(after), **CLOSE)
+            torch.testing.assert_close(out[i : i + 1], model._output(after), **CLOSE)
 
 
 @on_every_engine
@@ -107,7 +116,7 @@ def test_a_trajectory_is_from_the_observations_before(name):
         for i in range(3):
             for k, at in enumerate(new.tolist()):
                 h = by_hand(model, x[i], t[i], mask[i], until=at)
-                torch.testing.assert_close(out[k, i : i + 1], model.output_network(h), **CLOSE)
+                torch.testing.assert_close(out[k, i : i + 1], model._output(h), **CLOSE)
         own = model.trajectory(x, t, new.expand(3, -1), mask)
         assert torch.equal(own, out)
 
@@ -144,7 +153,7 @@ def test_gradients_of_adaptive_steps_are_those_by_hand():
     model, (x, t, mask) = make("ODERNN"), ragged()
     found = torch.autograd.grad(model(x, t, mask).sum(), tuple(model.parameters()))
     ends = torch.cat([by_hand(model, x[i], t[i], mask[i])[-1][1] for i in range(3)])
-    expected = torch.autograd.grad(model.output_network(ends).sum(), tuple(model.parameters()))
+    expected = torch.autograd.grad(model._output(ends).sum(), tuple(model.parameters()))
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, **CLOSE)
 
@@ -261,12 +270,12 @@ def test_observations_at_one_time_and_at_the_start(name):
         assert model.stats is None
         mask = torch.ones(2, 1, 2, dtype=DOUBLE)
         h = model.flow.jump(model.initial.expand(2, -1), x[:, 0], mask[:, 0])
-        torch.testing.assert_close(only, model.output_network(h))
+        torch.testing.assert_close(only, model._output(h))
         twice = model(x, torch.tensor([1.0, 1.0], dtype=DOUBLE))  # one after the other
         h = flowed(model, model.initial.expand(2, -1), model.t0, 1.0)
         for _ in range(2):
             h = model.flow.jump(h, x[:, 0], mask[:, 0])
-        torch.testing.assert_close(twice, model.output_network(h), **CLOSE)
+        torch.testing.assert_close(twice, model._output(h), **CLOSE)
 
 
 def test_what_the_mask_leaves_out_does_not_matter():

@@ -49,6 +49,18 @@ def test_one_field_of_one_interval_is_a_node():
     assert torch.equal(StackedNODE([field])(x), NODE(field)(x))
 
 
+def test_a_field_that_comes_twice_has_one_name():
+    x, (shared, other) = points(4, 2), rates(1.0, -2.0)
+    keywords = {"t": (0.0, 3.0), "knots": [1.0, 2.0], **TIGHT}
+    node = StackedNODE([shared, other, shared], **keywords)
+    apart = StackedNODE([shared, other, Rate(1.0)], **keywords)
+    assert torch.equal(node(x), apart(x))
+    before = {name: p.detach().clone() for name, p in node.named_parameters()}
+    assert list(node.state_dict()) == list(before)
+    torch.func.functional_call(node, {name: 0.5 * p for name, p in before.items()}, (x,))
+    assert all(torch.equal(p, before[name]) for name, p in node.named_parameters())
+
+
 def test_backwards():
     x = points(4, 2)
     there = StackedNODE(rates(1.0, -2.0), knots=[0.5], t=(0.0, 2.0), **TIGHT)(x)

@@ -48,6 +48,27 @@ def test_a_network_of_ones_own_and_copies():
     torch.testing.assert_close(hyper(t, z), z @ weight.reshape(2, 2).T + bias)
 
 
+def shared_weight():
+    first, second = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+    second.weight = first.weight
+    return nn.Sequential(first, nn.Tanh(), second)
+
+
+def layer_twice():
+    layer = nn.Linear(2, 2, bias=False)
+    return nn.Sequential(layer, nn.Tanh(), layer)
+
+
+@pytest.mark.parametrize("shared", [shared_weight, layer_twice])
+def test_layers_that_share_a_parameter_get_the_same(shared):
+    hyper, z, t = Hypernetwork(shared()), torch.randn(5, 2), torch.tensor(0.3)
+    weight = hyper.network(t.reshape(1)).reshape(2, 2)
+    expected = torch.tanh(z @ weight.T) @ weight.T
+    torch.testing.assert_close(hyper(t, z), expected)
+    torch.testing.assert_close(copy.deepcopy(hyper)(t, z), expected)  # a call leaves nothing behind
+    torch.testing.assert_close(hyper(t.expand(5, 1), z), expected)
+
+
 @pytest.mark.julia
 def test_engines_agree():
     torch.manual_seed(0)
