@@ -57,7 +57,7 @@ def trainer(
         loss: `loss(z)`, a scalar, of the solution `(time, batch, *features)`. What it reads besides, data and modules,
             it captures; its parameters are trained too.
         z0: `(batch, *features)`, float32 or float64; trained if it requires a gradient and the optimiser has it.
-        t: `(time,)`, strictly monotone.
+        t: `(time,)`, strictly monotone; trained as `z0`, on the torch engine alone.
         optimizer: a `torch.optim.SGD`, `Adam` or `AdamW` (on torch any other that steps without a closure). Its state
             stays its own: training may go on with it, here or in a loop of one's own. Its settings are looked at in
             each call, so that a scheduler may change them in between. Or `"sgd"`, `"adam"`, `"adamw"`, of all that
@@ -111,6 +111,13 @@ class Trainer:
             raise InputError(f"z0 must be one real tensor (batch, *features), got {got}")
         self.field, self.loss, self.z0, self.t = field, loss, z0, t
         self.args = check_args(args)
+        for name, x in (("z0", z0), ("t", t), *((f"args[{i}]", a) for i, a in enumerate(self.args))):
+            if isinstance(x, Tensor) and x.requires_grad and not x.is_leaf:
+                raise InputError(
+                    f"{name} was computed from tensors that require a gradient, which a trainer would not do again "
+                    "before each step: compute it in the field or the loss, detach it, or train in a loop of solve, "
+                    "backward and optimizer.step()"
+                )
         solver, rtol, atol, dt, max_steps, engine = options
         rtol, atol = check_number("rtol", rtol), check_number("atol", atol)
         self._engine, self._solver, self._how = choose(engine, solver, "discrete")
@@ -177,13 +184,15 @@ class Trainer:
         if self.z0.device.type != "cpu":
             raise EngineUnavailable(f"the julia engine trains on the CPU, z0 is on {self.z0.device}: {_LOOP}")
         check_native(self.optimizer, _LOOP)
+        if any(x is self.t for group in self.optimizer.param_groups for x in group["params"]):
+            raise EngineUnavailable(f"the julia engine does not train t: {_LOOP}")
         problem, loss = self._problems()
         if problem.field.facts.switches:
             raise EngineUnavailable(
                 f"the field jumps where it compares t, which steps in Julia would step over: {_LOOP}"
             )
         read = (self.z0, *self.args, *problem.parameters, *loss.parameters)
-        for x in read:
+        for x in (*problem.parameters, *loss.parameters):
             if x.requires_grad and not x.is_leaf:
                 raise InputError(
                     f"a tensor of shape {tuple(x.shape)} that is trained was computed from others, which steps in "
@@ -192,9 +201,10 @@ class Trainer:
         updates = updates_of(self.optimizer, read)
         for u in updates:
             if u.x.dtype != self.z0.dtype or u.x.device.type != "cpu" or in_order(u.x) is not u.x:
+                strided = "" if in_order(u.x) is u.x else ", not contiguous"
                 raise EngineUnavailable(
                     f"the julia engine trains contiguous tensors of the state's dtype, {self.z0.dtype}, on the CPU, "
-                    f"got {u.x.dtype} on {u.x.device}: {_LOOP}"
+                    f"got one of shape {tuple(u.x.shape)}, {u.x.dtype}, on {u.x.device}{strided}: {_LOOP}"
                 )
         floats = Floats(problem.rtol, problem.atol, problem.dt or 0.0)
         trained = Trained(torch.empty(steps, dtype=self.z0.dtype, device="cpu"), floats)
@@ -209,7 +219,11 @@ class Trainer:
         if trained.retcode is not Retcode.SUCCESS:
             what = f"the solve stopped at t={trained.reached:.6g}: {trained.retcode.value}"
             raise _failed(trained.done, what, trained.retcode, trained.reached)
-        raise _failed(trained.done, "the loss, or what it or the field reads, is not finite", Retcode.NON_FINITE)
+        raise _failed(
+            trained.done,
+            "the loss, or a tensor that it or the field reads, is not finite, masked or not",
+            Retcode.NON_FINITE,
+        )
 
     def _problems(self) -> tuple[Problem, Problem]:
         """The solve, and the loss as a field whose state is the solution and the loss, its only rate."""
@@ -243,7 +257,8 @@ class Trainer:
         """The leaves that require a gradient and that a step reads, each once."""
         _checked(self.loss(z), self.z0)
         problem, loss = self._problems()
-        read = (self.z0, *self.args, *problem.parameters, *loss.parameters)
+        times = (self.t,) if isinstance(self.t, Tensor) else ()
+        read = (self.z0, *times, *self.args, *problem.parameters, *loss.parameters)
         return list({id(x): x for x in read if x.requires_grad and x.is_leaf}.values())
 
 

@@ -189,6 +189,19 @@ def test_an_interrupt_leaves_whole_steps(interruptible: None) -> None:
     assert train(1)[0] == pytest.approx(again.item(), rel=1e-12)
 
 
+def test_times_are_trained_in_python() -> None:
+    net, loss, z0 = nn.Linear(1, 1), lambda z: (z[-1] - 3).square().mean(), torch.ones(4, 1)
+    times = [nn.Parameter(torch.tensor([0.0, 1.0])) for _ in range(2)]
+    trainer(copy.deepcopy(net), loss, z0, times[0], "sgd", lr=0.01, engine="torch")(3)
+    optimizer = SGD([times[1], *net.parameters()], lr=0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss(pynode.solve(net, z0, times[1], engine="torch").z).backward()
+        optimizer.step()
+    assert torch.equal(times[0], times[1])
+    assert not torch.equal(times[0], torch.tensor([0.0, 1.0]))
+
+
 def test_what_is_refused() -> None:
     field, z0, t = nn.Linear(1, 1), torch.ones(1, 1), [0.0, 1.0]
 
@@ -208,6 +221,10 @@ def test_what_is_refused() -> None:
         of(z0=(z0, z0))
     with pytest.raises(InputError, match="steps must be a positive int"):
         of()(0)
+    learned = nn.Parameter(torch.tensor(1.0))
+    for name, computed in (("z0", learned * z0), ("t", learned * torch.tensor([0.0, 1.0])), ("args", [learned * 2])):
+        with pytest.raises(InputError, match=rf"{name}.* was computed from tensors that require a gradient"):
+            of(field=lambda t, z, *args: field(z), **{name: computed})
 
 
 @pytest.mark.julia
@@ -226,6 +243,10 @@ def test_what_julia_would_leave_out_is_refused() -> None:
     computed = start * 2
     with pytest.raises(InputError, match="computed from others"):
         of(SGD([start], lr=0.1), lambda t, z: computed * z)
+    t = nn.Parameter(torch.tensor([0.0, 1.0]))
+    for optimizer in (SGD([t, *net.parameters()], lr=0.1), "sgd"):
+        with pytest.raises(EngineUnavailable, match="does not train t"):
+            trainer(net, lambda z: z.sum(), torch.ones(1, 1), t, optimizer, engine="julia")(1)
     hook = net.weight.register_hook(lambda g: g)
     with pytest.raises(EngineUnavailable, match="hooks on its gradient"):
         of(SGD(net.parameters(), lr=0.1))
