@@ -14,6 +14,7 @@ from pages import DOCS, PAGES, ROOT, blocks
 
 import pynode
 from pynode.cli.main import _parser
+from pynode.study import adapters
 from pynode.study.description import arguments
 
 if sys.version_info >= (3, 11):
@@ -52,7 +53,8 @@ def run(page, with_julia, folder, monkeypatch):
         if block.language == "sh":
             check_commands(block.code)
         elif block.language == "toml":
-            arguments({"name": "shown", **tomllib.loads(block.code)})
+            for contender in arguments({"name": "shown", **tomllib.loads(block.code)})["contenders"]:
+                adapters.check(contender.package, contender.options)
         else:
             assert block.language == "python", f"{page}:{block.line}: nothing tests a block of {block.language}"
             if with_julia or "julia" not in block.classes:

@@ -184,6 +184,19 @@ def test_control_flow_on_values_is_followed(t):
     assert [x.item() for x in flat.derivatives(t, np.array([3.0]))] == [sign * 6, sign * 2, sign * 3]
 
 
+class Clock(nn.Module):
+    def forward(self, t, z):
+        return t.expand_as(z)
+
+
+@pytest.mark.parametrize("t", [0.1, np.float64(0.1)])
+def test_the_time_is_in_double_precision(t):
+    """It was rounded to single precision, the default, on which a solver at tight tolerances does not get ahead."""
+    flat = Flat(Problem(Clock(), torch.ones(1, 1).double(), T))
+    y = np.array([3.0])
+    assert flat.value(t, y) == flat.derivatives(t, y)[0] == [0.1]
+
+
 def test_a_field_that_differentiates_within_itself():
     flat = Flat(Problem(Differentiating(), torch.ones(1, 2).double(), T))
     value, by_state, by_rate = flat.derivatives(0.0, np.array([3.0, 0.5]))

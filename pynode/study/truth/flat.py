@@ -20,6 +20,10 @@ __all__ = ["Flat"]
 _Derivatives = Callable[..., tuple[Tensor, Tensor]]  # t, z and parameters -> value, and Jacobian (n, m)
 
 
+def _time(t: float) -> Tensor:
+    return torch.tensor(t, dtype=torch.float64)  # a number of Python's would be rounded to the default dtype before
+
+
 class Flat:
     """A problem in double precision.
 
@@ -55,17 +59,17 @@ class Flat:
     def value(self, t: float, y: np.ndarray) -> np.ndarray:
         """dz/dt at a state, both as vectors."""
         with torch.no_grad():
-            return self.field(torch.tensor(t).double(), self._state(y), self.parameters).detach().reshape(-1).numpy()
+            return self.field(_time(t), self._state(y), self.parameters).detach().reshape(-1).numpy()
 
     def derivatives(self, t: float, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """dz/dt, `(n,)`, ∂f/∂z, `(n, n)`, and ∂f/∂θ, `(n, m - n)`."""
-        value, by_all = self._derivatives(torch.tensor(t).double(), self._state(y), *self.parameters.values())
+        value, by_all = self._derivatives(_time(t), self._state(y), *self.parameters.values())
         by_state, by_parameters = by_all.detach().numpy()[:, : self.n], by_all.detach().numpy()[:, self.n :]
         return value.detach().reshape(-1).numpy(), by_state, by_parameters
 
     def second_derivatives(self, t: float, y: np.ndarray) -> np.ndarray:
         """∂²f/∂z² and ∂²f/∂θ∂z, `(n, m, n)`; zero for a field that differentiates within itself."""
-        found = self._second(torch.tensor(t).double(), self._state(y), *self.parameters.values())
+        found = self._second(_time(t), self._state(y), *self.parameters.values())
         return found.detach().reshape(self.n, self.m, self.n).numpy()
 
     def displaced(self, j: int, by: float) -> Flat:
