@@ -2,7 +2,7 @@ module PyNODEAdamsExt
 
 using OrdinaryDiffEqAdamsBashforthMoulton: OrdinaryDiffEqAdamsBashforthMoulton, VCABM
 using OrdinaryDiffEqCore: OrdinaryDiffEqCore
-using PyNODE: @interpolated, SOLVERS, ExactClock, ODEProblem, between!, init, step!
+using PyNODE: PyNODE, @interpolated, SOLVERS, ExactClock, ODEProblem, between!, init, step!
 
 const VCABMCache = OrdinaryDiffEqAdamsBashforthMoulton.VCABMCache
 
@@ -26,6 +26,8 @@ function OrdinaryDiffEqCore.perform_step!(x::ExactClock, cache::VCABMCache, repe
 end
 
 @interpolated VCABMCache 2
+
+PyNODE.multistep_order(::VCABM) = 10  # 12, but sums over its steps have no more than five points
 
 function __init__()
     SOLVERS["VCABM"] = VCABM

@@ -1,8 +1,8 @@
 module PyNODESensitivityExt
 
 using LinearAlgebra: norm
-using PyNODE: DRIFT, PyNODE, Adjoint, Dense, SolveFailure, after, algorithm, max_steps, non_finite, off_trajectory,
-    outcome_of, started, success
+using PyNODE: DRIFT, PyNODE, Adjoint, Dense, SolveFailure, after, algorithm, max_steps, multistep_order, non_finite,
+    off_trajectory, outcome_of, started, success
 using SciMLBase: SciMLBase, AbstractODEAlgorithm, AbstractODEProblem, CallbackSet, DiscreteCallback, remake, solve, solve!
 using SciMLSensitivity: AdjointSensitivityIntegrand, BacksolveAdjoint, GaussAdjoint, InterpolatingAdjoint,
     ODEAdjointProblem, QuadratureAdjoint, ZygoteVJP, adjoint_sensitivities, quadgk, setproperties
@@ -10,15 +10,16 @@ using SciMLSensitivity: AdjointSensitivityIntegrand, BacksolveAdjoint, GaussAdjo
 """
 The cotangents of a solution's values, which the backward solve meets from the last time on to the second. A solver holds
 times within a few roundings of one another for the same, so that a step may pass a time without a stop there: what was
-passed is added with what was met.
+passed is added with what was met. `pieces` are the solutions that the backward solve consists of.
 """
 mutable struct Jumps{T,G<:AbstractMatrix}
     const ts::Vector{T}
     const g::G
+    const pieces::Vector{Any}
     next::Int
 end
 
-Jumps(ts, g) = Jumps(ts, g, length(ts))
+Jumps(ts, g) = Jumps(ts, g, Any[], length(ts))
 
 remain(j::Jumps, t) = j.next > 1 && !after(j.ts[j.next], t, first(j.ts) - last(j.ts))
 
@@ -73,30 +74,90 @@ for trait in (:isadaptive, :isautodifferentiable, :allows_arbitrary_number_types
     @eval SciMLBase.$trait(w::Watched) = SciMLBase.$trait(w.algorithm)
 end
 
-function SciMLBase.__solve(problem::AbstractODEProblem, w::Watched; callback = nothing, tstops = nothing, keywords...)
-    jumps = w.jumps
-    if jumps !== nothing
-        problem = remake(problem; u0 = add!(copy(problem.u0), jumps, first(problem.tspan)))
-        save = get(keywords, :save_everystep, true)
-        jump = DiscreteCallback(
-            (u, t, integrator) -> remain(jumps, t), integrator -> add!(integrator.u, jumps, integrator.t);
-            save_positions = (save, save),
-        )
-        course = w.course
-        look = course === nothing ? nothing : DiscreteCallback((u, t, _) -> follow!(course, u, t), Returns(nothing))
-        # The jump is the last, since Gauss's sum over the step that ends here is another callback, as is backsolve's reset
-        # of the state, before which that is looked at.
-        callback, tstops = CallbackSet(look, callback, jump), tstops === nothing ? jumps.ts : [tstops; jumps.ts]
+function SciMLBase.__solve(problem::AbstractODEProblem, w::Watched; callback = nothing, tstops = (), keywords...)
+    (; jumps, course) = w
+    given = (; keywords..., w.keywords..., merge_callbacks = false)
+    if jumps === nothing  # Gauss's method keeps such a part in the place of the whole, of the same type
+        solution, _ = solved(problem, w; given..., callback, tstops)
+        return setproperties(solution, (; alg = w))
     end
-    stops = tstops === nothing ? (;) : (; tstops)
-    given = (; keywords..., w.keywords..., stops..., callback, merge_callbacks = false)
-    integrator = started(problem, w.algorithm; given...)
+    look = course === nothing ? nothing : DiscreteCallback((u, t, _) -> follow!(course, u, t), Returns(nothing))
+    problem = remake(problem; u0 = add!(copy(problem.u0), jumps, first(problem.tspan)))
+    multistep_order(w.algorithm) == 0 || return in_pieces(problem, w, look, callback, tstops; given...)
+    save = get(keywords, :save_everystep, true)
+    jump = DiscreteCallback(
+        (u, t, integrator) -> remain(jumps, t), integrator -> add!(integrator.u, jumps, integrator.t);
+        save_positions = (save, save),
+    )
+    # The jump is the last, since Gauss's sum over the step that ends here is another callback, as is backsolve's reset
+    # of the state, before which that is looked at.
+    callback = CallbackSet(look, callback, jump)
+    solution, _ = solved(problem, w; given..., callback, tstops = [collect(tstops); jumps.ts])
+    push!(jumps.pieces, solution)
+    return solution
+end
+
+"The solution, and the integrator at its end."
+function solved(problem, w::Watched; tstops, keywords...)
+    integrator = started(problem, w.algorithm; keywords..., (isempty(tstops) ? (;) : (; tstops))...)
     solution = solve!(integrator)
     outcome = outcome_of(solution.retcode, last(solution.u), integrator.u)
     outcome === success || throw(SolveFailure("the backward solve", outcome, last(solution.t)))
-    # Gauss's method keeps such a part in the place of the whole, of the same type.
-    return jumps === nothing ? setproperties(solution, (; alg = w)) : solution
+    return solution, integrator
 end
+
+"The same from each jump to the next, by a method that remembers steps, from before a jump as well."
+function in_pieces(problem, w::Watched, look, callback, tstops; maxiters, given...)
+    (; jumps) = w
+    (from, stop), u = problem.tspan, problem.u0
+    callback = CallbackSet(look, summing(callback, multistep_order(w.algorithm)))
+    while true
+        to = jumps.next > 1 ? jumps.ts[jumps.next] : stop
+        within = filter(t -> after(t, from, to - from) && after(to, t, to - from), collect(tstops))
+        part = remake(problem; u0 = u, tspan = (from, to))
+        solution, integrator = solved(part, w; given..., maxiters, callback, tstops = within)
+        push!(jumps.pieces, solution)
+        to == stop && return solution
+        maxiters -= integrator.iter
+        maxiters > 0 || throw(SolveFailure("the backward solve", max_steps, to))
+        from, u = to, add!(copy(integrator.u), jumps, to)
+    end
+end
+
+"An algorithm of which only the order is asked."
+struct OfOrder <: AbstractODEAlgorithm
+    order::Int
+end
+
+SciMLBase.alg_order(a::OfOrder) = a.order
+
+"An integrator as Gauss's sum over a step takes it: it asks the algorithm for its order, to know how many points it needs."
+struct Ordered{I}
+    integrator::I
+    order::Int
+end
+
+Base.getproperty(x::Ordered, name::Symbol) =
+    name === :alg ? OfOrder(getfield(x, :order)) : getproperty(getfield(x, :integrator), name)
+(x::Ordered)(arguments...) = getfield(x, :integrator)(arguments...)
+SciMLBase.get_tmp_cache(x::Ordered) = SciMLBase.get_tmp_cache(getfield(x, :integrator))
+SciMLBase.u_modified!(x::Ordered, modified::Bool) = SciMLBase.u_modified!(getfield(x, :integrator), modified)
+@static if isdefined(SciMLBase, :derivative_discontinuity!)
+    SciMLBase.derivative_discontinuity!(x::Ordered, modified::Bool) =
+        SciMLBase.derivative_discontinuity!(getfield(x, :integrator), modified)
+end
+
+"Callbacks, of which those that sum something up over each step do it for a method of this order."
+function summing(callbacks::CallbackSet, order)
+    discrete = map(callbacks.discrete_callbacks) do c
+        hasproperty(c.affect!, :integrand_func) || return c
+        affect! = x -> c.affect!(Ordered(x, order))
+        DiscreteCallback(c.condition, affect!; c.initialize, c.finalize, save_positions = Tuple(c.save_positions))
+    end
+    return CallbackSet(callbacks.continuous_callbacks..., discrete...)
+end
+
+summing(callbacks, order) = summing(CallbackSet(callbacks), order)
 
 # The field carries its products (`ODEFunction(vjp, vjp_p)`), which SciMLSensitivity prefers to `autojacvec`.
 function sensealg(a::Adjoint, rtol, atol)
@@ -137,9 +198,11 @@ function quadrature(fw::Dense, backward, method, keywords)
     ts, (; abstol, reltol, maxiters) = fw.ts, keywords
     problem = ODEAdjointProblem(fw.solution, method, backward, [last(ts)], nothing!)
     adjoint = solve(problem, backward; save_everystep = true, save_start = true, keywords...)
-    integrand = AdjointSensitivityIntegrand(fw.solution, adjoint, method)
+    pieces, span = backward.jumps.pieces, last(ts) - first(ts)
+    integrands = [AdjointSensitivityIntegrand(fw.solution, piece, method) for piece in pieces]
     dp = zero(fw.θ)
     for i in 1:(length(ts) - 1)
+        integrand = integrands[findfirst(piece -> !after(last(piece.t), ts[i], span), pieces)]
         # 30 evaluations are those of a piece that is cut in two.
         part, estimate = try
             quadgk(integrand, ts[i], ts[i + 1]; atol = abstol, rtol = reltol, maxevals = 30maxiters)

@@ -127,6 +127,33 @@ def test_continuous_adjoints_of_kencarp5_keep_the_order_of_its_steps(sensitivity
     assert abs(gradient / exact - 1) < 100 * tolerance
 
 
+@pytest.mark.parametrize(
+    ("solver", "sensitivity"),
+    [
+        *(("fbdf", name) for name in ("gauss", "interpolating", "quadrature", "backsolve")),
+        *(("fbdf_krylov", "gauss"), ("qndf", "gauss"), ("vcabm", "backsolve")),
+    ],
+)
+def test_backward_solves_of_multistep_methods_begin_anew_at_each_time(solver: str, sensitivity: str) -> None:
+    """They went on as though nothing jumped there, off by up to 15,000 tolerances; Gauss's sums were of order two."""
+    field, t, tolerance = Oscillator(), torch.linspace(0, 2, 6, dtype=torch.float64), 1e-8
+    keywords: dict[str, Any] = {"solver": solver, "rtol": tolerance, "atol": tolerance, "engine": "julia"}
+    start = field.start.clone().requires_grad_()
+    z = pynode.solve(field, start, t, sensitivity=sensitivity, **keywords).z
+    gradients = torch.autograd.grad(z[:, 0, 0].sum(), (field.rate, start))
+    expected = torch.autograd.grad(field.exact(t)[:, 0, 0].sum(), field.rate)
+    assert abs(gradients[0] / expected[0] - 1) < 100 * tolerance
+
+
+@pytest.mark.parametrize("dt", [0.1, 1.0])
+def test_a_first_step_that_is_too_long_for_fbdf(dt: float) -> None:
+    """Its estimate was the smaller the later the solve begins, and at 1e-3 the solution was off by 250 tolerances."""
+    field, t, tolerance = Oscillator(1.0), torch.tensor([1000.0, 1002.0], dtype=torch.float64), 1e-3
+    with torch.no_grad():
+        z = pynode.solve(field, field.start, t, solver="fbdf", dt=dt, rtol=tolerance, atol=1e-5, engine="julia").z
+        assert (z[-1] - field.exact(t - 1000)[-1]).abs().max() < 2 * tolerance
+
+
 def test_a_field_of_time_takes_rosenbrock23_no_more_steps() -> None:
     """Its estimate counted the derivative by time for more than it is, and 16,000 steps were taken here."""
     field, t = Attracted(), torch.tensor([0.0, 6.0], dtype=torch.float64)

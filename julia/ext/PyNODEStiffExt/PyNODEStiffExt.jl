@@ -3,13 +3,13 @@ module PyNODEStiffExt
 using ADTypes: AutoFiniteDiff
 using LinearAlgebra: UniformScaling
 using LinearSolve: LinearSolve, KrylovJL_GMRES, LinearCache, OperatorAssumptions, SciMLLinearSolveAlgorithm
-using OrdinaryDiffEqBDF: FBDF, QNDF
+using OrdinaryDiffEqBDF: FBDF, FBDFCache, QNDF
 using OrdinaryDiffEqCore: OrdinaryDiffEqCore
 using OrdinaryDiffEqRosenbrock: Rodas5P, Rosenbrock23, Rosenbrock23Cache, RosenbrockCache
 using OrdinaryDiffEqSDIRK: KenCarp3, KenCarp3Cache, KenCarp4, KenCarp4Cache, KenCarp5, KenCarp5Cache, NLNewton, TRBDF2, TRBDF2Cache
 using OrdinaryDiffEqTsit5: AutoTsit5
 using PrecompileTools: @compile_workload
-using PyNODE: @interpolated, Blocks, Elimination, ExactClock, SOLVERS, SPLIT_SOLVERS
+using PyNODE: PyNODE, @interpolated, Blocks, Elimination, ExactClock, SOLVERS, SPLIT_SOLVERS
 using PyNODE: factorise!, forget_samples, look_between!, own_vectors, sample_run, size_of, solve_blocks!, subtract_identity!
 using SciMLBase: SciMLBase, ODEFunction, ODEProblem, ReturnCode, build_linear_solution, init, solve!, step!
 

@@ -83,3 +83,29 @@ function count_time!(x, cache::Rosenbrock23Cache)
     x.EEst = size_of(x, tmp, atmp)
     return
 end
+
+# ---- FBDF ------------------------------------------------------------------------------------------------------
+
+"""
+Whether the estimate of FBDF's first step depends on the time at which that begins: for the times before, of which there are none,
+it takes zero, so that far from there steps of any length would do. It is found out from du/dt = 1.
+"""
+const FROM_ZERO = let
+    field = ODEFunction{true}((du, u, p, t) -> (du .= 1; nothing); jac = (J, u, p, t) -> (J .= 0; nothing))
+    estimates = map((0.0, 1000.0)) do t
+        problem = ODEProblem{true}(field, zeros(2), (t, t + 1))
+        x = init(problem, FBDF(; autodiff = AutoFiniteDiff()); dt = 0.25, reltol = 0.0, abstol = 1.0)
+        step!(x)
+        x.EEst
+    end
+    !isapprox(estimates...; rtol = 1e-3, atol = 1e-6)
+end
+
+"Estimate the error of the first step, by the implicit Euler method, from the slopes at its ends, as CVODE does."
+function estimate_first!(x, cache::FBDFCache)
+    FROM_ZERO && x.opts.adaptive && cache.iters_from_event == 0 && x.f.mass_matrix isa UniformScaling || return
+    (; tmp, atmp) = cache
+    @. tmp = (x.u - x.uprev - x.dt * x.fsalfirst) / 2
+    x.EEst = size_of(x, tmp, atmp)
+    return
+end

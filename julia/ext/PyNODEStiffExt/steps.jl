@@ -1,4 +1,4 @@
-# What follows a step of an SDIRK or a Rosenbrock method: the correction of its estimate, and its interpolation.
+# What follows a step of an SDIRK, a Rosenbrock or a BDF method: the correction of its estimate, and its interpolation.
 
 @interpolated TRBDF2Cache 2
 @interpolated KenCarp3Cache 2
@@ -27,5 +27,13 @@ function OrdinaryDiffEqCore.perform_step!(x::ExactClock, cache::RosenbrockCache,
     resize!(x.k, own_vectors(cache))  # which takes all of them for its own
     invoke(OrdinaryDiffEqCore.perform_step!, Tuple{Any,RosenbrockCache,Any}, x, cache, repeat_step)
     look_between!(x, cache)
+    return
+end
+
+PyNODE.multistep_order(::Union{FBDF,QNDF}) = 5
+
+function OrdinaryDiffEqCore.perform_step!(x::ExactClock, cache::FBDFCache, repeat_step = false)
+    invoke(OrdinaryDiffEqCore.perform_step!, Tuple{Any,FBDFCache,Any}, x, cache, repeat_step)
+    x.force_stepfail || estimate_first!(x, cache)
     return
 end

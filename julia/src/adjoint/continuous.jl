@@ -12,6 +12,12 @@ end
 const DRIFT = 0.1
 
 """
+The highest order of a method of several steps, 0 of any other. Such a method begins with order 1, and OrdinaryDiffEq says that
+this is its order; it also goes on after a jump as though there were none.
+"""
+multistep_order(algorithm) = 0
+
+"""
     adjoint_solve(forward, g, adjoint) -> (du0, dθ)
 
 The cotangents of the initial state (without `g`'s own first column) and of `θ`. Throws a `SolveFailure` where a solve
