@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._decomp import core_aten_decompositions, get_decompositions
+from torch._decomp import _core_aten_decompositions_post_autograd, get_decompositions
 from torch._dispatch.python import enable_python_dispatcher
 from torch._guards import SLoc
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -215,7 +215,8 @@ _OWN[_aten._efficientzerotensor.default] = _zeros
 
 @functools.cache
 def _decompositions() -> dict[Any, Callable[..., Any]]:
-    table = {**core_aten_decompositions(), **get_decompositions(_FURTHER), **_OWN}
+    # torch's public table has composite operators too, which come apart anyway, and takes a quarter of a second.
+    table = {**_core_aten_decompositions_post_autograd(), **get_decompositions(_FURTHER), **_OWN}
     return {op: f for op, f in table.items() if getattr(op, "overloadpacket", op) not in _KEPT}
 
 

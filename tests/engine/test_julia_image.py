@@ -19,7 +19,7 @@ from pynode.errors import EngineUnavailable, InputError, PyNODEWarning
 JULIA = """#!{python}
 import json, os, pathlib, sys
 project, image, *packages = sys.argv[sys.argv.index("-e") + 2:]
-files = [(pathlib.Path(project) / name).read_text() for name in ("Project.toml", "Manifest.toml")]
+files = [(pathlib.Path(project) / name).read_text() for name in ("Project.toml", "Manifest.toml", "use.jl")]
 pathlib.Path({said!r}).write_text(json.dumps([sys.argv[1:], *files]))
 how = os.environ["COMPILES"]
 if how != "absent":
@@ -56,13 +56,14 @@ def test_an_image_is_made_in_the_environment(julia: Path, capsys: pytest.Capture
     image = image_of(julia)
     assert image.read_bytes() == b"half of it"
     assert str(image) in capsys.readouterr().out
-    said, project, manifest = json.loads((julia.parent / "said").read_text())
+    said, project, manifest, use = json.loads((julia.parent / "said").read_text())
     assert said[0] == "--startup-file=no"
     assert project.split() == ["[deps]", "PyNODE", "=", f'"{julia_runtime.PYNODE_UUID}"', "FFTW", "=", '"7a1cc6ca"']
     assert f'path = "{(julia.parent / "sources").resolve().as_posix()}"' in manifest  # from any folder
     assert 'version = "1.8.0"' in manifest
     assert said[-2:] == ["PyNODE", "FFTW"]
     assert "create_sysimage(packages;" in said[said.index("-e") + 1]
+    assert use.startswith("using PyNODE, FFTW\n")  # what is not loaded is not compiled
     assert sorted(path.name for path in julia.iterdir()) == [
         "Manifest.toml",
         "Project.toml",

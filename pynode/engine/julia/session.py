@@ -104,15 +104,10 @@ class Session:
             self._living.discard(self._released[0])
             del self._released[0]
         while self._forgotten:
-            self.module.forget_callback(self._forgotten[0].number)
+            runtime.module().forget_callback(self._forgotten[0].number)
             self._living.discard(self._forgotten[0])
             del self._forgotten[0]
         return self._entries
-
-    @property
-    def module(self) -> Any:
-        """The Julia module PyNODE; starts Julia where it does not run yet."""
-        return runtime.module()
 
     @property
     def stochastic(self) -> Callable[..., int]:
@@ -123,9 +118,9 @@ class Session:
         """
         entries = self.start()
         if self._stochastic is None:
-            if not hasattr(self.module, "stochastic_entry_point"):
+            if not hasattr(runtime.module(), "stochastic_entry_point"):
                 raise earlier_version("SDEs")
-            self._stochastic = entries.function(int(self.module.stochastic_entry_point()), 3)
+            self._stochastic = entries.function(int(runtime.module().stochastic_entry_point()), 3)
         found: Callable[..., int] = self._stochastic
         return found
 
@@ -140,7 +135,7 @@ class Session:
 
     def register_callback(self, dtype: torch.dtype, address: int, length: int) -> int:
         """The number of a field that Python evaluates, like that of a kernel; see `julia/src/bridge/callback.jl`."""
-        return int(self.module.register_callback(str(dtype).removeprefix("torch."), address, length))
+        return int(runtime.module().register_callback(str(dtype).removeprefix("torch."), address, length))
 
     def forget_after(self, owner: object, number: int) -> None:
         """Let Julia forget a field that Python evaluates, at the first call after its owner is no more."""
@@ -162,7 +157,7 @@ class Session:
     def watch(self, watched: Watched) -> None:
         """Let others see how far the next solve is."""
         if self._progress is None:
-            now, samples = self.module.progress_addresses()
+            now, samples = runtime.module().progress_addresses()
             self._progress = (ctypes.c_double * 2).from_address(int(now)), ctypes.c_int64.from_address(int(samples))
         now, samples = self._progress
         now[0] = now[1] = math.nan
@@ -186,7 +181,9 @@ class Session:
         one = [z[:1] for z in problem.z0] if problem.t.dim() == 2 else problem.z0
         each = problem.steps.tolerances_of(one)
         rtol, atol = ([y for x in of for y in x.reshape(-1).tolist()] for of in each or ((), ()))
-        self.module.set_step_control(list(control.exponents or ()), numbers, control.norm, sizes, batch, rtol, atol)
+        runtime.module().set_step_control(
+            list(control.exponents or ()), numbers, control.norm, sizes, batch, rtol, atol
+        )
         return 1.0
 
     def give_mass(self, problem: Problem) -> float:
@@ -194,7 +191,7 @@ class Session:
         mass = problem.mass
         if mass is None:
             return 0.0
-        self.module.set_mass(
+        runtime.module().set_mass(
             len(mass.matrix), *(x.T.reshape(-1).tolist() for x in (mass.matrix, mass.left, mass.right))
         )
         return 1.0

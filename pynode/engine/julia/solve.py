@@ -137,7 +137,7 @@ class Solve:
     def _keep(self, integration: Integration, held: Kept, lowered: InJulia, problem: Problem) -> None:
         """What is to be had of a solve that Julia keeps."""
         if problem.watched is not None and problem.watched.steps is not None:
-            problem.watched.steps += map(float, self.session.module.step_times(held.number))
+            problem.watched.steps += map(float, julia_runtime.module().step_times(held.number))
         lowered.keep()
         if lowered is not self.kernel:
             problem = cast(Lowered, lowered).problem

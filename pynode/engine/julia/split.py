@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pynode.engine.julia import runtime
 from pynode.engine.julia.call import addresses, integers
 from pynode.engine.julia.device import Device
 from pynode.engine.julia.session import Session, earlier_version
@@ -23,7 +24,7 @@ def give_split(session: Session, problem: Problem, device: Device) -> float:
     if problem.split is None:
         return 0.0
     session.start()
-    if not hasattr(session.module, "set_split"):
+    if not hasattr(runtime.module(), "set_split"):
         raise earlier_version("Split")
     dtype, held = problem.z0[0].dtype, []
     values = [problem.z0[0].shape[0]]
@@ -34,6 +35,6 @@ def give_split(session: Session, problem: Problem, device: Device) -> float:
         held.append(tensors)
         values += [session.kernel(trace, dtype), *addresses(tensors)]
     data, address, length = integers(values)
-    session.module.set_split(address, length)
+    runtime.module().set_split(address, length)
     del data, held
     return 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 
+from pynode.engine.julia import runtime
 from pynode.engine.julia.session import Session
 from pynode.engine.protocol import Problem
 from pynode.errors import TraceError
@@ -33,7 +34,7 @@ def link_tangent(session: Session, problem: Problem, trace: Trace, kernel: int) 
     except (TraceError, RuntimeError):
         return
     if _reads(found) == _reads(trace) and all(map(operator.is_, found.constants, trace.constants)):
-        session.module.link_tangent(kernel, batch, session.kernel(found, z0[0].dtype))
+        runtime.module().link_tangent(kernel, batch, session.kernel(found, z0[0].dtype))
         session.tangents[kernel, batch] = True
 
 
