@@ -145,12 +145,14 @@ def test_backward_solves_of_multistep_methods_begin_anew_at_each_time(solver: st
     assert abs(gradients[0] / expected[0] - 1) < 100 * tolerance
 
 
+@pytest.mark.parametrize("mass", [None, torch.eye(2, dtype=torch.float64)], ids=["", "mass"])
 @pytest.mark.parametrize("dt", [0.1, 1.0])
-def test_a_first_step_that_is_too_long_for_fbdf(dt: float) -> None:
+def test_a_first_step_that_is_too_long_for_fbdf(dt: float, mass: Tensor | None) -> None:
     """Its estimate was the smaller the later the solve begins, and at 1e-3 the solution was off by 250 tolerances."""
     field, t, tolerance = Oscillator(1.0), torch.tensor([1000.0, 1002.0], dtype=torch.float64), 1e-3
+    keywords: dict[str, Any] = {"solver": "fbdf", "rtol": tolerance, "atol": 1e-5, "engine": "julia"}
     with torch.no_grad():
-        z = pynode.solve(field, field.start, t, solver="fbdf", dt=dt, rtol=tolerance, atol=1e-5, engine="julia").z
+        z = pynode.solve(field, field.start, t, dt=dt, mass=mass, **keywords).z
         assert (z[-1] - field.exact(t - 1000)[-1]).abs().max() < 2 * tolerance
 
 

@@ -1,7 +1,7 @@
 module PyNODEStiffExt
 
 using ADTypes: AutoFiniteDiff
-using LinearAlgebra: UniformScaling
+using LinearAlgebra: ColumnNorm, UniformScaling, qr
 using LinearSolve: LinearSolve, KrylovJL_GMRES, LinearCache, OperatorAssumptions, SciMLLinearSolveAlgorithm
 using OrdinaryDiffEqBDF: FBDF, FBDFCache, QNDF
 using OrdinaryDiffEqCore: OrdinaryDiffEqCore

@@ -101,11 +101,20 @@ const FROM_ZERO = let
     !isapprox(estimates...; rtol = 1e-3, atol = 1e-6)
 end
 
-"Estimate the error of the first step, by the implicit Euler method, from the slopes at its ends, as CVODE does."
+"""
+Estimate the error of the first step, by the implicit Euler method, from the slopes at its ends, as CVODE does. With a mass matrix the
+least that M takes to the difference of M u' from the field: algebraic equations have no slopes.
+"""
 function estimate_first!(x, cache::FBDFCache)
-    FROM_ZERO && x.opts.adaptive && cache.iters_from_event == 0 && x.f.mass_matrix isa UniformScaling || return
+    FROM_ZERO && x.opts.adaptive && cache.iters_from_event == 0 || return
     (; tmp, atmp) = cache
-    @. tmp = (x.u - x.uprev - x.dt * x.fsalfirst) / 2
+    M = x.f.mass_matrix
+    @. tmp = x.u - x.uprev
+    if M isa UniformScaling
+        @. tmp = (tmp - x.dt * x.fsalfirst) / 2
+    else
+        tmp .= qr(M, ColumnNorm()) \ ((M * tmp .- x.dt .* x.fsalfirst) ./ 2)
+    end
     x.EEst = size_of(x, tmp, atmp)
     return
 end
