@@ -19,7 +19,9 @@ from pynode.errors import EngineUnavailable, InputError, PyNODEWarning
 JULIA = """#!{python}
 import json, os, pathlib, sys
 project, image, *packages = sys.argv[sys.argv.index("-e") + 2:]
-files = [(pathlib.Path(project) / name).read_text() for name in ("Project.toml", "Manifest.toml", "use.jl")]
+files = [(pathlib.Path(project) / name).read_text() for name in ("Project.toml", "Manifest.toml")]
+use = pathlib.Path(project) / "use.jl"
+files.append(use.read_text() if use.exists() else "")
 pathlib.Path({said!r}).write_text(json.dumps([sys.argv[1:], *files]))
 how = os.environ["COMPILES"]
 if how != "absent":
@@ -39,9 +41,10 @@ def julia(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     project.mkdir()
     entries = {"PyNODE": f'path = "../sources"\nuuid = "{julia_runtime.PYNODE_UUID}"\nversion = "0.1.0"'}
     entries["PythonCall"] = f'uuid = "6099a3de"\nversion = "{version("juliacall")}"'
+    entries["SciMLSensitivity"] = 'uuid = "1ed8b502"\nversion = "7.106.0"'
     entries["FFTW"] = 'uuid = "7a1cc6ca"\nversion = "1.8.0"'
     (project / "Manifest.toml").write_text("".join(f"[[deps.{name}]]\n{text}\n\n" for name, text in entries.items()))
-    (project / "Project.toml").write_text('[deps]\nFFTW = "7a1cc6ca"\n')
+    (project / "Project.toml").write_text('[deps]\nFFTW = "7a1cc6ca"\nSciMLSensitivity = "1ed8b502"\n')
     exe.write_text(JULIA.format(python=sys.executable, said=str(tmp_path / "said")))
     exe.chmod(0o755)
     monkeypatch.setenv("PYTHON_JULIACALL_EXE", str(exe))
@@ -63,13 +66,20 @@ def test_an_image_is_made_in_the_environment(julia: Path, capsys: pytest.Capture
     assert 'version = "1.8.0"' in manifest
     assert said[-2:] == ["PyNODE", "FFTW"]
     assert "create_sysimage(packages;" in said[said.index("-e") + 1]
-    assert use.startswith("using PyNODE, FFTW\n")  # what is not loaded is not compiled
+    assert use == ""  # nothing that the packages' own images do not have
     assert sorted(path.name for path in julia.iterdir()) == [
         "Manifest.toml",
         "Project.toml",
         image.name,
         image.name + ".json",
     ]
+
+
+def test_adjoints_are_compiled_where_their_package_is_in_the_image(julia: Path) -> None:
+    compile_image(["FFTW", "SciMLSensitivity"])
+    use = json.loads((julia.parent / "said").read_text())[-1]
+    assert use.startswith("using PyNODE, FFTW, SciMLSensitivity\n")
+    assert ":gauss" in use
 
 
 def test_a_dry_run_makes_nothing(julia: Path, capsys: pytest.CaptureFixture[str]) -> None:

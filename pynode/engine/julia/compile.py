@@ -26,19 +26,16 @@ using PackageCompiler
 project, image, packages... = ARGS
 use = joinpath(project, "use.jl")
 cpu_target = get(ENV, "JULIA_CPU_TARGET", "native")
-create_sysimage(packages; project, sysimage_path=image, cpu_target, precompile_execution_file=use)
+precompile_execution_file = isfile(use) ? [use] : String[]
+create_sysimage(packages; project, sysimage_path=image, cpu_target, precompile_execution_file)
 """
 
-# What the packages' own images do not have. Continuous adjoints may not be in them: ReverseDiff's types, which these
-# have in them, may crash Julia where it loads a package's image (JuliaLang/julia, issue 62047), and not in that of the
-# whole system.
-_USE = """
-using PyNODE
-loaded(name) = Base.get_extension(PyNODE, name) !== nothing
-if loaded(:PyNODESensitivityExt)
-    for solver in ("Tsit5", "DP5", (loaded(:PyNODEStiffExt) ? ("Rodas5P",) : ())...), dtype in ("float32", "float64")
-        foreach(name -> PyNODE.sample_run(dtype, solver, name), (:gauss, :interpolating, :quadrature, :backsolve))
-    end
+# What SciMLSensitivity's own image does not have. ReverseDiff's types, which compiled adjoints have in them, may crash
+# Julia where it loads a package's image (JuliaLang/julia, issue 62047), and not in that of the whole system.
+_ADJOINTS = """
+stiff = Base.get_extension(PyNODE, :PyNODEStiffExt) === nothing ? () : ("Rodas5P",)
+for solver in ("Tsit5", "DP5", stiff...), dtype in ("float32", "float64")
+    foreach(name -> PyNODE.sample_run(dtype, solver, name), (:gauss, :interpolating, :quadrature, :backsolve))
 end
 """
 
@@ -106,4 +103,5 @@ def _write_part(whole: Environment, packages: Sequence[str], folder: Path) -> No
         flags=re.M,
     )
     (folder / "Manifest.toml").write_text(here, encoding="utf-8")
-    (folder / "use.jl").write_text(f"using {', '.join(packages)}\n{_USE}", encoding="utf-8")
+    if "SciMLSensitivity" in packages:
+        (folder / "use.jl").write_text(f"using {', '.join(packages)}\n{_ADJOINTS}", encoding="utf-8")
