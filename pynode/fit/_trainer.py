@@ -111,8 +111,11 @@ class Trainer:
             raise InputError(f"z0 must be one real tensor (batch, *features), got {got}")
         self.field, self.loss, self.z0, self.t = field, loss, z0, t
         self.args = check_args(args)
-        for name, x in (("z0", z0), ("t", t), *((f"args[{i}]", a) for i, a in enumerate(self.args))):
-            if isinstance(x, Tensor) and x.requires_grad and not x.is_leaf:
+        listed = [t] if isinstance(t, Tensor) else t if isinstance(t, Sequence) else ()
+        self._times = [x for x in listed if isinstance(x, Tensor)]
+        named = [("z0", z0), *(("t", x) for x in self._times), *((f"args[{i}]", a) for i, a in enumerate(self.args))]
+        for name, x in named:
+            if x.requires_grad and not x.is_leaf:
                 raise InputError(
                     f"{name} was computed from tensors that require a gradient, which a trainer would not do again "
                     "before each step: compute it in the field or the loss, detach it, or train in a loop of solve, "
@@ -184,7 +187,7 @@ class Trainer:
         if self.z0.device.type != "cpu":
             raise EngineUnavailable(f"the julia engine trains on the CPU, z0 is on {self.z0.device}: {_LOOP}")
         check_native(self.optimizer, _LOOP)
-        if any(x is self.t for group in self.optimizer.param_groups for x in group["params"]):
+        if any(x is y for group in self.optimizer.param_groups for x in group["params"] for y in self._times):
             raise EngineUnavailable(f"the julia engine does not train t: {_LOOP}")
         problem, loss = self._problems()
         if problem.field.facts.switches:
@@ -257,8 +260,7 @@ class Trainer:
         """The leaves that require a gradient and that a step reads, each once."""
         _checked(self.loss(z), self.z0)
         problem, loss = self._problems()
-        times = (self.t,) if isinstance(self.t, Tensor) else ()
-        read = (self.z0, *times, *self.args, *problem.parameters, *loss.parameters)
+        read = (self.z0, *self._times, *self.args, *problem.parameters, *loss.parameters)
         return list({id(x): x for x in read if x.requires_grad and x.is_leaf}.values())
 
 

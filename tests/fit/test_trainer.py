@@ -247,6 +247,9 @@ def test_what_julia_would_leave_out_is_refused() -> None:
     for optimizer in (SGD([t, *net.parameters()], lr=0.1), "sgd"):
         with pytest.raises(EngineUnavailable, match="does not train t"):
             trainer(net, lambda z: z.sum(), torch.ones(1, 1), t, optimizer, engine="julia")(1)
+    end = nn.Parameter(torch.tensor(1.0))
+    with pytest.raises(EngineUnavailable, match="does not train t"):
+        trainer(net, lambda z: z.sum(), torch.ones(1, 1), [0.0, end], SGD([end], lr=0.1), engine="julia")(1)
     hook = net.weight.register_hook(lambda g: g)
     with pytest.raises(EngineUnavailable, match="hooks on its gradient"):
         of(SGD(net.parameters(), lr=0.1))
