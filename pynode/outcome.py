@@ -13,7 +13,7 @@ from pynode.problem.failure import failure
 from pynode.problem.independent import at_last_times
 from pynode.problem.resolution import check_resolution
 from pynode.problem.state import State
-from pynode.solution import Solution, dtype_of_found_times
+from pynode.solution import Solution, dtype_of_found_times, times_of
 
 __all__ = ["outcome"]
 
@@ -62,15 +62,15 @@ def outcome(
             raise failure(field, form, solver, engine, done.retcode, failed_at, each)
     cost = None
     if with_cost:
-        z, cost = z[:-1], z[-1][-1] if times.dim() == 1 else at_last_times(z[-1], problem.t)
+        z, cost = z[:-1], z[-1][-1] if times.dim() == 1 else at_last_times(z[-1], times)
     return Solution(
-        given.detach(),
-        z if form.is_tuple else z[0],
-        cost,
-        done.stats,
-        done.retcode,
-        engine,
-        solver,
+        **times_of(given),
+        z=z if form.is_tuple else z[0],
+        running_cost=cost,
+        stats=done.stats,
+        retcode=done.retcode,
+        engine=engine,
+        solver=solver,
         _interpolant=done.interpolant,
         _failed_at=failed_at,
         _form=form,

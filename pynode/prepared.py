@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pynode.engine.choose import get_engine
 from pynode.errors import InputError, unknown_name
 from pynode.field._outside import is_recording, outside_of_compile
 from pynode.problem.asked import Asked
@@ -47,9 +48,18 @@ class Prepared:
         self._states = tuple([(x.shape, x.dtype, x.device) for x in self._form.tensors(z0)])
         each = settings.independent or settings.rtol.each or settings.atol.each
         self._first = 0 if each else 1  # of a shape's sizes the first that may not differ
-        self._version, self._given = settings.given._version, settings.given.clone()
-        self._times = self._given.double()
+        self._times = settings.given.double()
         self._repeated: dict[bool, Repeated] = {}  # what solves the like once more, by whether gradients are enabled
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The engine, of which there is one, is left out, and what solves the like once more, which is of this field.
+        settings: Any = self._settings
+        rest = {x.name: getattr(settings, x.name) for x in fields(settings) if x.name != "engine"}
+        return {**self.__dict__, "_settings": rest, "_repeated": {}, "_engine": settings.engine.name}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        engine = get_engine(state.pop("_engine"))
+        vars(self).update({**state, "_settings": Settings(engine=engine, **state["_settings"])})
 
     @outside_of_compile
     def __call__(self, z0: Any, args: Sequence[Tensor] = ()) -> Solution:
@@ -69,7 +79,7 @@ class Prepared:
         """
         settings = self._settings
         repeated = self._repeated.get(torch.is_grad_enabled())
-        if repeated is not None and settings.given._version == self._version:
+        if repeated is not None:
             solution = repeated.solve(self.field, z0, args, settings.given, self._times, settings.numbers)
             if solution is not None:
                 return solution
@@ -84,9 +94,6 @@ class Prepared:
             if x.dtype is not dtype or x.device != device or x.shape[self._first :] != shape[self._first :]:
                 raise self._unlike(z0)
         settings = self._settings
-        if settings.given._version != self._version:  # the times of a solution, which are these, were changed in place
-            self._settings = settings = replace(settings, given=self._given.clone())
-            self._version = settings.given._version
         known = None if is_recording() else settings
         return solution_of(self.field, z0, settings.given, args, self._asked, known, self._repeated)
 

@@ -14,14 +14,13 @@ from torch import Tensor
 
 from pynode.field._derived import made_of
 from pynode.field._memory import memory_of
-from pynode.field._outside import is_recording
+from pynode.field._outside import is_eager
 from pynode.problem.asked import Asked
 from pynode.problem.inputs import DTYPES, as_times, check_times
 from pynode.repeated import Repeated
 from pynode.sensitivity import Sensitivity
 from pynode.solution import Solution
 from pynode.torch_state import leaves_thread_state
-from pynode.transforms import is_active
 
 __all__ = ["Recent", "as_tensor"]
 
@@ -33,7 +32,7 @@ def as_tensor(t: Any, z0: Any) -> Any:
     """Times in a list of numbers, or an array, as the tensor that `solve` takes them for; any others as they are."""
     kind = type(t)
     plain = type(z0) is Tensor and z0.is_cpu and z0.dtype in DTYPES
-    if kind is Tensor or not plain or is_active() or is_recording():
+    if kind is Tensor or not plain or not is_eager():
         return t
     if kind is np.ndarray:
         return as_times("t", t, z0)
@@ -85,7 +84,7 @@ class Recent:
         Raises:
             InputError: the times are not usable.
         """
-        if type(t) is not Tensor or t.dim() != 1 or t.requires_grad or not t.is_cpu or is_active() or is_recording():
+        if type(t) is not Tensor or t.dim() != 1 or t.requires_grad or not t.is_cpu or not is_eager():
             return None
         if not asked.is_plain or made_of(field) is None:
             return None

@@ -13,12 +13,11 @@ from torch import Tensor
 from pynode.derivatives import Failed, Run, differentiable
 from pynode.engine.protocol import Engine, Problem
 from pynode.field._field import Latest
-from pynode.field._outside import is_recording
+from pynode.field._outside import is_eager
 from pynode.nn._signature import of_state
 from pynode.outcome import outcome
 from pynode.problem.state import State
 from pynode.solution import Solution
-from pynode.transforms import is_active
 
 __all__ = ["Repeated"]
 
@@ -87,7 +86,7 @@ class Repeated:
         """
         if torch.is_grad_enabled() is not self.tracked or torch._C._is_any_autocast_enabled():
             return None
-        if is_active() or is_recording():
+        if not is_eager():
             return None
         if self.is_tuple and type(z0) is not tuple:
             return None

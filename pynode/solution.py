@@ -19,8 +19,9 @@ from pynode.problem.independent import at_last_times, last_times, span
 from pynode.problem.saving import saved
 from pynode.problem.state import TENSOR, State
 from pynode.torch_state import leaves_thread_state
+from pynode.transforms import is_followed
 
-__all__ = ["Solution", "at_given_times", "dtype_of_found_times", "in_dtype_of", "in_form", "saved_of"]
+__all__ = ["Solution", "at_given_times", "dtype_of_found_times", "in_dtype_of", "in_form", "saved_of", "times_of"]
 
 
 @dataclass(frozen=True, eq=False, repr=False, init=False)
@@ -76,6 +77,7 @@ class Solution:
     _form: State = TENSOR
     _again: Callable[[Tensor], tuple[Tensor, ...]] | None = None
     _last: Any = None  # `z_end`, where `z` does not have it
+    _followed: Tensor | None = None  # `t`, if PyTorch has to see what becomes of it
 
     def __init__(
         self,
@@ -111,7 +113,8 @@ class Solution:
         """The time that was reached."""
         if self._failed_at is not None:
             return self._failed_at[0]
-        last = last_times(self.t) if self.t.dim() == 2 else self.t[-1]
+        t = self.t if self._followed is None else self._followed
+        last = last_times(t) if t.dim() == 2 else t[-1]
         if self.stats.per_sample is not None:
             last = last.expand(len(self.stats.per_sample.t_end))
         return last if self.event_t is None else torch.where(self.event_t.isnan(), last, self.event_t)
@@ -134,7 +137,8 @@ class Solution:
     def __getstate__(self) -> dict[str, Any]:
         # A tensor with its graph is not copied by PyTorch, and an interpolant belongs to the engine.
         state = tree_map_only(Tensor, Tensor.detach, dict(self.__dict__))
-        return {**state, "_again": None, "_interpolant": None if self._interpolant is None else _not_saved}
+        interpolant = None if self._interpolant is None else _not_saved
+        return {**state, "_again": None, "_followed": None, "_interpolant": interpolant}
 
     @leaves_thread_state
     def __call__(self, t: Tensor | float | Sequence[float]) -> Any:
@@ -206,6 +210,11 @@ def _not_saved(times: Tensor) -> tuple[Tensor, ...]:
     )
 
 
+def times_of(given: Tensor) -> dict[str, Any]:
+    """The times of a solution, by its names for them: in memory of their own, since theirs may be changed in place."""
+    return {"t": given.detach().clone(), "_followed": given if is_followed(given) else None}
+
+
 def dtype_of_found_times(t: Tensor, state: Sequence[Tensor]) -> torch.dtype:
     """The dtype of times that a solve finds."""
     return torch.promote_types(t.dtype, state[0].dtype)
@@ -219,7 +228,7 @@ def at_given_times(solution: Solution, t: Tensor, state: Sequence[Tensor]) -> So
     failed_at = solution._failed_at
     return replace(
         solution,
-        t=t.detach(),
+        **times_of(t),
         event_t=event_t,
         _logs=None if logs is None else logs.in_dtypes(dtype, [x.dtype for x in state]),
         _failed_at=None if failed_at is None else (failed_at[0].to(dtype), failed_at[1]),
@@ -265,5 +274,6 @@ def in_form(form: State, solution: Solution) -> Solution:
 def saved_of(solution: Solution, save: Callable[[Tensor, Any], Any]) -> Solution:
     """The solution with what a callable makes of its states in their place."""
     form, leading = solution._form, solution._form.tensors(solution.z, leading=1)
-    z = saved(save, solution.t, lambda i: form.state([x[i] for x in leading]))
+    t = solution.t if solution._followed is None else solution._followed
+    z = saved(save, t, lambda i: form.state([x[i] for x in leading]))
     return replace(solution, z=z, _last=None if solution._failed_at is not None else solution.z_end)

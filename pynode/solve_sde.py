@@ -19,13 +19,13 @@ from pynode.engine.protocol import Retcode
 from pynode.engine.stochastic import StochasticProblem
 from pynode.errors import EngineUnavailable, InputError, SolveError
 from pynode.field._kept import check_no_cache
-from pynode.field._outside import is_recording, outside_of_compile
+from pynode.field._outside import is_recording, lacks_values, outside_of_compile
 from pynode.problem.inputs import check_args, check_count, check_number, check_state, check_times
 from pynode.problem.late import once_known
 from pynode.problem.precision import autocast_dtype
 from pynode.problem.state import TENSOR
 from pynode.problem.stochastic import check_kind, check_noise, diffusion_field, drift_field
-from pynode.solution import Solution
+from pynode.solution import Solution, times_of
 from pynode.torch_state import leaves_thread_state
 from pynode.transforms import is_active, is_wrapped, moves
 
@@ -112,8 +112,9 @@ def solve_sde(
         )
     if z0.dim() == 0 or z0.numel() == 0:
         raise InputError(f"z0 must be (batch, *features), not empty, got shape {tuple(z0.shape)}")
-    if is_recording() or autocast_dtype((z0,)) is not None:
-        what = "while it is recorded" if is_recording() else "under autocast"
+    recording = is_recording() or lacks_values()
+    if recording or autocast_dtype((z0,)) is not None:
+        what = "while it is recorded" if recording else "under autocast"
         raise EngineUnavailable(f"solve_sde does not work {what}: call it outside of that context")
     check_kind(noise, calculus)
     numbers = {"dt": dt, "rtol": rtol, "atol": atol}
@@ -249,13 +250,13 @@ def _solve(
             )
     cost = None if running_cost is None else states[1][-1]
     return Solution(
-        given.detach(),
-        states[0],
-        cost,
-        done.stats,
-        done.retcode,
-        chosen.name,
-        info.name,
+        **times_of(given),
+        z=states[0],
+        running_cost=cost,
+        stats=done.stats,
+        retcode=done.retcode,
+        engine=chosen.name,
+        solver=info.name,
         seed=seed,
         _failed_at=failed_at,
     )

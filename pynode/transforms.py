@@ -16,6 +16,7 @@ from torch.autograd import forward_ad
 
 __all__ = [
     "differentiated",
+    "every_number",
     "example",
     "is_active",
     "is_followed",
@@ -112,6 +113,19 @@ def numbers(x: Tensor) -> np.ndarray:
     plain = example(x)
     with untransformed():
         return plain.detach().cpu().numpy()
+
+
+def every_number(x: Tensor) -> np.ndarray:
+    """The values of all tensors that it stands for, `(mapped over, *shape)`."""
+    shape, layers, mapped = x.shape, list(_layers(x)), 0
+    plain = layers[-1].detach()
+    with untransformed():
+        for layer in reversed(layers):
+            dim = _functorch.maybe_get_bdim(layer) if _functorch.is_batchedtensor(layer) else -1
+            if dim >= 0:
+                plain = plain.movedim(mapped + dim, mapped)
+                mapped += 1
+        return plain.cpu().numpy().reshape(-1, *shape)
 
 
 @contextlib.contextmanager

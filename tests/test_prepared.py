@@ -331,12 +331,26 @@ def test_solves_like_the_one_before_look_at_what_is_asked_for(engine, monkeypatc
     assert torch.allclose(mapped[0], check().z, atol=1e-4)
 
 
-def test_the_times_of_a_solve_stay_the_users(engine):
-    """As those of the first solve do, the times of one that is like it are the tensor that was given."""
+def test_each_solution_has_memory_of_its_own(engine):
     field, z0, t = Field(), torch.randn(3, 2), T.clone()
-    found = [solve(field, z0, t, engine=engine) for _ in range(4)]
-    assert {x.t.data_ptr() for x in found} == {t.data_ptr()}
-    assert len({x.z.data_ptr() for x in found}) == 4
+    prepared = prepare(field, like=(z0, t), engine=engine)
+    found = [solve(field, z0, t, engine=engine) for _ in range(4)] + [prepared(z0) for _ in range(4)]
+    assert len({x.t.data_ptr() for x in found} | {t.data_ptr()}) == 9
+    assert len({x.z.data_ptr() for x in found}) == 8
+
+
+def test_copies_of_what_has_solved(engine):
+    """On julia a module that held one could not be copied after its first call, nor could its average be taken."""
+    field, z0 = Field(), torch.randn(3, 2)
+    prepared = prepare(field, like=(z0, T), engine=engine)
+    for _ in range(3):
+        prepared(z0).z.sum().backward()
+    copied = copy.deepcopy(prepared)
+    with torch.no_grad():
+        next(copied.field.parameters()).mul_(2)
+    for x in (prepared, copied):
+        assert torch.equal(x(z0).z, solve(x.field, z0, T, engine=engine).z)
+    assert not torch.equal(copied(z0).z, prepared(z0).z)
 
 
 def test_models_look_at_what_may_have_changed(engine):

@@ -110,7 +110,7 @@ end
 function in_pieces(problem, w::Watched, look, callback, tstops; maxiters, given...)
     (; jumps) = w
     (from, stop), u = problem.tspan, problem.u0
-    callback = CallbackSet(look, summing(callback, multistep_order(w.algorithm)))
+    callback = summing(CallbackSet(look, callback), multistep_order(w.algorithm))
     while true
         to = jumps.next > 1 ? jumps.ts[jumps.next] : stop
         within = filter(t -> after(t, from, to - from) && after(to, t, to - from), collect(tstops))
@@ -156,8 +156,6 @@ function summing(callbacks::CallbackSet, order)
     end
     return CallbackSet(callbacks.continuous_callbacks..., discrete...)
 end
-
-summing(callbacks, order) = summing(CallbackSet(callbacks), order)
 
 # The field carries its products (`ODEFunction(vjp, vjp_p)`), which SciMLSensitivity prefers to `autojacvec`.
 function sensealg(a::Adjoint, rtol, atol)

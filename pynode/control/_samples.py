@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pynode.errors import InputError
+from pynode.errors import EngineUnavailable, InputError
 from pynode.numeric import dense, real_tensor
+from pynode.transforms import is_mapped
 
 __all__ = ["Samples", "check_samples"]
 
@@ -80,6 +81,7 @@ def check_samples(times: Tensor | Sequence[float], values: Tensor) -> Samples:
 
     Raises:
         InputError: see `Control`.
+        EngineUnavailable: `torch.vmap` maps over them.
     """
     if not isinstance(values, Tensor) or values.dtype not in _DTYPES:
         got = values.dtype if isinstance(values, Tensor) else type(values).__name__
@@ -93,6 +95,11 @@ def check_samples(times: Tensor | Sequence[float], values: Tensor) -> Samples:
             ) from None
     if times.dtype not in _DTYPES:
         raise InputError(f"times must be of dtype torch.float32 or torch.float64, got {times.dtype}. Convert them")
+    if is_mapped(values) or is_mapped(times):
+        raise EngineUnavailable(
+            "torch.vmap maps over no values or times of a control: make one control of them all, with values (batch, "
+            "time, channels), and solve once"
+        )
     per_sample = times.dim() == 2
     expected = (3,) if per_sample else (1, 2, 3)
     if times.dim() not in (1, 2) or values.dim() not in expected:

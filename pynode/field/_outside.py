@@ -10,7 +10,9 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-__all__ = ["is_recording", "outside_of_compile", "unhooked"]
+from pynode.transforms import is_active
+
+__all__ = ["is_eager", "is_recording", "lacks_values", "outside_of_compile", "unhooked"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -42,6 +44,19 @@ def outside_of_compile(function: F) -> F:
 def is_recording() -> bool:
     """Whether `torch.jit.trace` records."""
     return bool(torch._C._is_tracing())  # as torch.jit.is_tracing, outside of scripts
+
+
+def lacks_values() -> bool:
+    """Whether PyTorch records operations, whatever the values of tensors: `make_fx`, `torch.export`, `linearize`."""
+    if not torch._C._len_torch_dispatch_stack():
+        return False
+    keys = torch._C._TorchDispatchModeKey
+    return any(torch._C._get_dispatch_mode(key) is not None for key in (keys.PROXY, keys.FAKE))
+
+
+def is_eager() -> bool:
+    """Whether tensors are what they look like: no transform is under way, and nothing records."""
+    return not (is_active() or is_recording() or lacks_values())
 
 
 @contextlib.contextmanager

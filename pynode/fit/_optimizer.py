@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from pynode.engine.julia.training import Update
 from pynode.errors import EngineUnavailable, InputError, unknown_name
@@ -51,8 +52,14 @@ def check_native(optimizer: Optimizer, loop: str) -> None:
     if type(optimizer) not in _BY_NAME.values():
         names = ", ".join(f"torch.optim.{x.__name__}" for x in (SGD, Adam, AdamW))
         raise EngineUnavailable(f"the julia engine trains by {names}, got {type(optimizer).__name__}: {loop}")
-    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+    own = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+    if own or _global_optimizer_pre_hooks or _global_optimizer_post_hooks:
         raise EngineUnavailable(f"the optimizer has hooks, which steps in Julia would not call: {loop}")
+    step = vars(optimizer).get("step", type(optimizer).step)
+    while hasattr(step, "_wrapped_by_lr_sched"):  # which counts the calls
+        step = step.__wrapped__
+    if step is not type(optimizer).step:
+        raise EngineUnavailable(f"the optimizer's step has been replaced, which steps in Julia would not call: {loop}")
     for group in optimizer.param_groups:
         asked = [name for name in ("amsgrad", "differentiable", "capturable") if group.get(name)]
         if asked:

@@ -133,7 +133,7 @@ class LatentSDE(nn.Module):
             mask: what was observed, bool, `(batch, time)` or `(batch, time, obs_dim)`; `None` for all.
             kl_weight: weight of both divergences from the prior, 1 for the bound; grows from 0 in training with
                 annealing.
-            seed: of the path; a new one at each call where `None`.
+            seed: of the path; a new one at each call where `None`. The initial state is PyTorch's generator's.
 
         Returns:
             `(batch,)`: E_q[log p(x | z)] - kl_weight · (KL of z(t₀) + KL of the path up to the last of all times).
@@ -171,7 +171,7 @@ class LatentSDE(nn.Module):
             mask: what was observed, as in `elbo`.
             n_samples: number of draws.
             noise: whether the draws have the noise of observations.
-            seed: of the paths; a new one at each call where `None`.
+            seed: of the paths; a new one at each call where `None`. The initial states are PyTorch's generator's.
 
         Returns:
             `(n_samples, batch, time_new, obs_dim)`: means of the observations, or observations with `noise`.

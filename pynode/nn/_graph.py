@@ -27,7 +27,8 @@ class Graph(nn.Module):
         weight: w, `(edges,)`; ones where `None`. An `nn.Parameter` is trained.
         n_nodes: how many nodes there are; by default one more than the largest number in `edge_index`.
         normalise: `"symmetric"`: D^(-1/2) A D^(-1/2); `"row"`: D⁻¹ A, a mean over the neighbours, with D the sums of
-            the weights that enter a node; `None`: A as it is. A node that no edge enters keeps a row of zeros.
+            the weights that enter a node; `None`: A as it is. A node that no edge enters keeps a row of zeros, and 1 is
+            taken for its sum where its own edges are scaled.
         self_loops: whether each node gets an edge of weight 1 to itself, before the normalisation.
         dense: whether the product is one with a matrix `(nodes, nodes)`, rather than a sum over the edges; `None`: for
             small graphs, and for those where most pairs of nodes have an edge.

@@ -347,9 +347,14 @@ class _Course:
             number = source if len(events.given) > 1 else entry
             self.alive[rows[ends]] = False
             self.joining.end_at_event(rows[ends], arrival.t[of], [x[of] for x in before], number[ends])
+        done = (now >= self.plan.last[rows]) & ~ends
+        if done.any():
+            of = self._tensor(np.flatnonzero(done))
+            self.alive[rows[done]] = False
+            self.joining.end(rows[done], arrival.t[of], [x[of] for x in before])
         stuck = self.watch.stuck(rows, index, now)
         many = self.watch.count[rows].sum(1) >= self.max_events
-        for i in np.flatnonzero((stuck | many) & ~ends).tolist():
+        for i in np.flatnonzero((stuck | many) & ~ends & ~done).tolist():
             self.culprit = self.culprit or events.named(int(index[i]))
             self.alive[rows[i]] = False
             code = Retcode.ZENO if stuck[i] else Retcode.MAX_EVENTS

@@ -77,7 +77,8 @@ class At:
     Args:
         times: 1-d, in any order; gradients flow to them. Those from `t[0]` on and before `t[-1]` happen (one at `t[-1]`
             belongs to what follows). Of independent samples also `(batch, n)`, each sample's own, NaN where it has
-            fewer.
+            fewer. `torch.vmap` maps over times that come in one order, between one another and between those of the
+            solve, and over no others.
         affect: as that of `Event`; `index`, if it takes that, is the number of the time in `times`.
     """
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pynode.errors import InputError, unknown_name
-from pynode.field._outside import outside_of_compile
+from pynode.errors import EngineUnavailable, InputError, unknown_name
+from pynode.field._outside import lacks_values, outside_of_compile
 from pynode.field._whole import check_whole
 from pynode.numeric import dense, of_array, real_number, real_tensor, tensors_in
 from pynode.problem.state import State
@@ -41,9 +41,18 @@ _HELD = 1e-3  # A dtype holds times if it changes no difference between them by 
 
 def check_state(form: State, state: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """The tensors that are solved, `(batch, *features)`: of one floating dtype, device and batch size."""
+    if lacks_values():
+        raise EngineUnavailable(
+            "a solve takes its steps by the values of tensors, and what records operations whatever these are "
+            "(torch.func.linearize, make_fx, torch.export) has none: call solve outside of it. torch.func.jvp and vjp "
+            "give derivatives, and torch.jit.trace records solves of fixed steps"
+        )
     first = state[0]
     for i, z in enumerate(state):
         check_whole(form.names[i], z)
+        if z.is_meta or (type(z) is not Tensor and hasattr(z, "fake_mode")):
+            kind = "tensor on meta" if z.is_meta else "FakeTensor"
+            raise InputError(f"{form.names[i]} must have numbers, got a {kind}. Make it on a device that has them")
         if z.dtype not in DTYPES:
             raise InputError(
                 f"{form.names[i]} must be of dtype torch.float32 or torch.float64, or of their complex counterparts, "

@@ -39,7 +39,7 @@ class Joining:
         self.units, self.times, self.is_tuple = units, times, is_tuple
         self.retcode = [Retcode.SUCCESS] * units.count
         self.t_end = np.full(units.count, np.nan)
-        self.z_end = [x.detach().clone() for x in z0]
+        self.z_end = [x.detach() for x in z0]
         self.found_by = np.zeros(units.count, np.int64)
         self._like = z0
         self._stats: list[tuple[Array, Stats]] = []
@@ -74,8 +74,8 @@ class Joining:
         for b in rows:
             self.retcode[b] = retcode
         which = torch.from_numpy(rows)
-        for whole, x in zip(self.z_end, z, strict=False):
-            whole[which.to(whole.device)] = x.detach()
+        pairs = zip(self.z_end, z, strict=False)
+        self.z_end = [whole.index_put((which.to(whole.device),), x.detach()) for whole, x in pairs]
 
     def end_at_event(self, rows: Array, t: Tensor, z: Sequence[Tensor], index: Array) -> None:
         """Units have come to an event that ends the solve."""

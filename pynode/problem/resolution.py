@@ -35,7 +35,7 @@ def check_resolution(
 
     Args:
         problem: the problem that was solved.
-        times: the numbers in its times, where these are shared by all samples.
+        times: the numbers in its times.
         stats: what its steps were.
         states: the solution, `(time, …)` of each tensor; none of a failed one.
         event_reads_time: whether the event function computes with the time in the state's dtype; `None` without one.
@@ -44,7 +44,13 @@ def check_resolution(
         InputError: says what the dtype resolves, and what to do.
     """
     t, each, field = problem.t, stats.per_sample, problem.field
-    if each is None:
+    if not t.numel():  # those of no samples
+        return
+    if each is None and t.dim() == 2:  # many solves of a transform, of which the stats are the sum
+        steps = (stats.n_accepted or stats.nfe) / len(t)
+        low, high = t.nan_to_num(torch.inf).amin(1), t.nan_to_num(-torch.inf).amax(1)
+        step, size = float((high - low).min()) / max(steps, 1), float(torch.maximum(low.abs(), high.abs()).max())
+    elif each is None:
         first, last = times[0], times[-1]
         steps = stats.n_accepted or stats.nfe
         step, size = abs(last - first) / max(steps, 1), max(abs(first), abs(last))

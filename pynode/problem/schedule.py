@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pynode.errors import EngineUnavailable
 from pynode.problem.stops import Stop
 from pynode.problem.units import Units
-from pynode.transforms import is_followed, numbers
+from pynode.transforms import every_number, is_followed, is_mapped, numbers
 
 __all__ = ["Pieces", "Schedule"]
 
@@ -86,6 +87,9 @@ class Schedule:
         doses: the number of each `At` and its times, `(n,)` or `(units, n)`.
         units: the units.
 
+    Raises:
+        EngineUnavailable: `torch.vmap` maps over times that come in several orders.
+
     Attributes:
         sign: `(units,)`, 1 forwards in time, -1 backwards.
         asked: `(units, time)`, the times asked for; NaN behind.
@@ -111,6 +115,8 @@ class Schedule:
             kinds.append(np.full(x.shape[-1], dose))
             ordinals.append(np.arange(x.shape[-1]))
         self.edges = torch.cat(columns, 1) if columns else times[:, :0]
+        if is_mapped(times) or is_mapped(self.edges):
+            _check_one_order(torch.cat([times, self.edges], 1))
         kind, ordinal = np.concatenate(kinds), np.concatenate(ordinals)
         v = numbers(self.edges) * self.sign[:, None]
         with np.errstate(invalid="ignore"):
@@ -165,3 +171,17 @@ class Schedule:
         v = numbers(t) * self.sign[rows][:, None]
         at_asked = np.where(met.any(1), met.argmax(1), -1)
         return Pieces(t, v, column, length, target, at_last, at_asked, at, self.sign[rows])
+
+
+def _check_one_order(times: Tensor) -> None:
+    """Refuse times, `(units, n)`, those asked for first, that `torch.vmap` maps over and that have no one order."""
+    first, *others = every_number(times)
+    ranks = [np.unique(row, return_inverse=True)[1] for row in first]
+    for other in others:
+        for row, rank in zip(other, ranks, strict=True):
+            if not np.array_equal(np.unique(row, return_inverse=True)[1], rank):
+                raise EngineUnavailable(
+                    "torch.vmap over the times of doses, or of a solve that has doses, takes those that come in one "
+                    "order in all solves, between one another and between the times asked for, got other orders: call "
+                    "solve once for each, or make a batch of them, with times (batch, n) in At"
+                )

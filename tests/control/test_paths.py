@@ -14,6 +14,7 @@ from scipy.interpolate import CubicHermiteSpline, CubicSpline
 from torch import Tensor, nn
 
 import pynode
+from pynode import EngineUnavailable
 from pynode.control import Control, CubicHermite, Linear, NaturalCubic, PiecewiseConstant
 from pynode.field import _capture
 
@@ -315,3 +316,9 @@ def test_julia_code_takes_none() -> None:
     field = pynode.JuliaField("(u, p, t, a) -> -u")
     with pytest.raises(pynode.InputError, match="a JuliaField takes tensors"):
         pynode.solve(field, torch.zeros(1, 1), [0.0, 1.0], control=Linear([0.0, 1.0], torch.ones(2)))
+
+
+def test_vmap_is_refused() -> None:
+    t, x = torch.tensor([0.0, 1.0, 2.0]), torch.randn(2, 3)
+    with pytest.raises(EngineUnavailable, match="make one control of them all"):
+        torch.vmap(lambda x: Linear(t, x)(torch.tensor(0.5)))(x)

@@ -118,10 +118,6 @@ def test_stiff_solvers(solver: str, kind: str) -> None:
     z = pynode.solve(lambda t, z: -z, z0, t, engine="julia", solver=solver, rtol=1e-7, atol=1e-9).z[:, 0, 0]
     exact = torch.tensor([math.exp(t[0] - s) for s in t], dtype=DOUBLE)
     torch.testing.assert_close(z, exact, rtol=1e-4, atol=0)
-    if solver.startswith("fbdf") and kind in ("inner", "last three"):  # whose first step of one rounding is NaN
-        with pytest.raises(pynode.SolveError, match="the backward solve stopped"):
-            z.sum().backward()
-        return
     z.sum().backward()
     assert z0.grad is not None
     assert z0.grad.item() == pytest.approx(exact.sum().item(), rel=1e-4)

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import pynode
 from pynode import compat
@@ -206,3 +208,72 @@ def test_julia_is_refused_in_a_recording() -> None:
     how: dict[str, Any] = {"solver": "rk4", "dt": 0.1, "engine": "julia"}
     with pytest.raises(pynode.EngineUnavailable, match=r"torch\.jit\.trace .* pass engine='torch'"):
         torch.jit.trace(Around(lambda rate, z: pynode.solve(rate, z, T, **how).z[-1]), torch.randn(3, 2))
+
+
+# ---- recordings without values ------------------------------------------------------------------------------------
+
+
+class Decay(nn.Module):
+    def __init__(self, solve: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.solve = solve
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.solve(z)
+
+
+def test_what_records_without_values_is_refused(engine: str) -> None:
+    """`linearize` and `make_fx` kept what happened to be in memory."""
+    z0 = torch.tensor([[1.0, 0.2]], dtype=torch.float64)
+
+    def rate(t: Tensor, z: Tensor) -> Tensor:
+        return -0.7 * z
+
+    prepared = pynode.prepare(rate, like=(z0, [0.0, 1.0]), engine=engine)
+    solves: list[Callable[[Tensor], Tensor]] = [
+        lambda z: pynode.solve(rate, z, [0.0, 1.0], engine=engine).z[-1],
+        lambda z: prepared(z).z[-1],
+        lambda z: pynode.solve_sde(rate, lambda t, z: 0.1 * z, z, [0.0, 1.0], dt=0.5, engine=engine).z[-1],
+    ]
+    for solve in solves:
+        for _ in range(2):
+            solve(z0)
+        for record in (
+            lambda f: torch.func.linearize(f, z0),
+            lambda f: make_fx(f)(z0),
+            lambda f: make_fx(f, tracing_mode="fake")(z0),
+            lambda f: torch.export.export(Decay(f), (z0,), strict=False),
+        ):
+            with pytest.raises(pynode.EngineUnavailable, match=r"record"):
+                record(solve)
+    for z in (FakeTensorMode().from_tensor(z0), z0.to("meta")):
+        for solve in solves[:2]:
+            with pytest.raises(pynode.InputError, match=r"must have numbers|on meta"):
+                solve(z)
+
+
+@pytest.mark.julia
+@pytest.mark.parametrize("inner", ["prepare", "model"])
+def test_a_field_that_solves(inner: str) -> None:
+    """Of a solve that had been made before Julia read the memory of a tensor that had none, and ended the process."""
+    z0 = torch.tensor([[1.0, 0.5]], dtype=torch.float64)
+    how: dict[str, Any] = {"solver": "rk4", "dt": 0.25, "engine": "julia"}
+    if inner == "prepare":
+        prepared = pynode.prepare(lambda t, x: -0.5 * x, like=(z0, [0.0, 1.0]), **how)
+        solve = lambda z: prepared(z).z[-1]  # noqa: E731
+    else:
+        solve = NODE(nn.Linear(2, 2, dtype=torch.float64), **how)
+    for _ in range(3):
+        solve(z0)
+    with pytest.raises(pynode.TraceError, match="lowering='callback'"):
+        pynode.solve(lambda t, z: -solve(z), z0, [0.0, 1.0], **how)
+    called = pynode.solve(lambda t, z: -solve(z), z0, [0.0, 1.0], lowering="callback", **how)
+    k = [None] * 4
+    z = z0
+    for _ in range(4):
+        k[0] = -solve(z)
+        k[1] = -solve(z + k[0] / 8)
+        k[2] = -solve(z + k[1] / 8)
+        k[3] = -solve(z + k[2] / 4)
+        z = z + (k[0] + 2 * k[1] + 2 * k[2] + k[3]) / 24
+    torch.testing.assert_close(called.z[-1], z, rtol=1e-10, atol=1e-10)

@@ -326,6 +326,36 @@ def test_steps_by_tolerance_keep_the_noise(solver, noise, tolerance):
     assert correlation.abs().max() < 4 / math.sqrt(5000)
 
 
+@pytest.mark.julia
+@pytest.mark.parametrize("solver", ["sra1", "sosra"])
+@pytest.mark.parametrize("start", [0.0, 1.0])
+def test_steps_by_tolerance_where_motions_mix(solver, start):
+    """The first step was looked for by what takes the matrices of all samples for one, and failed."""
+    a = torch.tensor([[0.3, 0.1, 0.2], [0.4, -0.5, 0.1]], dtype=DOUBLE)
+    solution, given = (
+        pynode.solve_sde(
+            lambda t, z: -0.5 * z,
+            lambda t, z: (a * (1 + t)).expand(len(z), 2, 3),
+            torch.full((4000, 2), start, dtype=DOUBLE),
+            [0.0, 1.0],
+            noise="additive",
+            solver=solver,
+            rtol=1e-2,
+            atol=1e-2,
+            dt=dt,
+            running_cost=lambda t, z: z.sum(1),
+            seed=1,
+            engine="julia",
+        )
+        for dt in (None, 0.01)
+    )
+    s = torch.linspace(0, 1, 1001, dtype=DOUBLE)
+    covariance = torch.trapezoid(torch.exp(s - 1) * (1 + s) ** 2, s) * a @ a.T
+    assert torch.allclose(torch.cov(solution.z[-1].T), covariance, atol=0.05)
+    assert torch.allclose(solution.z[-1].mean(0), torch.full((2,), start * math.exp(-0.5), dtype=DOUBLE), atol=0.05)
+    assert solution.stats.n_accepted < given.stats.n_accepted + 100  # steps grow by an eighth at most
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_seed_is_the_noise(engine):
     one, two, other = (

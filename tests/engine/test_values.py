@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from problems import Driven, Linear, draw, settings, solver_cases
-from torch import Tensor
+from torch import Tensor, nn
 
 import pynode
 from pynode.engine import SolverInfo
@@ -28,6 +28,42 @@ def test_linear_system(engine: str, info: SolverInfo, direction: float) -> None:
     assert sol.z.shape == (4, 2, 2)
     assert torch.equal(sol.z[0], z0)
     torch.testing.assert_close(sol.z, field.exact(z0, t), rtol=0, atol=chosen.error)
+
+
+class Struck(nn.Module):
+    """An oscillator that is struck at time zero; with `sign` -1 the same course backwards in time."""
+
+    def __init__(self, sign: int) -> None:
+        super().__init__()
+        self.sign = sign
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        x, v = z.unbind(-1)
+        force = torch.sin(self.sign * t) + 20 * torch.exp(-((30 * t) ** 2)) - 4 * x - 0.1 * v * x**2
+        return self.sign * torch.stack([v, force], -1)
+
+
+@pytest.mark.parametrize(("engine", "info"), solver_cases())
+def test_the_same_steps_backwards_in_time(engine: str, info: SolverInfo) -> None:
+    """QNDF took fifty times as many as forwards, and FBDF others."""
+    chosen, z0 = settings(info), torch.tensor([[1.0, 0.5]], dtype=DOUBLE)
+    forwards, backwards = (
+        pynode.solve(
+            Struck(sign),
+            z0,
+            sign * chosen.span * torch.tensor([-0.5, 0.1, 0.5], dtype=DOUBLE),
+            solver=info.name,
+            engine=engine,
+            max_steps=100_000,
+            **chosen.keywords,
+        )
+        for sign in (1, -1)
+    )
+    torch.testing.assert_close(backwards.z, forwards.z, rtol=1e-12, atol=1e-12)
+    if not info.name.startswith("rock"):  # which look for the largest eigenvalue from where they found it before
+        assert backwards.stats.nfe == forwards.stats.nfe
+    assert backwards.stats.n_accepted == forwards.stats.n_accepted
+    assert backwards.stats.n_rejected == forwards.stats.n_rejected
 
 
 @pytest.mark.parametrize(("engine", "info"), solver_cases())

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import pynode
 from pynode.errors import EngineUnavailable, InputError, SolveError
@@ -254,3 +255,13 @@ def test_what_julia_would_leave_out_is_refused() -> None:
     with pytest.raises(EngineUnavailable, match="hooks on its gradient"):
         of(SGD(net.parameters(), lr=0.1))
     hook.remove()
+    every = register_optimizer_step_post_hook(lambda *_: None)
+    with pytest.raises(EngineUnavailable, match="the optimizer has hooks"):
+        of(SGD(net.parameters(), lr=0.1))
+    every.remove()
+    optimizer = SGD(net.parameters(), lr=0.1)
+    torch.optim.lr_scheduler.StepLR(optimizer, 3)  # counts the steps by one in their place
+    of(optimizer)
+    optimizer.step = lambda closure=None: None  # type: ignore[method-assign]
+    with pytest.raises(EngineUnavailable, match="step has been replaced"):
+        of(optimizer)

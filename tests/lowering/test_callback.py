@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import pynode
-from pynode.engine.choose import get_engine
+from pynode.engine.julia import runtime as julia_runtime
 from pynode.field._memory import memory_of
 from pynode.models import NODE
 
@@ -406,7 +406,7 @@ def test_a_field_that_solves_itself() -> None:
 @pytest.mark.julia
 def test_memory_is_used_again_and_forgotten() -> None:
     """Solves that are alike share what Julia knows; it is forgotten with the field."""
-    module = get_engine("julia").session.module  # type: ignore[attr-defined]
+    module = julia_runtime.module()
 
     def solve(field: nn.Module) -> None:
         pynode.solve(field, Z0, [0.0, 1.0], args=(Z0,), **CALLBACK)

@@ -544,3 +544,63 @@ def test_recording_refuses() -> None:
 
     with pytest.raises(InputError, match="event"):
         torch.jit.trace(recorded, torch.ones(1, 1))
+
+
+@pytest.mark.parametrize("state_is_mapped", [True, False])
+def test_times_of_doses_that_vmap_maps_over(engine: str, state_is_mapped: bool) -> None:
+    """The order of the first ones was taken for that of all, and their numbers were wrong without an error."""
+    z0 = torch.tensor([[[1.0]], [[2.0]]], dtype=DOUBLE)
+
+    def end(times: Tensor, z: Tensor, t: Tensor) -> Tensor:
+        dose = At(times, lambda t, z: 2 * z + t)
+        return pynode.solve(lambda t, z: -z, z, t, event=dose, rtol=1e-10, atol=1e-10, engine=engine).z[-1]
+
+    def mapped(times: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        z = z0 if state_is_mapped else z0[0]
+        spans = t if t.dim() == 2 else t.expand(2, -1)
+        dims = (0 if times.dim() == 2 else None, 0 if state_is_mapped else None, 0 if t.dim() == 2 else None)
+        alone = [
+            end(times[i] if times.dim() == 2 else times, z0[i] if state_is_mapped else z, spans[i]) for i in (0, 1)
+        ]
+        return torch.vmap(end, dims)(times, z, t), torch.stack(alone)
+
+    span = torch.tensor([0.0, 1.0, 2.0], dtype=DOUBLE)
+    for times in ([[0.2, 1.6], [0.3, 1.7]], [[-0.2, 1.6], [-0.3, 1.7]], [[1.6, 0.2], [1.7, 0.3]]):
+        torch.testing.assert_close(*mapped(torch.tensor(times, dtype=DOUBLE), span), rtol=1e-9, atol=1e-9)
+    spans = torch.tensor([[0.0, 1.0], [0.1, 1.3]], dtype=DOUBLE)
+    torch.testing.assert_close(*mapped(torch.tensor([0.5], dtype=DOUBLE), spans), rtol=1e-9, atol=1e-9)
+    for times in ([[0.2, 0.6], [0.6, 0.2]], [[0.6], [1.4]], [[0.5], [-0.5]], [[0.5], [1.0]], [[0.5], [2.5]]):
+        with pytest.raises(EngineUnavailable, match="other orders"):
+            mapped(torch.tensor(times, dtype=DOUBLE), span)
+    with pytest.raises(EngineUnavailable, match="other orders"):
+        mapped(torch.tensor([0.5], dtype=DOUBLE), torch.tensor([[0.0, 1.0], [0.6, 1.3]], dtype=DOUBLE))
+
+
+@pytest.mark.parametrize("batching", ["joint", "independent"])
+def test_a_jump_at_the_last_time(batching: str) -> None:
+    """The state there is that before it, and nothing comes after."""
+    z0, t = torch.zeros(2, 1, dtype=DOUBLE), [0.0, 1.0, 2.0]
+
+    def value(t: Tensor, z: Tensor) -> Tensor:
+        return (z[0, 0] if batching == "joint" else z[:, 0]) - 2.0
+
+    sol = pynode.solve(
+        lambda t, z: torch.ones_like(z), z0, t, event=Event(value, affect=lambda t, z: z + 10), batching=batching,
+        running_cost=lambda t, z: z[:, 0], engine="torch",
+    )  # fmt: skip
+    assert sol.retcode is Retcode.SUCCESS
+    torch.testing.assert_close(sol.z, torch.tensor(t, dtype=DOUBLE)[:, None, None].expand(3, 2, 1))
+    torch.testing.assert_close(sol.z_end, sol.z[-1])
+    torch.testing.assert_close(sol.running_cost, torch.full((2,), 2.0, dtype=DOUBLE))
+    logs = [sol.events] if batching == "joint" else list(sol.events)
+    for log in logs:
+        torch.testing.assert_close(log.after - log.before, torch.full_like(log.before, 10.0))
+
+
+def test_a_value_that_is_flat_where_it_is_zero(engine: str) -> None:
+    sol = pynode.solve(
+        lambda t, z: torch.ones_like(z), torch.zeros(1, 1, dtype=DOUBLE), [0.0, 2.0],
+        event=Event(lambda t, z: (z[0, 0] - 0.7) ** 3), rtol=1e-10, atol=1e-10, engine=engine,
+    )  # fmt: skip
+    assert sol.event_t is not None
+    assert sol.event_t.item() == pytest.approx(0.7, abs=1e-4)

@@ -305,3 +305,21 @@ def test_a_state_without_a_batch_is_refused(shape: tuple[int, ...]) -> None:
     rows = torch.tensor([[0.0, 1.0], [0.0, 2.0], [0.0, 3.0]], dtype=DOUBLE)
     z = pynode.solve(lambda t, z: -z, torch.ones(3, dtype=DOUBLE), rows, engine="torch", **FINE).z
     torch.testing.assert_close(z, torch.exp(-rows.T), rtol=1e-7, atol=0)
+
+
+def test_vmap_over_times_of_each_sample(engine: str) -> None:
+    """Also where one has fewer of them than another that is mapped over."""
+    nan = math.nan
+    t = torch.tensor([[[0.0, 1.0, 2.0], [0.0, 0.5, nan]], [[0.0, 0.7, nan], [0.1, 0.5, 0.9]]], dtype=DOUBLE)
+    z0 = torch.arange(1.0, 5.0, dtype=DOUBLE).reshape(2, 2, 1)
+
+    def solve(t: Tensor, z: Tensor) -> tuple[Tensor, ...]:
+        sol = pynode.solve(
+            lambda t, z: -z, z, t, running_cost=lambda t, z: z[:, 0], rtol=1e-9, atol=1e-9, engine=engine
+        )
+        return sol.z, sol.running_cost, sol.t_end, sol.z_end
+
+    mapped = torch.vmap(solve)(t, z0)
+    alone = [torch.stack(x) for x in zip(*map(solve, t, z0), strict=True)]
+    for x, y in zip(mapped, alone, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-7, atol=1e-7, equal_nan=True)

@@ -159,3 +159,39 @@ def test_refusals(engine: str) -> None:
 def test_scipys_solvers_do_not_tell_their_steps() -> None:
     with pytest.raises(pynode.EngineUnavailable, match="does not tell its steps"):
         pynode.solve(Oscillator(), Z0, [0.0, 0.1], solver="lsoda", save="steps", engine="torch")
+
+
+@pytest.mark.parametrize("batching", ["joint", "independent"])
+@pytest.mark.parametrize("event", [None, pynode.Event(lambda t, z: (z - 0.9).prod(), affect=lambda t, z: 1.5 * z)])
+def test_gradients_to_the_times_that_a_function_reads(engine: str, batching: str, event: Any) -> None:
+    """It was given times without their graph, and the gradient lacked a part without a word."""
+    if event is not None and batching == "independent":
+        event = pynode.Event(lambda t, z: z[:, 0] - 0.9, affect=lambda t, z: 1.5 * z)
+    z0 = torch.ones(1, 1, dtype=D)
+
+    def saved(t: Tensor) -> Tensor:
+        keywords: dict[str, Any] = {"event": event, "batching": batching, "rtol": 1e-10, "atol": 1e-10}
+        sol = pynode.solve(
+            lambda t, z: -z * torch.cos(t), z0, t, save=lambda t, z: (z * t, t), engine=engine, **keywords
+        )
+        return (
+            (sol.z[0].flatten() * torch.tensor([1.0, 2.0, 3.0], dtype=D)).sum()
+            + sol.z[1].square().sum()
+            + sol.t_end.sum()
+        )
+
+    t = torch.tensor([0.0, 0.7, 2.0], dtype=D, requires_grad=True)
+    (found,) = torch.autograd.grad(saved(t), t)
+    eps = 1e-5 * torch.eye(3, dtype=D)
+    with torch.no_grad():
+        expected = torch.stack([(saved(t + e) - saved(t - e)) / 2e-5 for e in eps])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_times_of_a_solution_are_its_own(engine: str) -> None:
+    t = torch.tensor([0.0, 1.0], dtype=D, requires_grad=True)
+    sol = pynode.solve(lambda t, z: -z, torch.ones(1, 1, dtype=D), t, engine=engine)
+    with torch.no_grad():
+        t.mul_(2)
+    assert sol.t.tolist() == [0.0, 1.0]
+    assert not sol.t.requires_grad

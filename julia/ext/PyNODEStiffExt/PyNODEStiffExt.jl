@@ -13,6 +13,7 @@ using PyNODE: PyNODE, @interpolated, Blocks, Elimination, ExactClock, SOLVERS, S
 using PyNODE: factorise!, forget_samples, look_between!, own_vectors, sample_run, size_of, solve_blocks!, subtract_identity!
 using SciMLBase: SciMLBase, ODEFunction, ODEProblem, ReturnCode, build_linear_solution, init, solve!, step!
 
+include("backwards.jl")
 include("estimate.jl")
 include("steps.jl")
 

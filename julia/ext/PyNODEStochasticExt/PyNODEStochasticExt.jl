@@ -4,7 +4,7 @@ Stochastic differential equations: StochasticDiffEq takes the steps; the gradien
 module PyNODEStochasticExt
 
 using FunctionWrappers: FunctionWrapper
-using LinearAlgebra: LinearAlgebra, mul!
+using LinearAlgebra: LinearAlgebra, mul!, norm
 using PyNODE: DRIFT, PyNODE, HOST, Outcome, Processor, Reader, SolveFailure, Stops, Time, TracedField, STOCHASTIC_SOLVERS, allfinite,
     bind!, enter!, field_for, fixed_grid, gather!, next!, non_finite, off_trajectory, outcome_of, recycle!, scatter, started,
     success, value!, vjp!, wrap

@@ -47,6 +47,12 @@ numbers(G::Blocks) = G.entries
 add_product!(y, g::Vector, ξ, α) = (y .+= α .* g .* ξ; y)
 add_product!(y, G::Blocks, ξ, α) = mul!(y, G, ξ, α, true)
 
+"The norms of `n` rows, of which those that there are not have none."
+function row_norms(G::Blocks{T}, n) where {T}
+    m = G.channels
+    return [r <= G.rows ? norm(view(G.entries, ((r - 1) * m + 1):(r * m))) : zero(T) for r in 1:n]
+end
+
 "The cotangent of `g` in `⟨λ, α g ∘ ξ⟩`, added to."
 add_cotangent!(ḡ::Vector, λ, ξ, α) = (ḡ .+= α .* λ .* ξ; ḡ)
 

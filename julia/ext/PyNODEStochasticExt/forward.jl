@@ -54,7 +54,8 @@ function solve!(values, e::Equation{T}, u0, ts::Vector{Time}, q::Request) where 
     noise = brownian(T, first(ts), total, drawn, q.solver in TWICE, q.seed, q.adaptive)
     problem = problem_of(e, u0, (first(ts), last(ts)), noise)
     # Fixed steps are led along their grid: each, a little too long, is cut at the next point.
-    steps = q.adaptive ? (; reltol = T(q.rtol), abstol = T(q.atol), (q.dt > 0 ? (; dt = q.dt) : (;))...) : (; dt = 1.01q.dt)
+    dt = q.adaptive && q.dt == 0 && e.channels > 0 ? first_step(e, u0, ts, q) : q.dt
+    steps = q.adaptive ? (; reltol = T(q.rtol), abstol = T(q.atol), (dt > 0 ? (; dt) : (;))...) : (; dt = 1.01dt)
     integrator = started(
         problem, algorithm_of(q.solver, q.stratonovich); adaptive = q.adaptive, maxiters = q.max_steps,
         tstops = Stops(q.adaptive ? ts : fixed_grid(ts, q.dt, q.max_steps)), save_everystep = false, save_start = false,
@@ -63,6 +64,21 @@ function solve!(values, e::Equation{T}, u0, ts::Vector{Time}, q::Request) where 
     path = Path{T}(Time[], Time[], T[], T[], T[], Int[])
     summary = Base.invokelatest(step_through!, values, integrator, path, ts, q)::Outcomes
     return summary, path
+end
+
+"""
+The length of the first of adaptive steps, where the diffusion is matrices, which StochasticDiffEq takes for one matrix there: a
+hundredth of the time in which the state changes by as much as it is (E. Hairer, S. P. Nørsett, G. Wanner, "Solving Ordinary
+Differential Equations I", section II.4), at the drift and three times the size of the noise.
+"""
+function first_step(e::Equation, u0, ts, q::Request)
+    f, g, span = similar(u0), make_diffusion(e), abs(last(ts) - first(ts))
+    drift!(f, e, u0, first(ts))
+    diffusion!(numbers(g), e, u0, first(ts))
+    scale = q.atol .+ q.rtol .* abs.(u0)
+    size, rate = norm(u0 ./ scale), norm((abs.(f) .+ 3 .* row_norms(g, length(f))) ./ scale)
+    step = size / rate / 100
+    return isfinite(step) && size > 1e-5sqrt(length(u0)) ? min(step, span) : 1e-6span
 end
 
 function step_through!(values, integrator, path::Path{T}, ts, q::Request) where {T}

@@ -91,7 +91,7 @@ class Crossed(Exception):
         for i in self.indices:
             before, after = value(a, i), value(b, i)
             if before * after < 0:
-                times.append((brentq(value, a, b, args=(i,), xtol=1e-15, rtol=_ROUNDING), i))
+                times.append((brentq(value, a, b, args=(i,), xtol=1e-15, rtol=_ROUNDING, maxiter=10_000), i))
             else:  # zero at one end, but for rounding
                 times.append((b if abs(after) <= abs(before) else a, i))
         return min(times, key=lambda found: abs(found[0] - a))
