@@ -27,10 +27,10 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from pynode.errors import FieldError, TraceError
+from pynode.errors import EngineUnavailable, FieldError, TraceError
 from pynode.field._bound import Assumptions, BoundToBatch, Validity
 from pynode.field._complex import OnPairs, has_complex
-from pynode.field._lines import calling_line, is_users, place
+from pynode.field._lines import PYNODE, calling_line, is_users, place
 from pynode.field._random import draws_random_numbers, randomness_refused
 from pynode.field._symbolic import without_numbers
 
@@ -435,6 +435,8 @@ def data_dependent(where: str) -> str:
 def _failed(error: Exception) -> TraceError:
     """The refusal of a recording that failed, with the user's line and a remedy."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if is_users(f.filename)]
+    if isinstance(error, EngineUnavailable):  # of a solve within the field
+        frames = [f for f in frames if not f.filename.startswith(PYNODE)]
     where = place(frames[-1].filename, frames[-1].lineno or 0) if frames else ""
     name = type(error).__name__
     if "DataDependent" in name or "item()" in str(error) or "GuardOnDataDependent" in name:

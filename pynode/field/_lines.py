@@ -9,8 +9,9 @@ from types import FrameType
 
 import torch
 
-__all__ = ["calling_line", "is_users", "place"]
+__all__ = ["PYNODE", "calling_line", "is_users", "place"]
 
+PYNODE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")  # its folder
 # The folders of torch and of the trace.
 _OTHERS = tuple(os.path.join(os.path.dirname(file), "") for file in (torch.__file__, __file__))
 

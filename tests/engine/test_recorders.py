@@ -265,7 +265,7 @@ def test_a_field_that_solves(inner: str) -> None:
         solve = NODE(nn.Linear(2, 2, dtype=torch.float64), **how)
     for _ in range(3):
         solve(z0)
-    with pytest.raises(pynode.TraceError, match="lowering='callback'"):
+    with pytest.raises(pynode.TraceError, match=r"test_recorders.py.*a solve takes its steps.*lowering='callback'"):
         pynode.solve(lambda t, z: -solve(z), z0, [0.0, 1.0], **how)
     called = pynode.solve(lambda t, z: -solve(z), z0, [0.0, 1.0], lowering="callback", **how)
     k = [None] * 4
