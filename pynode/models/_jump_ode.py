@@ -92,7 +92,7 @@ class JumpODE(ObservedModel):
         Args:
             x: the values of the events, as in `forward`.
             t: their times, as in `forward`. A series was watched from t₀ to its last entry, observed or not.
-            mask: which events happened, as in `forward`.
+            mask: which events happened, as in `forward`; a series may be without any.
 
         Returns:
             `(batch,)`: Σ log λ_k(z(t)) over the events, by the states before them, minus the integral of Σ_k λ_k over

@@ -95,9 +95,9 @@ class ObservedModel(nn.Module):
     def _course(
         self, x: Tensor, t: Tensor, mask: Tensor | None, t_new: Tensor | None = None, to_end: bool = False
     ) -> tuple[Entries, Course]:
-        """The states at the entries of each series; `to_end`: the last of which is that of `t`, observed or not."""
+        """The states at the entries of each series; `to_end`: the last is that of `t`, and none need be observed."""
         self.stats = None
-        series = check_series(x, t, mask, self.obs_dim, self.t0, self.initial.dtype)
+        series = check_series(x, t, mask, self.obs_dim, self.t0, self.initial.dtype, may_be_empty=to_end)
         asked = None if t_new is None else check_series_times("t_new", t_new, series.x, self.t0)
         packed, _ = pack(series)
         entries = entries_of(packed, self.t0, series.t[:, -1:] if to_end else asked)

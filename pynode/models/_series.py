@@ -42,7 +42,9 @@ class Series:
         return self.t.masked_fill(~self.mask.any(2), otherwise)
 
 
-def check_series(x: Any, t: Any, mask: Any, obs_dim: int, t0: float, dtype: torch.dtype) -> Series:
+def check_series(
+    x: Any, t: Any, mask: Any, obs_dim: int, t0: float, dtype: torch.dtype, *, may_be_empty: bool = False
+) -> Series:
     """The series that a user passes, or the refusal of what is not one.
 
     Args:
@@ -53,9 +55,10 @@ def check_series(x: Any, t: Any, mask: Any, obs_dim: int, t0: float, dtype: torc
         obs_dim: the channels of the model.
         t0: the model's first time.
         dtype: the model's.
+        may_be_empty: whether series may be without an observation.
 
     Raises:
-        InputError: a shape, dtype or value is not usable, or a series has no observation.
+        InputError: a shape, dtype or value is not usable, or a series has no observation and needs one.
     """
     if not isinstance(x, Tensor) or x.dtype != dtype:
         raise InputError(
@@ -79,7 +82,7 @@ def check_series(x: Any, t: Any, mask: Any, obs_dim: int, t0: float, dtype: torc
             f"({int(bad.sum())} such in all). Say that it is missing with mask=x.isfinite()"
         )
     empty = (~observed.flatten(1).any(1)).nonzero().flatten().tolist()
-    if empty:
+    if empty and not may_be_empty:
         raise InputError(
             f"each series needs at least one observation, and the mask leaves none to series {_some(empty)}. "
             "Leave these series out"
@@ -143,14 +146,16 @@ def pack(series: Series) -> tuple[Series, Tensor]:
     """The series without the times at which nothing was observed, each moved to the left.
 
     Returns:
-        The series, as long as the longest of them, the rest of the shorter ones unobserved at their last times;
+        The series, as long as the longest of them and of one entry at least, the rest of the shorter ones unobserved at
+        the last times at which they were observed, or else at their first;
         and the number of entries of each, `(batch,)`.
     """
     observed = series.mask.any(2)
     counts = observed.sum(1)
-    longest = int(counts.max()) if len(counts) else observed.shape[1]
+    longest = max(int(counts.max()), 1) if len(counts) else observed.shape[1]
     order = (~observed).to(torch.uint8).argsort(dim=1, stable=True)[:, :longest]
-    order = order.gather(1, torch.minimum(torch.arange(longest, device=order.device), counts[:, None] - 1))
+    place = torch.minimum(torch.arange(longest, device=order.device), counts[:, None] - 1)
+    order = order.gather(1, place.clamp(min=0))
     wide = order.unsqueeze(2).expand(-1, -1, series.x.shape[2])
     valid = torch.arange(longest, device=order.device) < counts[:, None]
     mask = series.mask.gather(1, wide) & valid.unsqueeze(2)

@@ -229,10 +229,10 @@ def test_a_hawkes_process_has_its_likelihood():
     model = JumpODE(
         1, 1, field=Decay(beta), jump=lambda z, x, m: alpha * m, log_intensity=lambda z: (mu + z[:, :1]).log(), **TIGHT
     ).double()
-    events = [[0.3, 0.7, 2.0, 4.1], [1.0, 1.1]]
+    events = [[0.3, 0.7, 2.0, 4.1], [1.0, 1.1], []]
     t = torch.tensor([[*e, *[end] * (5 - len(e))] for e in events], dtype=DOUBLE)
     mask = torch.tensor([[True] * len(e) + [False] * (5 - len(e)) for e in events])
-    x = torch.zeros(2, 5, 1, dtype=DOUBLE)
+    x = torch.zeros(3, 5, 1, dtype=DOUBLE)
     exact = []
     for e in events:
         value = -mu * end
@@ -242,6 +242,10 @@ def test_a_hawkes_process_has_its_likelihood():
         exact.append(value)
     found = model.log_prob(x, t, mask)
     torch.testing.assert_close(found, torch.tensor(exact, dtype=DOUBLE), **CLOSE)
+    for n in (1, 5):  # and that of series without events alone
+        nothing = torch.zeros(2, n, dtype=torch.bool)
+        alone = model.log_prob(x[:2, :n], torch.linspace(0.0, end, n + 1, dtype=DOUBLE)[1:], nothing)
+        torch.testing.assert_close(alone, torch.full((2,), -mu * end, dtype=DOUBLE), **CLOSE)
     (slope,) = torch.autograd.grad(found.sum(), model.field.beta)
     step = 1e-5
     with torch.no_grad():
