@@ -19,7 +19,7 @@ from pynode.problem.independent import at_last_times, last_times, span
 from pynode.problem.saving import saved
 from pynode.problem.state import TENSOR, State
 from pynode.torch_state import leaves_thread_state
-from pynode.transforms import is_followed
+from pynode.transforms import is_active
 
 __all__ = ["Solution", "at_given_times", "dtype_of_found_times", "in_dtype_of", "in_form", "saved_of", "times_of"]
 
@@ -77,7 +77,7 @@ class Solution:
     _form: State = TENSOR
     _again: Callable[[Tensor], tuple[Tensor, ...]] | None = None
     _last: Any = None  # `z_end`, where `z` does not have it
-    _followed: Tensor | None = None  # `t`, if PyTorch has to see what becomes of it
+    _followed: Tensor | None = None  # `t`, where PyTorch may have to see what becomes of it
 
     def __init__(
         self,
@@ -212,7 +212,9 @@ def _not_saved(times: Tensor) -> tuple[Tensor, ...]:
 
 def times_of(given: Tensor) -> dict[str, Any]:
     """The times of a solution, by its names for them: in memory of their own, since theirs may be changed in place."""
-    return {"t": given.detach().clone(), "_followed": given if is_followed(given) else None}
+    if given.requires_grad or is_active():
+        return {"t": given.detach().clone(), "_followed": given}
+    return {"t": given.clone(), "_followed": None}
 
 
 def dtype_of_found_times(t: Tensor, state: Sequence[Tensor]) -> torch.dtype:

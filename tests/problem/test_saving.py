@@ -188,6 +188,15 @@ def test_gradients_to_the_times_that_a_function_reads(engine: str, batching: str
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_the_times_are_those_asked_for_where_doses_are_learned(engine: str) -> None:
+    t, dose = [0.0, 1.0, 2.0], torch.tensor([0.5], dtype=D, requires_grad=True)
+    doses = pynode.At(dose, lambda t, z: z + 1)
+    how: dict[str, Any] = {"event": doses, "save": lambda t, z: t, "engine": engine}
+    sol = pynode.solve(lambda t, z: -z, torch.ones(1, 1, dtype=D), t, **how)
+    assert sol.z.tolist() == sol.t.tolist() == t
+    assert sol.t_end.item() == 2.0
+
+
 def test_times_of_a_solution_are_its_own(engine: str) -> None:
     t = torch.tensor([0.0, 1.0], dtype=D, requires_grad=True)
     sol = pynode.solve(lambda t, z: -z, torch.ones(1, 1, dtype=D), t, engine=engine)
