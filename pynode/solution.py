@@ -212,9 +212,9 @@ def _not_saved(times: Tensor) -> tuple[Tensor, ...]:
 
 def times_of(given: Tensor) -> dict[str, Any]:
     """The times of a solution, by its names for them: in memory of their own, since theirs may be changed in place."""
-    if given.requires_grad or is_active():
-        return {"t": given.detach().clone(), "_followed": given}
-    return {"t": given.clone(), "_followed": None}
+    own = given.clone()
+    followed = own.requires_grad or is_active()
+    return {"t": own.detach() if followed else own, "_followed": own if followed else None}
 
 
 def dtype_of_found_times(t: Tensor, state: Sequence[Tensor]) -> torch.dtype:

@@ -203,4 +203,5 @@ def test_times_of_a_solution_are_its_own(engine: str) -> None:
     with torch.no_grad():
         t.mul_(2)
     assert sol.t.tolist() == [0.0, 1.0]
+    assert sol.t_end.item() == 1.0
     assert not sol.t.requires_grad
