@@ -97,7 +97,8 @@ class Backsolve(_Continuous):
 
     Args:
         rtol: relative tolerance of the backward solve; default, that of the forward one.
-        atol: absolute tolerance of the backward solve; default, that of the forward one.
+        atol: absolute tolerance of the backward solve, in units of dL/dz; by default that of the forward one, times the
+            largest dL/dz over the largest z where that is below 1.
     """
 
     name: ClassVar[str] = "backsolve"
@@ -111,7 +112,8 @@ class Interpolating(_Continuous):
 
     Args:
         rtol: relative tolerance of the backward solve; default, that of the forward one.
-        atol: absolute tolerance of the backward solve; default, that of the forward one.
+        atol: absolute tolerance of the backward solve, in units of dL/dz; by default that of the forward one, times the
+            largest dL/dz over the largest z where that is below 1.
         checkpointing: store only the saved times and solve again between them.
     """
 
@@ -127,7 +129,8 @@ class Quadrature(_Continuous):
 
     Args:
         rtol: relative tolerance of the backward solve and the quadrature; default, that of the forward solve.
-        atol: absolute tolerance of the backward solve and the quadrature; default, that of the forward solve.
+        atol: absolute tolerance of the backward solve and the quadrature, in units of dL/dz; by default that of the
+            forward one, times the largest dL/dz over the largest z where that is below 1.
     """
 
     name: ClassVar[str] = "quadrature"
@@ -135,13 +138,17 @@ class Quadrature(_Continuous):
 
 @dataclass(frozen=True)
 class Gauss(_Continuous):
-    """Continuous adjoint, the parameter gradient by Gauss quadrature in each backward step (GaussAdjoint).
+    """Continuous adjoint, the parameter gradient by Gauss-Kronrod quadrature in each backward step (GaussAdjoint).
+
+    The quadrature cuts a step until it is within the tolerances, so that what a parameter multiplies may change faster
+    than the adjoint does.
 
     Memory is linear in the number of forward steps; the fastest continuous adjoint for many parameters.
 
     Args:
         rtol: relative tolerance of the backward solve; default, that of the forward one.
-        atol: absolute tolerance of the backward solve; default, that of the forward one.
+        atol: absolute tolerance of the backward solve, in units of dL/dz; by default that of the forward one, times the
+            largest dL/dz over the largest z where that is below 1.
         checkpointing: store only the saved times and solve again between them.
     """
 

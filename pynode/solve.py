@@ -136,10 +136,11 @@ def solve(
         engine: `"julia"`, `"torch"`, or `"auto"`: what the variable `PYNODE_ENGINE` says, else the first
             available one of these that has the solver and the sensitivity that are asked for.
         save: `"times"`, the state at each entry of `t`; `"steps"`, at the end of each step that the solver takes from
-            `t[0]` to `t[-1]`, which are then `Solution.t`; or a callable `save(t, z)` that returns a tensor, or several
-            in a tuple or dictionary, which `Solution.z` has in the place of the states, stacked over the times:
-            some of the features, an energy. Gradients flow through it, and of the states is kept what that needs. Steps
-            are found by a solve of their own, and are no function of anything to a gradient.
+            `t[0]` to `t[-1]`, which are then `Solution.t`, without those that end at an `Event`; or a callable
+            `save(t, z)` that returns a tensor, or several in a tuple or dictionary, which `Solution.z` has in the place
+            of the states, stacked over the times: some of the features, an energy. Gradients flow through it, and of
+            the states is kept what that needs. Steps are found by a solve of their own, and are no function of anything
+            to a gradient.
         dense: whether the solution can be interpolated, see `Solution.__call__`.
         progress: whether to show a bar with the time that was reached, the step and the rate, at a terminal, in a
             notebook, or every ten seconds in a log; or a callable, which gets a `pynode.Progress` at most ten times a
@@ -228,7 +229,8 @@ def solution_of(
         with shown(asked.progress, times) as watched:
             if save == "steps":
                 first = functools.partial(found, t, settings=settings)
-                t = times_of_steps(lambda w: once_known(functools.partial(first, watched=w)), times())
+                located = () if asked.events is None else asked.events.watched
+                t = times_of_steps(lambda w: once_known(functools.partial(first, watched=w)), times(), located)
                 settings = None  # which are those of the times that were given
             solution = once_known(functools.partial(found, t, settings=settings, watched=watched))
             if watched is not None:

@@ -27,7 +27,7 @@ end
 
 @interpolated VCABMCache 2
 
-PyNODE.multistep_order(::VCABM) = 10  # 12, but sums over its steps have no more than five points
+PyNODE.is_multistep(::VCABM) = true
 
 function __init__()
     SOLVERS["VCABM"] = VCABM

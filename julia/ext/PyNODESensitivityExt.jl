@@ -1,11 +1,10 @@
 module PyNODESensitivityExt
 
-using LinearAlgebra: norm
-using PyNODE: DRIFT, PyNODE, Adjoint, Dense, SolveFailure, after, algorithm, max_steps, multistep_order, non_finite,
-    off_trajectory, outcome_of, started, success
+using PyNODE: DRIFT, PyNODE, Adjoint, Dense, Integral, SolveFailure, add_integral!, after, algorithm, is_multistep, max_steps,
+    non_finite, off_trajectory, outcome_of, started, stops, success, tolerances_of
 using SciMLBase: SciMLBase, AbstractODEAlgorithm, AbstractODEProblem, CallbackSet, DiscreteCallback, remake, solve, solve!
 using SciMLSensitivity: AdjointSensitivityIntegrand, BacksolveAdjoint, GaussAdjoint, InterpolatingAdjoint,
-    ODEAdjointProblem, QuadratureAdjoint, ZygoteVJP, adjoint_sensitivities, quadgk, setproperties
+    ODEAdjointProblem, QuadratureAdjoint, ZygoteVJP, adjoint_sensitivities, setproperties
 
 """
 The cotangents of a solution's values, which the backward solve meets from the last time on to the second. A solver holds
@@ -60,13 +59,15 @@ end
 
 """
 An algorithm as SciMLSensitivity gets it, which looks at no return code: a solve that fails throws a `SolveFailure`.
-`jumps` are those of a backward solve, `nothing` where SciMLSensitivity makes a part of the forward solve again; `course`
-is backsolve's.
+`jumps` are those of a backward solve, which has stops besides, `nothing` where SciMLSensitivity makes a part of the forward
+solve again; `course` is backsolve's, and `integral` Gauss's.
 """
-struct Watched{A,J,C,K<:NamedTuple} <: AbstractODEAlgorithm
+struct Watched{A,J,C,I,S,K<:NamedTuple} <: AbstractODEAlgorithm
     algorithm::A
     jumps::J
     course::C
+    integral::I
+    stops::S
     keywords::K
 end
 
@@ -75,7 +76,7 @@ for trait in (:isadaptive, :isautodifferentiable, :allows_arbitrary_number_types
 end
 
 function SciMLBase.__solve(problem::AbstractODEProblem, w::Watched; callback = nothing, tstops = (), keywords...)
-    (; jumps, course) = w
+    (; jumps, course, integral, stops) = w
     given = (; keywords..., w.keywords..., merge_callbacks = false)
     if jumps === nothing  # Gauss's method keeps such a part in the place of the whole, of the same type
         solution, _ = solved(problem, w; given..., callback, tstops)
@@ -83,7 +84,9 @@ function SciMLBase.__solve(problem::AbstractODEProblem, w::Watched; callback = n
     end
     look = course === nothing ? nothing : DiscreteCallback((u, t, _) -> follow!(course, u, t), Returns(nothing))
     problem = remake(problem; u0 = add!(copy(problem.u0), jumps, first(problem.tspan)))
-    multistep_order(w.algorithm) == 0 || return in_pieces(problem, w, look, callback, tstops; given...)
+    callback = integral === nothing ? callback : summing(callback, integral)
+    tstops = [collect(tstops); stops]
+    is_multistep(w.algorithm) && return in_pieces(problem, w, look, callback, tstops; given...)
     save = get(keywords, :save_everystep, true)
     jump = DiscreteCallback(
         (u, t, integrator) -> remain(jumps, t), integrator -> add!(integrator.u, jumps, integrator.t);
@@ -92,7 +95,7 @@ function SciMLBase.__solve(problem::AbstractODEProblem, w::Watched; callback = n
     # The jump is the last, since Gauss's sum over the step that ends here is another callback, as is backsolve's reset
     # of the state, before which that is looked at.
     callback = CallbackSet(look, callback, jump)
-    solution, _ = solved(problem, w; given..., callback, tstops = [collect(tstops); jumps.ts])
+    solution, _ = solved(problem, w; given..., callback, tstops = [tstops; jumps.ts])
     push!(jumps.pieces, solution)
     return solution
 end
@@ -110,10 +113,10 @@ end
 function in_pieces(problem, w::Watched, look, callback, tstops; maxiters, given...)
     (; jumps) = w
     (from, stop), u = problem.tspan, problem.u0
-    callback = summing(CallbackSet(look, callback), multistep_order(w.algorithm))
+    callback = CallbackSet(look, callback)
     while true
         to = jumps.next > 1 ? jumps.ts[jumps.next] : stop
-        within = filter(t -> after(t, from, to - from) && after(to, t, to - from), collect(tstops))
+        within = filter(t -> after(t, from, to - from) && after(to, t, to - from), tstops)
         part = remake(problem; u0 = u, tspan = (from, to))
         solution, integrator = solved(part, w; given..., maxiters, callback, tstops = within)
         push!(jumps.pieces, solution)
@@ -124,38 +127,28 @@ function in_pieces(problem, w::Watched, look, callback, tstops; maxiters, given.
     end
 end
 
-"An algorithm of which only the order is asked."
-struct OfOrder <: AbstractODEAlgorithm
-    order::Int
-end
-
-SciMLBase.alg_order(a::OfOrder) = a.order
-
-"An integrator as Gauss's sum over a step takes it: it asks the algorithm for its order, to know how many points it needs."
-struct Ordered{I}
-    integrator::I
-    order::Int
-end
-
-Base.getproperty(x::Ordered, name::Symbol) =
-    name === :alg ? OfOrder(getfield(x, :order)) : getproperty(getfield(x, :integrator), name)
-(x::Ordered)(arguments...) = getfield(x, :integrator)(arguments...)
-SciMLBase.get_tmp_cache(x::Ordered) = SciMLBase.get_tmp_cache(getfield(x, :integrator))
-SciMLBase.u_modified!(x::Ordered, modified::Bool) = SciMLBase.u_modified!(getfield(x, :integrator), modified)
-@static if isdefined(SciMLBase, :derivative_discontinuity!)
-    SciMLBase.derivative_discontinuity!(x::Ordered, modified::Bool) =
-        SciMLBase.derivative_discontinuity!(getfield(x, :integrator), modified)
-end
-
-"Callbacks, of which those that sum something up over each step do it for a method of this order."
-function summing(callbacks::CallbackSet, order)
-    discrete = map(callbacks.discrete_callbacks) do c
+"Callbacks, of which SciMLSensitivity's sum over each step is one to the tolerances."
+function summing(callbacks, integral)
+    discrete = map(CallbackSet(callbacks).discrete_callbacks) do c
         hasproperty(c.affect!, :integrand_func) || return c
-        affect! = x -> c.affect!(Ordered(x, order))
+        (; integrand_func, integrand_values) = c.affect!
+        λ = Ref{Any}(nothing)
+        function affect!(integrator)
+            λ[] === nothing && (λ[] = similar(integrator.u))
+            add_integral!(integral, integrator.tprev, integrator.t) do out, t
+                integrator(λ[], t)
+                integrand_func(out, λ[], t, integrator)
+            end
+            copyto!(integrand_values.integrand, integral.total)
+            return unmodified!(integrator)
+        end
         DiscreteCallback(c.condition, affect!; c.initialize, c.finalize, save_positions = Tuple(c.save_positions))
     end
-    return CallbackSet(callbacks.continuous_callbacks..., discrete...)
+    return CallbackSet(discrete...)
 end
+
+const unmodified! = isdefined(SciMLBase, :derivative_discontinuity!) ?
+    x -> SciMLBase.derivative_discontinuity!(x, false) : x -> SciMLBase.u_modified!(x, false)
 
 # The field carries its products (`ODEFunction(vjp, vjp_p)`), which SciMLSensitivity prefers to `autojacvec`.
 function sensealg(a::Adjoint, rtol, atol)
@@ -170,18 +163,18 @@ end
 nothing!(out, u, p, t, i) = (fill!(out, 0); nothing)  # the cotangents come as `Jumps`
 
 function PyNODE.adjoint_solve(fw::Dense{T}, g, a::Adjoint) where {T}
-    o = fw.options
-    reltol, abstol = T(a.rtol > 0 ? a.rtol : o.rtol), T(a.atol > 0 ? a.atol : o.atol)
+    o, (; reltol, abstol) = fw.options, tolerances_of(fw, a)
     method = sensealg(a, reltol, abstol)
     span = last(fw.ts) - first(fw.ts)
     step(sign) = o.dt > 0 ? (; dt = copysign(o.dt, sign * span), adaptive = o.adaptive) : (;)
     keywords = (; abstol, reltol, maxiters = o.max_steps, step(-1)...)
     course = a.name === :backsolve ? Course(fw) : nothing
-    backward = Watched(algorithm(o.solver; dense = a.name === :quadrature), Jumps(fw.ts, g), course, (;))
+    integral = a.name === :gauss ? Integral(fw, a) : nothing
+    backward = Watched(algorithm(o.solver; dense = a.name === :quadrature), Jumps(fw.ts, g), course, integral, stops(fw), (;))
     if a.name === :quadrature
-        du0, dp = quadrature(fw, backward, method, keywords)
+        du0, dp = quadrature(fw, backward, method, keywords, Integral(fw, a))
     else
-        again = Watched(fw.solution.alg, nothing, nothing, (; maxiters = o.max_steps, step(1)...))
+        again = Watched(fw.solution.alg, nothing, nothing, nothing, nothing, (; maxiters = o.max_steps, step(1)...))
         solution = a.checkpointing == 1 ? setproperties(fw.solution, (; alg = again)) : fw.solution
         du0, dp = adjoint_sensitivities(
             solution, backward; t = [last(fw.ts)], dgdu_discrete = nothing!, sensealg = method, keywords...,
@@ -191,27 +184,19 @@ function PyNODE.adjoint_solve(fw::Dense{T}, g, a::Adjoint) where {T}
     return copy(vec(du0)), copy(vec(dp))
 end
 
-"SciMLSensitivity's quadrature adjoint, which does not say how accurate its quadrature is."
-function quadrature(fw::Dense, backward, method, keywords)
-    ts, (; abstol, reltol, maxiters) = fw.ts, keywords
+"SciMLSensitivity's quadrature adjoint, which does not say how accurate its quadrature is, with one between the stops."
+function quadrature(fw::Dense, backward, method, keywords, integral)
+    ts = fw.ts
     problem = ODEAdjointProblem(fw.solution, method, backward, [last(ts)], nothing!)
     adjoint = solve(problem, backward; save_everystep = true, save_start = true, keywords...)
     pieces, span = backward.jumps.pieces, last(ts) - first(ts)
     integrands = [AdjointSensitivityIntegrand(fw.solution, piece, method) for piece in pieces]
-    dp = zero(fw.θ)
-    for i in 1:(length(ts) - 1)
-        integrand = integrands[findfirst(piece -> !after(last(piece.t), ts[i], span), pieces)]
-        # 30 evaluations are those of a piece that is cut in two.
-        part, estimate = try
-            quadgk(integrand, ts[i], ts[i + 1]; atol = abstol, rtol = reltol, maxevals = 30maxiters)
-        catch error
-            error isa DomainError || rethrow()
-            throw(SolveFailure("the backward solve", non_finite, ts[i + 1]))
-        end
-        estimate <= max(abstol, reltol * norm(part)) || throw(SolveFailure("the backward solve", max_steps, ts[i + 1]))
-        dp .+= vec(part)
+    ends = sort!(union(ts, backward.stops); rev = span < 0)
+    for (from, to) in zip(ends, Iterators.drop(ends, 1))
+        integrand = integrands[findfirst(piece -> !after(last(piece.t), from, span), pieces)]
+        add_integral!(integrand, integral, from, to)
     end
-    return last(adjoint.u), dp
+    return last(adjoint.u), integral.total
 end
 
 # No workload: ReverseDiff's types, which compiled adjoints have in them, may crash Julia where it loads the image

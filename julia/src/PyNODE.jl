@@ -85,6 +85,7 @@ include("adjoint/discrete.jl")
 include("adjoint/symplectic.jl")
 include("adjoint/nystrom.jl")
 include("adjoint/continuous.jl")
+include("adjoint/quadrature.jl")
 include("adjoint/mass.jl")
 
 include("bridge/device.jl")

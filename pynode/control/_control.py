@@ -138,7 +138,7 @@ class Control:
         with self._lookup():
             inner, of = knots[:, 1:pieces].contiguous(), t.detach()
             if len(knots) == 1:
-                index = torch.searchsorted(inner[0], of[0], right=True)
+                index = torch.searchsorted(inner[0], of[0].contiguous(), right=True)
             else:
                 index = torch.searchsorted(inner, of.expand(len(knots), -1).contiguous(), right=True)
         if index.dim() == 1:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pynode.engine.protocol import Gradients, Integration, Problem, Retcode
+from pynode.engine.scale import exponent_of_directions, multiplied
 from pynode.errors import EngineUnavailable, FieldError, SolveError
 from pynode.field._direction import DirectionField
 
@@ -126,6 +127,8 @@ class ContinuousDerivatives:
     def tangent(self, directions: Gradients) -> tuple[Tensor, ...]:
         """As `Derivatives.tangent`."""
         problem, n = self.problem, len(self.problem.z0)
+        power = exponent_of_directions(problem, directions)
+        directions = multiplied(directions, power)
         done = self._solve(directions, tracked=False)
         z, s = done.z[:n], [x.clone() for x in done.z[n:]]
         for x, d in zip(s, directions.z0, strict=True):  # the first state is z0 itself, whatever the time
@@ -136,11 +139,13 @@ class ContinuousDerivatives:
                     rates = problem.field(problem.field_time(problem.t[i]), [x[i] for x in z], problem.args)
                     for x, rate in zip(s, rates, strict=True):
                         x[i] += rate * directions.t[i]
-        return tuple(s)
+        return tuple(x * 2.0**-power for x in s)
 
     def second(self, cotangents: Sequence[Tensor | None], directions: Gradients) -> Gradients:
         """As `Derivatives.second`."""
         problem, n = self.problem, len(self.problem.z0)
+        power = exponent_of_directions(problem, directions)
+        directions = multiplied(directions, power)
         done = self._solve(directions, tracked=True)
         z = done.z[:n]
         # The first state's derivative is the direction itself: it depends on nothing.
@@ -167,7 +172,8 @@ class ContinuousDerivatives:
         solved = [*z0, found.t, *found.args[: len(problem.args)], *found.parameters]
         direct = [*[None] * n, explicit.t, *explicit.args, *explicit.parameters]
         total = [_sum(a, b) for a, b in zip(solved, direct, strict=True)]
-        return Gradients.of(problem, [x if w else None for x, w in zip(total, problem.wanted, strict=True)])
+        found = Gradients.of(problem, [x if w else None for x, w in zip(total, problem.wanted, strict=True)])
+        return multiplied(found, -power)
 
 
 class _Explicit:

@@ -12,6 +12,7 @@ from torch import Tensor
 from pynode.engine.continuous import ContinuousDerivatives
 from pynode.engine.each import is_per_sample
 from pynode.engine.protocol import Gradients, Integration, Problem, Retcode
+from pynode.engine.scale import exponent, largest
 from pynode.errors import EngineUnavailable, InputError
 from pynode.field._outside import unhooked
 from pynode.field._tangents import TangentField
@@ -36,6 +37,8 @@ class _Directions:
         args: the first direction, and whether each direction moves an entry of every row.
         parameters: the first direction of each.
         t0: the direction of the first time.
+        lengths: how far directions move an entry of each of the problem's inputs: not much less than its own size, so
+            that a tangent is not lost below the absolute tolerance, which is in units of the state.
     """
 
     n: int
@@ -44,6 +47,7 @@ class _Directions:
     args: tuple[tuple[int, bool] | None, ...]
     parameters: tuple[int | None, ...]
     t0: int | None
+    lengths: tuple[float, ...]
 
     @staticmethod
     def of(problem: Problem, separate: bool) -> _Directions:
@@ -66,7 +70,14 @@ class _Directions:
         parameters = zip(problem.parameters, wants["parameters"], strict=True)
         of_parameters = [take(p.numel()) if w else None for p, w in parameters]
         t0 = take(1) if wants["t"][0] else None
-        return _Directions(n, separate, tuple(z0), tuple(args), tuple(of_parameters), t0)
+        spans = (*problem.z0, problem.t - problem.t[0], *problem.args, *problem.parameters)
+        lengths = tuple(_length(x) if w else 1.0 for x, w in zip(spans, problem.wanted, strict=True))
+        return _Directions(n, separate, tuple(z0), tuple(args), tuple(of_parameters), t0, lengths)
+
+
+def _length(x: Tensor) -> float:
+    """A power of 1024, which changes seldom as the numbers do: with another one the field is traced anew."""
+    return 2.0 ** (10 * round(exponent(1.0, largest([x]), x.dtype) / 10))
 
 
 def solve_forward(
@@ -96,7 +107,8 @@ def solve_forward(
     problem = replace(problem, field=base)
     directions = _Directions.of(problem, _is_separate(problem))
     _refuse_size(problem, directions)
-    field = TangentField(problem.field, len(problem.z0), directions.n, directions.args, directions.parameters)
+    lengths = directions.lengths[len(problem.z0) + 1 :]
+    field = TangentField(problem.field, len(problem.z0), directions.n, directions.args, directions.parameters, lengths)
     tangents = _first_tangents(problem, directions)
     tighter = math.sqrt(1 + directions.n) if norm_over_all else 1.0
     least = min(problem.rtol, 16 * torch.finfo(problem.z0[0].dtype).eps)
@@ -212,13 +224,12 @@ def _first_tangents(problem: Problem, directions: _Directions) -> list[Tensor]:
         s = z.new_zeros(batch, directions.n, math.prod(z.shape[1:]))
         size = s.shape[2]
         if first is not None and directions.separate:
-            s[:, first : first + size] = torch.eye(size, device="cpu").to(s)
+            s[:, first : first + size] = directions.lengths[i] * torch.eye(size, device="cpu").to(s)
         elif first is not None:
-            s[:, first : first + batch * size] = (
-                torch.eye(batch * size, device="cpu").to(s).reshape(batch * size, batch, size).movedim(0, 1)
-            )
+            unit = torch.eye(batch * size, device="cpu").to(s).reshape(batch * size, batch, size)
+            s[:, first : first + batch * size] = directions.lengths[i] * unit.movedim(0, 1)
         if directions.t0 is not None:  # z(t) depends on t[0] as on a move of z0 against the field
-            s[:, directions.t0] = -rates[i].reshape(batch, size)
+            s[:, directions.t0] = -directions.lengths[len(problem.z0)] * rates[i].reshape(batch, size)
         found.append(s.reshape(batch, directions.n, *z.shape[1:]))
     return found
 
@@ -239,11 +250,11 @@ def _contract(
             rows += torch.einsum("tbnf,tbf->bn", x.reshape(time, batch, directions.n, -1), g.reshape(time, batch, -1))
     total = rows.sum(0)
 
-    def part(x: Tensor, first: int | None, own: bool) -> Tensor | None:
+    def part(x: Tensor, first: int | None, own: bool, length: float) -> Tensor | None:
         if first is None:
             return None
         found = rows[:, first : first + x.numel() // batch] if own else total[first : first + x.numel()]
-        return found.reshape(x.shape)
+        return found.reshape(x.shape) / length
 
     dt = None
     if directions.t0 is not None:
@@ -251,11 +262,16 @@ def _contract(
         for i in range(len(t)):
             rates = problem.field(t[i], [x[i] for x in z], problem.args)
             dt[i] = sum((g[i] * rate).sum() for g, rate in zip(cotangents, rates, strict=True) if g is not None)
-        dt[0] += total[directions.t0]  # the first value is z0 whatever t[0]: there the two cancel
-    args = [None if where is None else part(a, *where) for a, where in zip(problem.args, directions.args, strict=True)]
+        # The first value is z0 whatever t[0]: there the two cancel.
+        dt[0] += total[directions.t0] / directions.lengths[len(problem.z0)]
+    length = iter(directions.lengths)
+    z0 = [part(x, first, directions.separate, next(length)) for x, first in zip(problem.z0, directions.z0, strict=True)]
+    next(length)  # of the times
+    of_args = zip(problem.args, directions.args, strict=True)
+    of_parameters = zip(problem.parameters, directions.parameters, strict=True)
     return Gradients(
-        [part(x, first, directions.separate) for x, first in zip(problem.z0, directions.z0, strict=True)],
+        z0,
         dt,
-        args,
-        [part(p, first, False) for p, first in zip(problem.parameters, directions.parameters, strict=True)],
+        [part(a, where and where[0], where is not None and where[1], next(length)) for a, where in of_args],
+        [part(p, first, False, next(length)) for p, first in of_parameters],
     )

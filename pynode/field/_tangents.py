@@ -29,6 +29,8 @@ class TangentField(ExtendedField):
         args: for each conditioning tensor the directions that belong to it: the number of the first, and whether each
             of them moves an entry of every row of the tensor, rather than one entry of the tensor; `None` for none.
         parameters: for each parameter the number of its first direction; `None` where it has none.
+        lengths: how far the directions move an entry, of each conditioning tensor and then of each parameter; 1 of all
+            unless given.
     """
 
     def __init__(
@@ -38,17 +40,19 @@ class TangentField(ExtendedField):
         n: int,
         args: Sequence[tuple[int, bool] | None],
         parameters: Sequence[int | None],
+        lengths: Sequence[float] = (),
     ) -> None:
         self.__dict__.update({k: v for k, v in base.__dict__.items() if k != "_live"})
         self.base, self.n_states, self.n = base, n_states, n
         self.of_args, self.of_parameters = tuple(args), tuple(parameters)
+        self.lengths = tuple(lengths) or (1.0,) * (len(args) + len(parameters))
         self.is_tuple = True
         self._seeds: dict[Any, Tensor] = {}
 
     @property
     def key(self) -> object:
         """As `Field.key`."""
-        return (self.base.key, self.n, self.of_args, self.of_parameters)
+        return (self.base.key, self.n, self.of_args, self.of_parameters, self.lengths)
 
     def __call__(self, t: Tensor, z: Sequence[Tensor], args: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
         """The derivatives of the state and of its tangents."""
@@ -88,27 +92,27 @@ class TangentField(ExtendedField):
     def _of(self, args: Sequence[Tensor], parameters: Sequence[Tensor]) -> list[Tensor | None]:
         """The directions in which the conditioning tensors and the parameters move, `(n, *shape)` of each."""
         found: list[Tensor | None] = []
-        for a, where in zip(args, self.of_args, strict=True):
+        for a, where, length in zip(args, self.of_args, self.lengths[: len(args)], strict=True):
             if where is None:
                 found.append(None)
                 continue
             first, rows = where
             shape = a.shape[1:] if rows else a.shape
-            seed = self._seed(first, shape, a)
+            seed = self._seed(first, shape, a, length)
             found.append(seed.unsqueeze(1).expand(self.n, *a.shape) if rows else seed)
-        for p, first_of in zip(parameters, self.of_parameters, strict=True):
-            found.append(None if first_of is None else self._seed(first_of, p.shape, p))
+        for p, first_of, length in zip(parameters, self.of_parameters, self.lengths[len(args) :], strict=True):
+            found.append(None if first_of is None else self._seed(first_of, p.shape, p, length))
         return found
 
-    def _seed(self, first: int, shape: torch.Size, like: Tensor) -> Tensor:
-        """`(n, *shape)`: direction `first + i` is the unit vector of entry `i`, the others are zero."""
-        key = (first, shape, like.dtype, like.device)
+    def _seed(self, first: int, shape: torch.Size, like: Tensor, length: float) -> Tensor:
+        """`(n, *shape)`: direction `first + i` moves entry `i` by the length, the others are zero."""
+        key = (first, shape, like.dtype, like.device, length)
         if key not in self._seeds:
             size = shape.numel()
             # Outside of a recording that may be under way, to which it is a constant.
             with torch.utils._python_dispatch._disable_current_modes():
                 seed = torch.zeros(self.n, size, dtype=like.dtype, device=like.device)
-                seed[first : first + size] = torch.eye(size, dtype=like.dtype, device=like.device)
+                seed[first : first + size] = length * torch.eye(size, dtype=like.dtype, device=like.device)
                 self._seeds[key] = seed.reshape(self.n, *shape)
         return self._seeds[key]
 

@@ -127,7 +127,7 @@ class NeuralCDE(nn.Module):
         Args:
             x: observations `(batch, time, obs_dim)`, float32 or float64; anything where the mask is False.
             t: their times, `(time,)` or `(batch, time)`, increasing within each series; behind the last observation of
-                a shorter one they may repeat. They get no gradient.
+                a shorter one they may repeat. They must not require a gradient.
             mask: what was observed, bool, `(batch, time)` or `(batch, time, obs_dim)`; `None` for all.
 
         Raises:

@@ -133,7 +133,7 @@ class LatentODE(nn.Module):
 
         Args:
             x: observations `(batch, time, obs_dim)`, float32 or float64; anything where the mask is False.
-            t: their times, `(time,)` or `(batch, time)`, non-decreasing; they get no gradient.
+            t: their times, `(time,)` or `(batch, time)`, non-decreasing; they must not require a gradient.
             mask: what was observed, bool, `(batch, time)` or `(batch, time, obs_dim)`; `None` for all.
             kl_weight: weight of the Kullback-Leibler divergence from the prior, 1 for the bound; grows from 0 in
                 training with annealing.

@@ -60,7 +60,7 @@ class ObservedModel(nn.Module):
 
         Args:
             x: observations `(batch, time, obs_dim)`, in the model's dtype; anything where the mask is False.
-            t: their times, `(time,)` or `(batch, time)`, non-decreasing, from t₀ on; they get no gradient.
+            t: their times, `(time,)` or `(batch, time)`, non-decreasing, from t₀ on; they must not require a gradient.
             mask: what was observed, bool, `(batch, time)` or `(batch, time, obs_dim)`; `None` for all.
 
         Returns:

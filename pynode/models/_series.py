@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pynode.errors import InputError
 from pynode.problem.inputs import as_times
+from pynode.transforms import differentiated
 
 __all__ = ["Series", "check_series", "check_series_times", "pack"]
 
@@ -91,12 +92,18 @@ def check_series(
 
 
 def check_series_times(name: str, t: Any, x: Tensor, t0: float) -> Tensor:
-    """Times `(batch, time)` from `(time,)` or `(batch, time)`, in their own dtype and without a gradient.
+    """Times `(batch, time)` from `(time,)` or `(batch, time)`, in their own dtype.
 
     Raises:
-        InputError: the shape does not fit the batch of x; a time is not finite, decreases, or lies before `t0`.
+        InputError: the shape does not fit the batch of x; a time is not finite, decreases, or lies before `t0`; they
+            require a gradient.
     """
-    times = as_times(name, t, x).detach()
+    times = as_times(name, t, x)
+    if differentiated(times):
+        raise InputError(
+            f"{name} requires a gradient, and models of series have none to their times: pass {name}.detach(). "
+            "pynode.solve has gradients to its times"
+        )
     if times.ndim not in (1, 2) or times.shape[-1] == 0 or (times.ndim == 2 and len(times) != len(x)):
         raise InputError(
             f"{name} must have shape (time,) or (batch, time) = ({len(x)}, time) with at least one time, got "

@@ -227,7 +227,7 @@ class _Course:
         on = good & ~met
         end = pieces.v[here, pieces.length - 1]
         if met.any():
-            end[met] = self._meet_after(met, rows, last, cost, args, pieces, at, index)
+            end[met] = self._meet_after(met, rows, states, last, cost, args, pieces, at, index)
         if self.problem.dense and good.all():
             self.joining.interpolate(
                 rows, solution._interpolant, pieces.v[:, 0], pieces.v[here, pieces.length - 1], end
@@ -258,16 +258,20 @@ class _Course:
         same = asked & ~apart
         of = self._tensor(np.flatnonzero(same[on]))
         self.joining.report(pieces.asked[same], rows[same], [x[of] for x in last])
-        if not apart.any():
-            return
-        # What is reported follows the time asked for, what comes after follows the stop.
+        if apart.any():
+            self._report_apart(apart, pieces.asked[apart], rows, args, pieces, states)
+
+    def _report_apart(
+        self, apart: Array, column: Array, rows: Array, args: Args, pieces: Pieces, states: Sequence[Tensor]
+    ) -> None:
+        """Report the states at the ends of pieces, which follow the times asked for, and not what else is there."""
         some = self._tensor(np.flatnonzero(apart))
         before = self._tensor(pieces.length[apart] - 2)
-        asked_t = self.plan.times[self._tensor(rows[apart]), self._tensor(pieces.asked[apart])]
+        asked_t = self.plan.times[self._tensor(rows[apart]), self._tensor(column)]
         t = torch.stack([pieces.t[some, before], asked_t], 1)
         z = tuple(x[before, some] for x in states)
         _, again, _ = self.solves.solve(rows[apart], z, _some(args, apart, some), t)
-        self.joining.report(pieces.asked[apart], rows[apart], [x[1] for x in again])
+        self.joining.report(column, rows[apart], [x[1] for x in again])
 
     def _fail(self, rows: Array, solution: Any, codes: Sequence[Retcode], good: Array) -> None:
         t_end, z_end = solution._failed_at
@@ -290,6 +294,7 @@ class _Course:
         self,
         met: Array,
         rows: Array,
+        states: Sequence[Tensor],
         last: Sequence[Tensor],
         cost: Tensor | None,
         args: Args,
@@ -313,9 +318,16 @@ class _Course:
         limit[reported.any(1)] = 0
         t = self._tensor(at * self.plan.sign[units])
         found = _some(args, met, some)
-        z_met = self._meet(units, t, z, found, index[met], self._tensor(limit), torch.zeros_like(t, dtype=torch.bool))
-        which = np.flatnonzero(reported.any(1))
-        self.joining.report(reported.argmax(1)[which], units[which], [x[self._tensor(which)] for x in z_met])
+        self._meet(units, t, z, found, index[met], self._tensor(limit), torch.zeros_like(t, dtype=torch.bool))
+        if reported.any():  # at a time of its own, which does not move as the event does
+            here = met.copy()
+            here[met] = reported.any(1)
+            column = reported.argmax(1)[reported.any(1)]
+            if self.tracked:
+                self._report_apart(here, column, rows, args, pieces, states)
+            else:
+                of = self._tensor(np.flatnonzero(here))
+                self.joining.report(column, rows[here], [x[of] for x in last])
         return self.now[units]
 
     def _meet(
@@ -327,8 +339,8 @@ class _Course:
         index: Array,
         limit: Tensor,
         jumps: Tensor,
-    ) -> tuple[Tensor, ...]:
-        """Let the events of these values happen; the states at them, before any jump."""
+    ) -> None:
+        """Let the events of these values happen."""
         assert self.watch is not None
         events, m = self.events, len(self.z)
         arrival = self.watch.values.arrive(t, z, args, self._tensor(index), limit, jumps)
@@ -359,7 +371,6 @@ class _Course:
             self.alive[rows[i]] = False
             code = Retcode.ZENO if stuck[i] else Retcode.MAX_EVENTS
             self.joining.end(rows[i : i + 1], arrival.t[i : i + 1], [x[i : i + 1] for x in before], code)
-        return before
 
     def _after(
         self, source: Array, entry: Array, t: Tensor, before: tuple[Tensor, ...], args: Args

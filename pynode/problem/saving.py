@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -35,22 +35,30 @@ def check_save(save: Any, independent: bool) -> None:
         )
 
 
-def times_of_steps(solve: Callable[[Watched], Any], times: Tensor) -> Tensor:
+def times_of_steps(solve: Callable[[Watched], Any], times: Tensor, located: Collection[int]) -> Tensor:
     """The ends of the steps of a solve, from the first time to the last one, in double.
+
+    The steps that end at an event whose time is solved for are left out: a solve that reports at these times finds it a
+    little earlier or later, and would have the state before or after it by chance.
 
     Args:
         solve: solves without a gradient, and tells the steps.
         times: `(time,)`.
+        located: the numbers of such events among those that may happen.
     """
     watched = Watched(shown=False, steps=[])
     with torch.no_grad():
-        solve(watched)
+        log = solve(watched).events
     assert watched.steps is not None
     first, last = (float(x) for x in example(times).double()[[0, -1]])
     low, high = min(first, last), max(first, last)
-    inner = sorted({t for t in watched.steps if low < t < high}, reverse=last < first)
+    found = zip(log.t.tolist(), log.index.tolist(), strict=True) if log is not None else ()
+    at = [t for t, index in found if index in located]
+    near = 1e-6 * (high - low) + 4 * torch.finfo(times.dtype).eps * max(abs(low), abs(high))
+    inner = {t for t in watched.steps if low < t < high and all(abs(t - x) > near for x in at)}
+    ends = sorted(inner, reverse=last < first)
     times = times.double()
-    return torch.cat([times[:1], times.new_tensor(inner), times[-1:]])
+    return torch.cat([times[:1], times.new_tensor(ends), times[-1:]])
 
 
 def saved(save: Callable[[Tensor, Any], Any], t: Tensor, states: Callable[[int], Any]) -> Any:

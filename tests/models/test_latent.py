@@ -497,6 +497,15 @@ def test_times_that_are_refused():
             call(X, T, t)
 
 
+def test_times_that_require_a_gradient_are_refused():
+    m, (x, t, mask, _) = model(), ragged()
+    new = torch.tensor([0.5, 1.0], dtype=t.dtype, requires_grad=True)
+    with pytest.raises(InputError, match="t_new requires a gradient"):
+        m.predict(x, t, new, mask)
+    with pytest.raises(InputError, match="t requires a gradient"):
+        m.sample(2, new)
+
+
 def test_other_refusals():
     m = model()
     with pytest.raises(InputError, match="kl_weight must be finite and at least 0, got -1"):

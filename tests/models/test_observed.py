@@ -373,3 +373,12 @@ def test_bad_numbers_are_refused():
         JumpODE(2, 3, jump=1)
     with pytest.raises(InputError, match="mixing"):
         GRUODEBayes(2, 3).loss(torch.zeros(1, 2, 2), torch.arange(2.0), mixing=-1)
+
+
+@each_model
+def test_times_that_require_a_gradient_are_refused(name):
+    model, (x, t, mask) = make(name), ragged()
+    with pytest.raises(InputError, match=r"t requires a gradient.*t\.detach\(\)"):
+        model(x, t.requires_grad_(), mask)
+    with torch.no_grad():
+        model(x, t, mask)

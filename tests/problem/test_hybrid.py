@@ -604,3 +604,29 @@ def test_a_value_that_is_flat_where_it_is_zero(engine: str) -> None:
     )  # fmt: skip
     assert sol.event_t is not None
     assert sol.event_t.item() == pytest.approx(0.7, abs=1e-4)
+
+
+@pytest.mark.parametrize("batching", ["joint", "independent"])
+@pytest.mark.parametrize("tracked", [False, True])
+def test_a_state_reported_at_the_time_of_an_event(engine: str, batching: str, tracked: bool) -> None:
+    """It is one at a time of its own: its derivatives are not those of the event's, which moves."""
+    k = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    hit = pynode.Event(
+        lambda t, z: z[0, 0] - 1, direction=1, affect=lambda t, z: torch.stack([z[:, 0] + 0.5, z[:, 1]], 1)
+    )
+
+    def field(t: Tensor, z: Tensor) -> Tensor:
+        return torch.stack([k + 0 * z[:, 0], z[:, 0]], 1)
+
+    t = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64, requires_grad=tracked)
+    z0 = torch.zeros(1, 2, dtype=torch.float64)
+    sol = pynode.solve(field, z0, t, event=hit, engine=engine, rtol=1e-9, atol=1e-9, batching=batching)
+    torch.testing.assert_close(sol.z[1, 0], torch.tensor([1.0, 0.5], dtype=torch.float64))
+    (found,) = torch.autograd.grad(sol.z[1, 0, 1], k, retain_graph=True)
+    assert found.item() == pytest.approx(0.5)
+    if tracked:
+        (found,) = torch.autograd.grad(sol.z[1, 0, 1], t, retain_graph=True)
+        torch.testing.assert_close(found, torch.tensor([-1.0, 1.0, 0.0], dtype=torch.float64))
+    # Behind it the jump's time counts: y(2) = 1/(2k) + 3/2 (2 - 1/k) + k/2 (2 - 1/k)².
+    (found,) = torch.autograd.grad(sol.z[2, 0, 1], k)
+    assert found.item() == pytest.approx(-0.5 + 1.5 + 0.5 + 1.0)

@@ -101,6 +101,29 @@ def test_steps_to_a_bounce(engine: str) -> None:
     assert len(sol.t) > 6
 
 
+def test_steps_leave_out_events(engine: str) -> None:
+    """At these, a solve that reports there would have the state before the jump, or that after it, by chance."""
+
+    def field(t: Tensor, z: Tensor) -> Tensor:
+        return torch.stack([-0.7 * z[:, 0], z[:, 0]], 1)
+
+    hit = pynode.Event(
+        lambda t, z: z[0, 0] - 0.5, direction=-1, affect=lambda t, z: torch.stack([z[:, 0] + 0.3, z[:, 1]], 1)
+    )
+    dose = pynode.At([1.25], lambda t, z: z + 0)
+    for first in torch.linspace(0.8, 1.6, 5).tolist():
+        z0 = torch.tensor([[first, 0.0]], dtype=D)
+        sol = pynode.solve(field, z0, [0.0, 2.5], save="steps", event=[hit, dose], engine=engine, rtol=1e-6, atol=1e-8)
+        hits = sol.events.t[sol.events.index == 0]
+        assert len(hits) >= 1
+        assert (sol.t[:, None] - hits).abs().min() > 1e-6
+        assert (sol.t == 1.25).any()  # whose time is known
+        # A step that goes over a jump shows it.
+        for t in hits:
+            after = int(torch.searchsorted(sol.t, t))
+            assert sol.z[after, 0, 0] > sol.z[after - 1, 0, 0]
+
+
 def test_a_function_of_the_state(engine: str) -> None:
     """Values and gradients are those of the function of the states that are reported."""
     field, t = Oscillator(), torch.linspace(0, 1, 6, dtype=D)

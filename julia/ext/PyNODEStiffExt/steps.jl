@@ -30,7 +30,7 @@ function OrdinaryDiffEqCore.perform_step!(x::ExactClock, cache::RosenbrockCache,
     return
 end
 
-PyNODE.multistep_order(::Union{FBDF,QNDF}) = 5
+PyNODE.is_multistep(::Union{FBDF,QNDF}) = true
 
 function OrdinaryDiffEqCore.perform_step!(x::ExactClock, cache::FBDFCache, repeat_step = false)
     invoke(OrdinaryDiffEqCore.perform_step!, Tuple{Any,FBDFCache,Any}, x, cache, repeat_step)

@@ -11,11 +11,8 @@ end
 "How far from the path, relative to its largest number, backsolve's state may be at a time that was asked for."
 const DRIFT = 0.1
 
-"""
-The highest order of a method of several steps, 0 of any other. Such a method begins with order 1, and OrdinaryDiffEq says that
-this is its order; it also goes on after a jump as though there were none.
-"""
-multistep_order(algorithm) = 0
+"Whether a method goes on from several steps, after a jump as though there were none."
+is_multistep(algorithm) = false
 
 """
     adjoint_solve(forward, g, adjoint) -> (du0, dθ)

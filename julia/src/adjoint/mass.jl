@@ -9,11 +9,6 @@
 # whose first part lies in the range of Mᵀ and is added to Mᵀ λ, and whose second is added to the gradient of θ. See
 # Y. Cao, S. Li, L. Petzold and R. Serban, SIAM J. Sci. Comput. 24 (2003).
 
-"Gauss's nodes and weights on [0, 1], of degree 7."
-const GAUSS = let a = sqrt(3 / 7 - 2 / 7 * sqrt(6 / 5)), b = sqrt(3 / 7 + 2 / 7 * sqrt(6 / 5)), c = sqrt(30)
-    Tuple(((1 + x) / 2, w / 2) for (x, w) in ((-b, (18 - c) / 36), (-a, (18 + c) / 36), (a, (18 + c) / 36), (b, (18 - c) / 36)))
-end
-
 "The adjoint's field, -J(t, z(t))ᵀ λ, with its derivatives; `jac` is the Jacobian at a time and a state."
 struct MassAdjoint{T,V<:AbstractVector{T},D<:Dense{T,V},J}
     forward::D
@@ -72,7 +67,8 @@ function mass_pullback(fw::Dense{T,V}, g, how::Adjoint; wants_t::Bool = true) wh
     f, alg = adjoint_function(a, m), algorithm("Rodas5P")
     n = length(field.u)
     λ, x, rate, J = zeros(T, n), zeros(T, n), zeros(T, n), zeros(T, n, n)
-    c = Cotangents{T,V}(zeros(T, n), zeros(T, length(field.dθ)), zeros(length(ts)))
+    integral = Integral(fw, how, length(field.dθ))
+    c = Cotangents{T,V}(zeros(T, n), integral.total, zeros(length(ts)))
     for i in length(ts):-1:2
         gi = view(g, :, i)
         iszero(gi) && iszero(λ) && continue
@@ -84,7 +80,7 @@ function mass_pullback(fw::Dense{T,V}, g, how::Adjoint; wants_t::Bool = true) wh
             c.θ .+= field.dθ
         end
         wants_t && (c.ts[i] = dot(gi, velocity!(rate, field, m, J, z, ts[i])))
-        Base.invokelatest(adjoint_back!, λ, c.θ, a, f, alg, ts[i], ts[i - 1], how)
+        Base.invokelatest(adjoint_back!, λ, integral, a, f, alg, ts[i], ts[i - 1], how)
     end
     if wants_t
         value!(rate, field, fw.solution.u[1], first(ts))
@@ -120,25 +116,23 @@ function velocity!(rate, field::TracedField, m::Mass, J, z, t)
 end
 
 "Solve the adjoint from one time to the one before, and add what the gradient of θ takes on the way."
-function adjoint_back!(λ, dθ, a::MassAdjoint{T}, f, alg, from::Time, to::Time, how::Adjoint) where {T}
+function adjoint_back!(λ, integral, a::MassAdjoint, f, alg, from::Time, to::Time, how::Adjoint)
     fw, field, o = a.forward, a.forward.field, a.forward.options
     problem = ODEProblem{true}(f, λ, (from, to), field.θ)
-    reltol, abstol = T(how.rtol > 0 ? how.rtol : o.rtol), T(how.atol > 0 ? how.atol : o.atol)
+    tstops = filter(t -> after(t, from, to - from) && after(to, t, to - from), stops(fw))
     unsaved = (; save_everystep = false, save_start = false, save_end = false, dense = false, calck = true)
-    tolerances = (; reltol, abstol, maxiters = o.max_steps)
-    integrator = started(problem, alg; tolerances..., initializealg = NoInit(), unsaved...)
+    tolerances = (; tolerances_of(fw, how)..., maxiters = o.max_steps)
+    integrator = started(problem, alg; tolerances..., tstops, initializealg = NoInit(), unsaved...)
     v = similar(λ)
     while integrator.t != to
         start = integrator.t
         code = step!(integrator)
         outcome = outcome_of(code === ReturnCode.Default ? ReturnCode.Success : code, integrator.u)
         outcome === success || throw(SolveFailure("the backward solve", outcome, start))
-        isempty(dθ) && continue
-        for (x, w) in GAUSS
-            t = start + x * (integrator.t - start)
+        add_integral!(integral, start, integrator.t) do out, t
             integrator(v, t)
             vjp_theta!(field, v, state_at(a, t), t)
-            dθ .+= T(w * (start - integrator.t)) .* field.dθ
+            out .= .-field.dθ
         end
     end
     copyto!(λ, integrator.u)

@@ -20,6 +20,7 @@ from pynode.engine.julia.reached import take_reached
 from pynode.engine.julia.session import InJulia, Kept, Lowered, Session
 from pynode.engine.julia.split import give_split
 from pynode.engine.protocol import Integration, Problem, Retcode, Stats
+from pynode.engine.scale import at_scale
 from pynode.errors import PyNODEError
 
 __all__ = ["Solve"]
@@ -144,10 +145,12 @@ class Solve:
         sensitivity = problem.sensitivity
         if sensitivity is not None:
             assert self.pullback is not None
-            integration.pullback = Pullback(held, problem, integration.stats, self.pullback)
-            if sensitivity.name == "discrete" and not self.own_steps:
+            pullback = Pullback(held, problem, integration.stats, self.pullback)
+            discrete = sensitivity.name == "discrete"
+            integration.pullback = pullback if discrete else at_scale(pullback, sensitivity, integration.z)
+            if discrete and not self.own_steps:
                 integration.derivatives = DiscreteDerivatives(held, problem, self.beside)
-            elif sensitivity.name != "discrete" and problem.mass is None:
+            elif not discrete and problem.mass is None:
                 integration.derivatives = ContinuousDerivatives(self.engine, problem, self.beside)
         if problem.dense:
             integration.interpolant = _Interpolant(held, problem)

@@ -30,6 +30,7 @@ from pynode.engine.protocol import (
     Retcode,
     Stats,
 )
+from pynode.engine.scale import at_scale
 from pynode.engine.solvers import SolverInfo
 from pynode.engine.torch import torchdiffeq
 from pynode.engine.torch.event_watch import Crossed, EventWatch
@@ -153,7 +154,7 @@ class TorchEngine:
         else:
             if how is not None:
                 graph = _Graph(tracked, z, rhs, stats)
-                pullback = graph.pull_back
+                pullback = graph.pull_back if how.name == "discrete" else at_scale(graph.pull_back, how, z)
                 derivatives = graph
                 if how.name != "discrete":
                     read = list(tracked.field.named_tensors().values())
