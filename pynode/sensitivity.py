@@ -97,8 +97,8 @@ class Backsolve(_Continuous):
 
     Args:
         rtol: relative tolerance of the backward solve; default, that of the forward one.
-        atol: absolute tolerance of the backward solve, in units of dL/dz; by default that of the forward one, times the
-            largest dL/dz over the largest z where that is below 1.
+        atol: absolute tolerance of the backward solve, in units of dL/dz; by default that of the forward one, but no
+            more than rtol times the largest dL/dz (or atol / max|z| times, if that is more).
     """
 
     name: ClassVar[str] = "backsolve"
@@ -112,8 +112,8 @@ class Interpolating(_Continuous):
 
     Args:
         rtol: relative tolerance of the backward solve; default, that of the forward one.
-        atol: absolute tolerance of the backward solve, in units of dL/dz; by default that of the forward one, times the
-            largest dL/dz over the largest z where that is below 1.
+        atol: absolute tolerance of the backward solve, in units of dL/dz; by default that of the forward one, but no
+            more than rtol times the largest dL/dz (or atol / max|z| times, if that is more).
         checkpointing: store only the saved times and solve again between them.
     """
 
@@ -130,7 +130,7 @@ class Quadrature(_Continuous):
     Args:
         rtol: relative tolerance of the backward solve and the quadrature; default, that of the forward solve.
         atol: absolute tolerance of the backward solve and the quadrature, in units of dL/dz; by default that of the
-            forward one, times the largest dL/dz over the largest z where that is below 1.
+            forward one, but no more than rtol times the largest dL/dz (or atol / max|z| times, if that is more).
     """
 
     name: ClassVar[str] = "quadrature"
@@ -147,8 +147,8 @@ class Gauss(_Continuous):
 
     Args:
         rtol: relative tolerance of the backward solve; default, that of the forward one.
-        atol: absolute tolerance of the backward solve, in units of dL/dz; by default that of the forward one, times the
-            largest dL/dz over the largest z where that is below 1.
+        atol: absolute tolerance of the backward solve, in units of dL/dz; by default that of the forward one, but no
+            more than rtol times the largest dL/dz (or atol / max|z| times, if that is more).
         checkpointing: store only the saved times and solve again between them.
     """
 

@@ -67,8 +67,9 @@ class Call:
         how = self.backward
         if how is None:
             return "auto"
-        rtol, atol = (None if x is None else float(x) for x in (how.adjoint_rtol, how.adjoint_atol))
-        return Backsolve(rtol=rtol, atol=atol)
+        rtol = None if how.adjoint_rtol is None else float(how.adjoint_rtol)
+        atol = float(self.atol if how.adjoint_atol is None else how.adjoint_atol)
+        return Backsolve(rtol=rtol, atol=atol or None)
 
     def solve(self, engine: str = "julia") -> Any:
         """What `odeint` returns."""

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from pynode.engine.protocol import Gradients, Problem
-from pynode.sensitivity import Sensitivity
 
 __all__ = ["at_scale", "exponent", "exponent_of_directions", "largest", "multiplied"]
 
@@ -67,23 +66,30 @@ def multiplied(gradients: Gradients, exponent: int) -> Gradients:
 
 
 def at_scale(
-    pullback: Callable[[Sequence[Tensor | None]], Gradients], how: Sensitivity, z: Sequence[Tensor]
+    pullback: Callable[[Sequence[Tensor | None]], Gradients], problem: Problem, z: Sequence[Tensor]
 ) -> Callable[[Sequence[Tensor | None]], Gradients]:
-    """A pullback that solves for cotangents of the size of the solution, at least.
+    """A pullback of whose cotangents the largest is so large that the relative tolerance bears on it.
+
+    From atol / rtol on, the relative tolerance is more than the absolute one. Where the solution itself is smaller than
+    that, the largest cotangent is as large as the solution.
 
     Args:
         pullback: by a backward solve; see `Integration.pullback`.
-        how: the sensitivity; an absolute tolerance of its own is one of the cotangents as they come.
+        problem: what was solved; an absolute tolerance of its sensitivity is one of the cotangents as they come.
         z: the solution, `(time, …)` of each state tensor.
     """
+    how = problem.sensitivity
+    assert how is not None
     if "atol" in how.options:
         return pullback
+    rtol = float(how.options.get("rtol", problem.rtol))  # type: ignore[arg-type]
+    enough = problem.atol / rtol if rtol > 0 else math.inf
     states = tuple(x.detach() for x in z)  # not those that will have a graph, which holds the pullback
 
     def scaled(cotangents: Sequence[Tensor | None]) -> Gradients:
         # Those of the first time are not solved for: they are added to the result.
         own = largest(None if g is None else g[1:] for g in cotangents)
-        power = exponent(own, largest(states), states[0].dtype)
+        power = exponent(own, min(enough, largest(states)), states[0].dtype)
         if power == 0:
             return pullback(cotangents)
         return multiplied(pullback([None if g is None else g * 2.0**power for g in cotangents]), -power)

@@ -147,7 +147,7 @@ class Solve:
             assert self.pullback is not None
             pullback = Pullback(held, problem, integration.stats, self.pullback)
             discrete = sensitivity.name == "discrete"
-            integration.pullback = pullback if discrete else at_scale(pullback, sensitivity, integration.z)
+            integration.pullback = pullback if discrete else at_scale(pullback, problem, integration.z)
             if discrete and not self.own_steps:
                 integration.derivatives = DiscreteDerivatives(held, problem, self.beside)
             elif not discrete and problem.mass is None:

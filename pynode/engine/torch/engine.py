@@ -154,7 +154,7 @@ class TorchEngine:
         else:
             if how is not None:
                 graph = _Graph(tracked, z, rhs, stats)
-                pullback = graph.pull_back if how.name == "discrete" else at_scale(graph.pull_back, how, z)
+                pullback = graph.pull_back if how.name == "discrete" else at_scale(graph.pull_back, tracked, z)
                 derivatives = graph
                 if how.name != "discrete":
                     read = list(tracked.field.named_tensors().values())
