@@ -121,6 +121,19 @@ def test_options_of_the_adjoint(keywords: dict[str, Any]) -> None:
         assert torch.equal(got, expected)
 
 
+def test_the_absolute_tolerance_of_the_adjoint_is_as_torchdiffeq_has_it() -> None:
+    """Also where the loss is so small that `pynode.solve` would not take it so."""
+    found = []
+    for module, more in ((torchdiffeq, {}), (compat, {"engine": "torch"})):
+        net, y0 = Net(), Y0.clone().requires_grad_()
+        out = module.odeint_adjoint(net, y0, T, rtol=1e-6, atol=1e-6, **more)
+        (1e-9 * (out**2).sum()).backward()
+        found.append((y0.grad, net.nfe))
+    (expected, n), (got, n_) = found
+    assert torch.equal(got, expected)
+    assert n_ == n
+
+
 def test_scipy() -> None:
     keywords = {"method": "scipy_solver", "options": {"solver": "LSODA"}, "rtol": 1e-6}
     for got, expected in both("odeint_adjoint", Y0, T, **keywords)[0]:
