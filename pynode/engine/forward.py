@@ -12,7 +12,7 @@ from torch import Tensor
 from pynode.engine.continuous import ContinuousDerivatives
 from pynode.engine.each import is_per_sample
 from pynode.engine.protocol import Gradients, Integration, Problem, Retcode
-from pynode.engine.scale import exponent, largest
+from pynode.engine.scale import exponent, largest, spans
 from pynode.errors import EngineUnavailable, InputError
 from pynode.field._outside import unhooked
 from pynode.field._tangents import TangentField
@@ -70,8 +70,7 @@ class _Directions:
         parameters = zip(problem.parameters, wants["parameters"], strict=True)
         of_parameters = [take(p.numel()) if w else None for p, w in parameters]
         t0 = take(1) if wants["t"][0] else None
-        spans = (*problem.z0, problem.t - problem.t[0], *problem.args, *problem.parameters)
-        lengths = tuple(_length(x) if w else 1.0 for x, w in zip(spans, problem.wanted, strict=True))
+        lengths = tuple(_length(x) if w else 1.0 for x, w in zip(spans(problem), problem.wanted, strict=True))
         return _Directions(n, separate, tuple(z0), tuple(args), tuple(of_parameters), t0, lengths)
 
 

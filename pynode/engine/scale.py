@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pynode.engine.protocol import Gradients, Problem
 
-__all__ = ["at_scale", "exponent", "exponent_of_directions", "largest", "multiplied"]
+__all__ = ["at_scale", "exponent", "exponent_of_directions", "largest", "multiplied", "spans"]
 
 _MOST = {torch.float32: 120}  # exponents of powers of two that are finite, and so are their inverses
 _MOST_OF_OTHERS = 1000
@@ -37,6 +37,11 @@ def exponent(own: float, wanted: float, dtype: torch.dtype) -> int:
     return min(round(math.log2(wanted) - math.log2(own)), _MOST.get(dtype, _MOST_OF_OTHERS))
 
 
+def spans(problem: Problem) -> tuple[Tensor, ...]:
+    """For each of the problem's inputs what has its size: of the times those since the first."""
+    return (*problem.z0, problem.t - problem.t[0], *problem.args, *problem.parameters)
+
+
 def exponent_of_directions(problem: Problem, directions: Gradients) -> int:
     """The exponent of the power of two by which directions are brought to the size of the inputs that they move.
 
@@ -45,8 +50,7 @@ def exponent_of_directions(problem: Problem, directions: Gradients) -> int:
         directions: how its inputs move.
     """
     relative = 0.0
-    spans = (*problem.z0, problem.t - problem.t[0], *problem.args, *problem.parameters)
-    for x, d in zip(spans, directions.flat, strict=True):
+    for x, d in zip(spans(problem), directions.flat, strict=True):
         if d is not None:
             relative = max(relative, largest([d]) / (largest([x]) or 1.0))
     return exponent(relative, 1.0, problem.z0[0].dtype)

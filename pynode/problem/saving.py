@@ -48,10 +48,11 @@ def times_of_steps(solve: Callable[[Watched], Any], times: Tensor, located: Coll
     """
     watched = Watched(shown=False, steps=[])
     with torch.no_grad():
-        log = solve(watched).events
+        solution = solve(watched)
     assert watched.steps is not None
     first, last = (float(x) for x in example(times).double()[[0, -1]])
     low, high = min(first, last), max(first, last)
+    log = solution.events if located else None
     found = zip(log.t.tolist(), log.index.tolist(), strict=True) if log is not None else ()
     at = [t for t, index in found if index in located]
     near = 1e-6 * (high - low) + 4 * torch.finfo(times.dtype).eps * max(abs(low), abs(high))

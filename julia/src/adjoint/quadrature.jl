@@ -11,9 +11,9 @@ end
 """
     Integral(forward, adjoint, n)
 
-For the first n numbers of θ the sum of integrals over pieces of time. A piece is cut in two until the two rules differ by no more than the tolerances allow
-the whole sum, in the mean over θ. An absolute tolerance is one of the state: it is made less for numbers of θ above 1, and
-for states below 1. `left` is how many pieces there may still be.
+For the first n numbers of θ the sum of integrals over pieces of time. A piece is cut in two until the two rules differ by no
+more than the tolerances allow the whole sum, in the mean over θ. An absolute tolerance is one of the state: it is made less
+for numbers of θ above 1, and for states below 1. `left` is how many pieces there may still be.
 """
 mutable struct Integral{T,V<:AbstractVector{T}}
     const total::V
