@@ -51,7 +51,7 @@ def solve(
     running_cost: Callable[..., Tensor] | None = None,
     event: Callable[..., Tensor] | Event | At | Sequence[Callable[..., Tensor] | Event | At] | None = None,
     batching: str = "joint",
-    tstops: Tensor | Sequence[float] | None = (),
+    tstops: Tensor | Sequence[float] | str | None = (),
     control: Control | None = None,
     mass: Tensor | MassMatrix | None = None,
     lowering: str = "trace",
@@ -117,6 +117,7 @@ def solve(
             to a threshold such as a `Parameter`. Not found are those that depend on the state too (see `event`), on
             `float(t)` or `t.item()`, or are within a `JuliaField`; and one that is undone before the next of the 64
             or more places at which a comparison with a nonlinear function of t is looked at. `None`: no search.
+            `"knots"`, with a `control`: all the times that it was made of, those of a smooth path too.
         control: a path through data, see `pynode.control`, that the field reads: `f(t, z, X, *args)`, with `X(t)` and
             `X.derivative(t)`; `running_cost` and `event` get it too. Gradients flow to what it was made of. A solve
             starts afresh at the knots of one that is not smooth there, unless `tstops` is `None`.

@@ -1,7 +1,7 @@
 module PyNODESensitivityExt
 
-using PyNODE: DRIFT, PyNODE, Adjoint, Dense, Integral, SolveFailure, add_integral!, after, algorithm, is_multistep, max_steps,
-    non_finite, off_trajectory, outcome_of, started, stops, success, tolerances_of
+using PyNODE: DRIFT, PyNODE, Adjoint, Dense, Integral, SolveFailure, add_integral!, after, algorithm, between, is_multistep,
+    largest, max_steps, non_finite, off_trajectory, outcome_of, started, stops, success, tolerances_of
 using SciMLBase: SciMLBase, AbstractODEAlgorithm, AbstractODEProblem, CallbackSet, DiscreteCallback, remake, solve, solve!
 using SciMLSensitivity: AdjointSensitivityIntegrand, BacksolveAdjoint, GaussAdjoint, InterpolatingAdjoint,
     ODEAdjointProblem, QuadratureAdjoint, ZygoteVJP, adjoint_sensitivities, setproperties
@@ -40,8 +40,7 @@ mutable struct Course{D<:Dense,T}
 end
 
 function Course(fw::Dense{T}) where {T}
-    size = maximum(u -> maximum(abs, u), fw.solution.u)
-    return Course(fw, T(DRIFT * size + 100 * fw.options.atol), length(fw.ts) - 1)
+    return Course(fw, T(DRIFT * largest(fw) + 100 * fw.options.atol), length(fw.ts) - 1)
 end
 
 "Compare the state, which is at the end of `u`, where a time has been reached."
@@ -116,9 +115,8 @@ function in_pieces(problem, w::Watched, look, callback, tstops; maxiters, given.
     callback = CallbackSet(look, callback)
     while true
         to = jumps.next > 1 ? jumps.ts[jumps.next] : stop
-        within = filter(t -> after(t, from, to - from) && after(to, t, to - from), tstops)
         part = remake(problem; u0 = u, tspan = (from, to))
-        solution, integrator = solved(part, w; given..., maxiters, callback, tstops = within)
+        solution, integrator = solved(part, w; given..., maxiters, callback, tstops = between(tstops, from, to))
         push!(jumps.pieces, solution)
         to == stop && return solution
         maxiters -= integrator.iter

@@ -49,7 +49,8 @@ class Control:
 
     Attributes:
         form: see `Form`.
-        knots: the times, `(1 or batch, time)`.
+        knots: the times, `(1 or batch, time)`, going on behind the last of a sample that has fewer.
+        times: `(n,)`, those of all samples.
         coefficients: of each piece, in powers of the time since it began, `(1 or batch, pieces, powers * channels)`.
         jumps: `(n,)`, times at which value or derivative may jump.
         hidden: whether a solve does not have to look for these.
@@ -64,6 +65,7 @@ class Control:
 
     form: Form
     knots: Tensor
+    times: Tensor
     coefficients: Tensor
     jumps: Tensor
     hidden: bool
@@ -74,9 +76,12 @@ class Control:
         self.form = Form(type(self), values.dim() - 1)
         self.knots = samples.times.to(values.dtype)
         self.coefficients = torch.cat(tuple(powers), -1)
-        ends = samples.is_end() if self.is_smooth else samples.known
+        self.times = self.knots[samples.known]
         self.hidden = self.is_smooth and len(self.knots) == 1  # beyond whose ends there is no solve
-        self.jumps = self.knots[:0, 0] if self.hidden else self.knots[ends]
+        if self.is_smooth:
+            self.jumps = self.times[:0] if self.hidden else self.knots[samples.is_end()]
+        else:
+            self.jumps = self.times
 
     @staticmethod
     def _coefficients(samples: Samples) -> Sequence[Tensor]:

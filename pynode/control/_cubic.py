@@ -18,10 +18,10 @@ class CubicHermite(Control):
 
     Between two observations it depends on these and the one before alone. Value and derivative are continuous. A
     missing observation is first filled in on the straight line between the ones around it, at the ends by the nearest.
-    Its second derivative jumps at the knots, to which solvers do not step by themselves. With
-    `solve(..., tstops=X.knots.flatten())` they do: on rough paths errors are many times smaller, and gradients more
-    accurate, for about as many evaluations, at tight tolerances for fewer; on a smooth path of many observations it
-    takes more of them. See `Control` for the arguments.
+    Its second derivative jumps at the knots, which solvers step over: an error of ten to several hundred times the
+    tolerance is usual, with `rtol=1e-5` and random observations 1e-3. With `solve(..., tstops="knots")` they step to
+    the knots, and keep to the tolerance: at tight tolerances with fewer evaluations, at loose ones on a path of many
+    observations with more of them. See `Control` for the arguments.
 
     Source:
         J. Morrill, P. Kidger, L. Yang, T. Lyons, "On the choice of interpolation scheme for neural CDEs", TMLR 2022.

@@ -34,7 +34,7 @@ class Asked:
     running_cost: Callable[..., Tensor] | None
     events: Events | None
     batching: str
-    tstops: Tensor | Sequence[float] | None
+    tstops: Tensor | Sequence[float] | str | None
     control: Control | None
     mass: Tensor | MassMatrix | None
     lowering: str

@@ -15,7 +15,7 @@ from pynode.field._derived import derived_field
 from pynode.julia_field import JuliaField
 from pynode.nn._signature import with_time
 from pynode.problem.inputs import as_times
-from pynode.problem.stops import check_stops
+from pynode.problem.stops import KNOTS, check_stops
 from pynode.transforms import example
 
 __all__ = ["check_control", "reads_control", "with_jumps"]
@@ -86,21 +86,29 @@ def _with_path(
 
 
 def with_jumps(tstops: Any, control: Control, like: Tensor, t: Any) -> Any:
-    """`tstops`, and where the path or its derivative jumps.
+    """`tstops`, and where the path or its derivative jumps; with `"knots"` all times of the path.
 
     Raises:
         InputError: they are no times, or too many.
     """
-    if tstops is None or not len(control.jumps):
+    at_knots = isinstance(tstops, str) and tstops == KNOTS
+    jumps = control.times if at_knots else control.jumps
+    if tstops is None or not len(jumps):
         return tstops
-    given: Sequence[Tensor] = [stop.t for stop in check_stops(tstops, like)]
+    given: Sequence[Tensor] = [] if at_knots else [stop.t for stop in check_stops(tstops, like)]
     times = example(as_times("t", t, like)).double()
     times = times[~times.isnan()]
-    jumps = control.jumps.double()
+    jumps = jumps.double()
     values = example(jumps.detach())
     jumps = jumps[(values >= times.min().to(values)) & (values <= times.max().to(values))]
     count = len(example(jumps.detach()).unique())
     if count > _MOST:
+        if at_knots:
+            raise InputError(
+                f"the control has {count} knots within the span, and with tstops={KNOTS!r} a solve would start afresh "
+                "at each: solve fewer samples at once, or leave tstops out, which goes on over the knots of a smooth "
+                "path, with tighter tolerances"
+            )
         raise InputError(
             f"the control jumps, or its derivative does, at {count} times within the span, and a solve would start "
             "afresh at each: use a smooth one (CubicHermite) of times that all samples share, solve fewer samples at "

@@ -25,7 +25,9 @@ from pynode.problem.inputs import as_times
 from pynode.problem.state import State
 from pynode.transforms import differentiated, example, is_mapped, is_wrapped, moves, untransformed
 
-__all__ = ["Stop", "check_continuous", "check_stops", "find_stops"]
+__all__ = ["KNOTS", "Stop", "check_continuous", "check_stops", "find_stops"]
+
+KNOTS = "knots"  # in the place of times, those of the control
 
 
 class Stop(NamedTuple):
@@ -48,6 +50,11 @@ def check_stops(tstops: Any, like: Tensor) -> list[Stop]:
     """
     if tstops is None or (isinstance(tstops, tuple | list) and not tstops):
         return []
+    if isinstance(tstops, str):
+        raise InputError(
+            f"tstops must be times, None, or with a control {KNOTS!r}, got {tstops!r}. Pass a list of times, or the "
+            "path as control="
+        )
     times = as_times("tstops", tstops, like)
     if times.dim() != 1:
         raise InputError(

@@ -201,6 +201,52 @@ def test_where_samples_end_the_derivative_jumps(engine: str) -> None:
             torch.testing.assert_close(found, expected, rtol=0, atol=2e-4)  # of kinks within steps; 0.01 without stops
 
 
+@pytest.mark.parametrize("per_sample", [False, True])
+@pytest.mark.parametrize("kind", [CubicHermite, NaturalCubic])
+def test_a_solve_that_steps_to_the_knots(kind: type[Control], per_sample: bool, engine: str) -> None:
+    """dz = z dX along a cubic path, whose knots a solver steps over with errors of many times the tolerance."""
+    x, z0 = values(2, 12, 1).requires_grad_(), torch.ones(2, 1, dtype=D)
+    times = torch.linspace(0, 3, 12, dtype=D).repeat(2, 1) if per_sample else torch.linspace(0, 3, 12, dtype=D)
+    if per_sample:
+        times[1] *= 0.9
+    path = kind(times.requires_grad_(), x)
+    expected = (x[:, -1] - x[:, 0]).exp()
+
+    def solved(**keywords: Any) -> Tensor:
+        def field(t: Tensor, z: Tensor, X: Control) -> Tensor:
+            return z * X.derivative(t)
+
+        keywords = {"control": path, "rtol": 1e-6, "atol": 1e-6, "engine": engine, **keywords}
+        return pynode.solve(field, z0, [0.0, 2.7 if per_sample else 3.0], **keywords).z[-1]
+
+    found = solved(tstops="knots")
+    if per_sample:  # which is the end of the second sample alone
+        found, expected = found[1], expected[1]
+    (by_x, by_times), (exact, _) = (
+        torch.autograd.grad(y.sum(), (x, times), allow_unused=True) for y in (found, expected)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
+    torch.testing.assert_close(by_x, exact, rtol=1e-4, atol=1e-4)
+    inner = by_times[..., 1:-1]  # the ends move the end of the solution
+    torch.testing.assert_close(inner, torch.zeros_like(inner), rtol=0, atol=1e-3)
+    torch.testing.assert_close(solved(tstops=times.detach().flatten()), solved(tstops="knots"), rtol=1e-12, atol=0)
+    over = (solved() - (x[:, -1] - x[:, 0]).exp())[-1].abs()
+    if kind is CubicHermite:
+        assert over > 3e-4, "this path has no kinks to speak of"
+
+
+def test_knots_that_a_solve_cannot_step_to() -> None:
+    z0, many = torch.zeros(1, 1, dtype=D), torch.linspace(0, 1, 1200, dtype=D)
+    with pytest.raises(pynode.InputError, match="tstops must be times, None, or with a control 'knots'"):
+        pynode.solve(lambda t, z: -z, z0, [0.0, 1.0], tstops="knots")
+    path = CubicHermite([0.0, 1.0], values(1, 2, 1))
+    with pytest.raises(pynode.InputError, match="with a control 'knots', got 'knot'"):
+        pynode.solve(lambda t, z, X: X(t) - z, z0, [0.0, 1.0], control=path, tstops="knot")
+    path = CubicHermite(many, values(1, 1200, 1))
+    with pytest.raises(pynode.InputError, match="1200 knots within the span"):
+        pynode.solve(lambda t, z, X: X(t) - z, z0, [0.0, 1.0], control=path, tstops="knots")
+
+
 @pytest.mark.parametrize("batching", ["joint", "independent"])
 def test_a_forced_oscillator(engine: str, batching: str) -> None:
     """State and gradients to the forcing and to its times, against the exact solution."""

@@ -92,6 +92,20 @@ def test_a_scalar_equation_depends_on_the_ends_of_the_path_alone(interpolation):
 
 
 @on_every_engine
+def test_steps_to_the_knots():
+    """dz = z Σ a_i dX_i along cubics through random observations."""
+    x, t = series(3, 10)
+    a = torch.tensor([0.3, -0.4, 0.2], dtype=DOUBLE)
+    ends = torch.cat([(t[0, -1] - t[0, 0]).expand(3, 1), x[:, -1] - x[:, 0]], 1)
+    exact = (ends @ a).exp()[:, None]
+    errors = []
+    for stops in ({}, {"tstops": "knots"}):
+        model = linear_model(a.reshape(3, 1, 1), 2, rtol=1e-6, atol=1e-7, **stops)
+        errors.append((model(model.path(x, t[0])) - exact).abs().max().item())
+    assert errors[1] < 1e-5 < errors[0] / 5
+
+
+@on_every_engine
 def test_a_field_that_reads_the_path():
     """dz = (x² - z) dt + 2 x dx from z = x² on: z = x² ever after, however x gets there."""
     x, t = series(3, 6, 1)

@@ -119,7 +119,7 @@ end
 function adjoint_back!(λ, integral, a::MassAdjoint, f, alg, from::Time, to::Time, how::Adjoint)
     fw, field, o = a.forward, a.forward.field, a.forward.options
     problem = ODEProblem{true}(f, λ, (from, to), field.θ)
-    tstops = filter(t -> after(t, from, to - from) && after(to, t, to - from), stops(fw))
+    tstops = between(stops(fw), from, to)
     unsaved = (; save_everystep = false, save_start = false, save_end = false, dense = false, calck = true)
     tolerances = (; tolerances_of(fw, how)..., maxiters = o.max_steps)
     integrator = started(problem, alg; tolerances..., tstops, initializealg = NoInit(), unsaved...)

@@ -27,11 +27,15 @@ end
 
 function Integral(fw::Dense{T,V}, a::Adjoint, n = length(fw.θ)) where {T,V}
     θ, (; reltol, abstol) = fw.θ[1:n], tolerances_of(fw, a)
-    size = min(1, maximum(u -> maximum(abs, u), fw.solution.u))
+    size = min(1, largest(fw))
     atol = max.(abstol * (size > 0 ? size : one(T)) ./ max.(1, abs.(θ)), floatmin(T))
     return Integral{T,V}(zero(θ), atol, max(reltol, 16eps(T)), similar(θ), similar(θ), similar(θ), 10fw.options.max_steps)
 end
 
+"The largest absolute value of the states that a solve went through."
+largest(fw::Dense) = maximum(u -> maximum(abs, u), fw.solution.u)
+
+"The tolerances of a backward solve."
 tolerances_of(fw::Dense{T}, a::Adjoint) where {T} =
     (; reltol = T(a.rtol > 0 ? a.rtol : fw.options.rtol), abstol = T(a.atol > 0 ? a.atol : fw.options.atol))
 

@@ -157,6 +157,9 @@ end
 "Whether time `τ` lies behind `t` in the direction of `h`."
 after(τ, t, h) = h > 0 ? τ > t : τ < t
 
+"Those of the times that lie between two others."
+between(times, from, to) = filter(t -> after(t, from, to - from) && after(to, t, to - from), times)
+
 "Begin: of the evaluations before the first step, the first stage is kept, if it is not made in the step."
 function start!(steps::Steps, tape::Tape, tab::Scheme, t)
     tape.on || return

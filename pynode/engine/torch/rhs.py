@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pynode.engine.protocol import Problem, Retcode, Stats
+from pynode.engine.scale import largest
 from pynode.errors import EngineUnavailable
 
 __all__ = ["SCIPY", "UNBOUNDED", "AdaptiveRhs", "Course", "GaveUp", "Rhs", "Stop", "all_finite", "right_hand_side"]
@@ -52,8 +53,7 @@ class Course:
     def __init__(self, problem: Problem, states: Sequence[Tensor]) -> None:
         self.times = problem.t.tolist()
         self.states = [x.detach() for x in states]
-        size = max(x.abs().max().item() for x in self.states)
-        self.most = _DRIFT * size + 100 * problem.atol
+        self.most = _DRIFT * largest(self.states) + 100 * problem.atol
         self.next, self.drift = len(self.times) - 2, 0.0
 
     def follow(self, t: float, z: Sequence[Tensor]) -> None:
