@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from pynode.models._check import check_callables
 from pynode.models._encoders import GRUEncoder
 from pynode.models._sde import check_sde_keywords
 from pynode.models._series import Series, check_series, check_series_times
+from pynode.problem.counts import Joined
 from pynode.problem.inputs import check_count, check_finite, check_number
 from pynode.solution import Solution
 from pynode.solve_sde import solve_sde
@@ -33,7 +35,8 @@ class LatentSDE(nn.Module):
     with the same diffusion, which is diagonal, and a context c(x); a recognition network that reads the series
     backwards in time gives q and c. The context is one for all times, or, with `context="observations"`, between two
     observations that of the series from the later one on. The divergence of the two processes is the mean of
-    ∫ ½ |(f - h) / σ|² dt (Girsanov), which is solved for beside z.
+    ∫ ½ |(f - h) / σ|² dt (Girsanov), which is solved for beside z. From its last observation on, a series follows the
+    prior.
 
     Series may have times of their own, and different lengths: pad them with `mask` False and the last time. All
     series of a call are solved together, reported at the union of their times, of which each takes its own.
@@ -59,7 +62,7 @@ class LatentSDE(nn.Module):
             `engine`; `dt` or a tolerance is needed.
 
     Attributes:
-        stats: the `Stats` of the last solve of the latent state, `None` before it.
+        stats: the `Stats` of the last call's solves of the latent state, `None` before it.
 
     Raises:
         InputError: an argument is not usable, or a name is unknown.
@@ -136,7 +139,7 @@ class LatentSDE(nn.Module):
             seed: of the path; a new one at each call where `None`. The initial state is PyTorch's generator's.
 
         Returns:
-            `(batch,)`: E_q[log p(x | z)] - kl_weight · (KL of z(t₀) + KL of the path up to the last of all times).
+            `(batch,)`: E_q[log p(x | z)] - kl_weight · (KL of z(t₀) + KL of the path up to the last observation).
 
         Raises:
             InputError: a shape or value is not usable, or a series has no observation.
@@ -146,7 +149,8 @@ class LatentSDE(nn.Module):
         series = self._series(x, t, mask)
         q, context = self._encoded(series)
         kl = kl_divergence(q, Normal(torch.zeros_like(q.mean), torch.ones_like(q.mean))).sum(1)
-        z, path = self._latent(q.rsample(), series.t, context, seed)
+        times = torch.minimum(series.t, series.last)
+        z, path = self._latent(q.rsample(), times, context, series.last, seed)
         log_density = Normal(self._output(z), self.log_noise_std.exp(), validate_args=False).log_prob(series.x)
         return log_density.masked_fill(~series.mask, 0).sum((1, 2)) - kl_weight * (kl + path)
 
@@ -162,7 +166,7 @@ class LatentSDE(nn.Module):
     ) -> Tensor:
         """Draws of the series at other times, each from a path of the posterior, which the prior's goes on from.
 
-        That is from the last of all times in `t` on.
+        That is from the last observation of the series on.
 
         Args:
             x: observations, as in `elbo`.
@@ -182,14 +186,7 @@ class LatentSDE(nn.Module):
         n = check_count("n_samples", n_samples)
         z0 = q.rsample(torch.Size([n])).flatten(0, 1)
         c = tuple(x.repeat(n, *[1] * (x.dim() - 1)) for x in context)
-        last = series.t.max()
-        seeds = (None, None) if seed is None else (seed, seed + 1)
-        inside = torch.cat([times.clamp(max=last), last.expand(len(times), 1)], dim=1)
-        z, _ = self._latent(z0, inside.repeat(n, 1), c, seeds[0], divergence=False)
-        z, end = z[:, :-1], z[:, -1]
-        if bool((times > last).any()):
-            beyond, _ = self._latent(end, times.clamp(min=last).repeat(n, 1), None, seeds[1], start=float(last))
-            z = torch.where((times > last).repeat(n, 1).unsqueeze(2), beyond, z)
+        z, _ = self._latent(z0, times.repeat(n, 1), c, series.last.repeat(n, 1), seed, divergence=False)
         y = self._output(z).unflatten(0, (n, len(times)))
         return y + self.log_noise_std.exp() * torch.randn_like(y) if noise else y
 
@@ -205,7 +202,7 @@ class LatentSDE(nn.Module):
             `(n, time, obs_dim)`: means of the observations.
         """
         z0 = next(self.encoder.parameters()).new_empty(check_count("n", n), self.latent_dim).normal_()
-        return self._output(self._latent(z0, check_series_times("t", t, z0, self.t0), None, seed)[0])
+        return self._output(self._latent(z0, check_series_times("t", t, z0, self.t0), None, None, seed)[0])
 
     def _series(self, x: Tensor, t: Tensor, mask: Tensor | None) -> Series:
         return check_series(x, t, mask, self.obs_dim, self.t0, next(self.encoder.parameters()).dtype)
@@ -257,40 +254,70 @@ class LatentSDE(nn.Module):
         u = (self._posterior(t, z, *context) - self.prior_drift(t, z)) / self.diffusion(t, z)
         return 0.5 * (u**2).sum(1)
 
+    def _drift_of_some(self, t: Tensor, z: Tensor, going: Tensor, *context: Tensor) -> Tensor:
+        """The posterior's drift of series that are `going` on, not 0 in `(batch, 1)`; the prior's of the others."""
+        return torch.where(going > 0, self._posterior(t, z, *context), self.prior_drift(t, z))
+
+    def _cost_of_some(self, t: Tensor, z: Tensor, going: Tensor, *context: Tensor) -> Tensor:
+        """The rate of the divergence of those that are going on."""
+        return torch.where(going.squeeze(1) > 0, self._path_cost(t, z, *context), 0.0)
+
     def _latent(
         self,
         z0: Tensor,
         times: Tensor,
         context: tuple[Tensor, ...] | None,
+        ends: Tensor | None,
         seed: int | None,
         *,
-        start: float | None = None,
         divergence: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        """States `(n, time, …)` at the times `(n, time)` of each, by the posterior, or without a context by the prior.
+        """States `(n, time, …)` at the times `(n, time)` of each, by the posterior up to `ends`, then by the prior.
 
-        Also the divergence of the posterior's path, `(n,)`; 0 for the prior, and where it is not asked for.
+        Without a context, by the prior alone. Also the divergence of the posterior's path, `(n,)`; 0 where it is not
+        asked for.
         """
-        start = self.t0 if start is None else start
-        first = times.new_tensor([start])
-        union, index = torch.cat([first, times.detach().flatten()]).unique(return_inverse=True)
-        index = index[1:].reshape(times.shape)
-        rows = torch.arange(len(z0), device=z0.device).unsqueeze(1)
-        if len(union) == 1:
-            return z0.unsqueeze(1).expand(-1, times.shape[1], -1), z0.new_zeros(len(z0))
-        if context is None:
-            solution = self._solve(self.prior_drift, self.diffusion, z0, union, seed)
-        else:
-            cost = self._path_cost if divergence else None
-            solution = self._solve(self._posterior, self._of_state, z0, union, seed, args=context, running_cost=cost)
-        path = solution.running_cost
-        return solution.z[index, rows], z0.new_zeros(len(z0)) if path is None else path
+        first, found = times.new_tensor([self.t0]), times.detach()
+        ends = None if ends is None else ends.to(found)
+        within = first if ends is None else ends[ends < found.max()]
+        union, index = torch.cat([found.flatten(), first, within]).unique(return_inverse=True)
+        index, cuts = index[: found.numel()].reshape(found.shape), index[found.numel() :].unique().tolist()
+        path, states, counts = z0.new_zeros(len(z0)), [z0.unsqueeze(0)], []
+        self.stats = None
+        for k, (a, b) in enumerate(itertools.pairwise([*cuts, len(union) - 1])):
+            if a == b:
+                continue
+            going = None if ends is None or context is None else (ends > union[a]).to(z0)
+            own = None if seed is None else seed + k
+            solution = self._piece(states[-1][-1], union[a : b + 1], context, going, own, divergence)
+            states.append(solution.z[1:])
+            counts.append(solution.stats)
+            if solution.running_cost is not None:
+                path = path + solution.running_cost
+        self.stats = Joined(counts)
+        return torch.cat(states)[index, torch.arange(len(z0), device=z0.device).unsqueeze(1)], path
+
+    def _piece(
+        self,
+        z: Tensor,
+        t: Tensor,
+        context: tuple[Tensor, ...] | None,
+        going: Tensor | None,
+        seed: int | None,
+        divergence: bool,
+    ) -> Solution:
+        """A solve within which no series ends."""
+        if context is None or going is None or not going.any():
+            return self._solve(self.prior_drift, self.diffusion, z, t, seed)
+        drift: Callable[..., Tensor] = self._posterior
+        cost: Callable[..., Tensor] = self._path_cost
+        if not going.all():
+            drift, cost, context = self._drift_of_some, self._cost_of_some, (going, *context)
+        running_cost = cost if divergence else None
+        return self._solve(drift, self._of_state, z, t, seed, args=context, running_cost=running_cost)
 
     def _solve(self, drift: Any, diffusion: Any, z0: Tensor, t: Tensor, seed: int | None, **more: Any) -> Solution:
-        self.stats = None
-        solution = solve_sde(drift, diffusion, z0, t, seed=seed, **more, **self.solver_keywords)
-        self.stats = solution.stats
-        return solution
+        return solve_sde(drift, diffusion, z0, t, seed=seed, **more, **self.solver_keywords)
 
     def _of_state(self, t: Tensor, z: Tensor, *context: Tensor) -> Tensor:
         """The diffusion beside a context."""

@@ -170,7 +170,8 @@ def test_the_context_changes_from_one_observation_to_the_next(engine):
     # Steps end at all these times, among which are those of the observations.
     asked = torch.tensor([[0.05, 0.1, 0.5, 1.0], [0.2, 0.3, 0.4, 0.6]], dtype=torch.double)
     z0, context = torch.zeros(2, 2, dtype=torch.double), model._encoded(series)[1]
-    z, _ = model._latent(z0, asked, context, 1, divergence=False)
+    ends = asked.new_full((2, 1), 1.0)
+    z, _ = model._latent(z0, asked, context, ends, 1, divergence=False)
     spent = torch.tensor(
         [
             [[0.05, 0, 0], [0.1, 0, 0], [0.1, 0.4, 0], [0.1, 0.4, 0.5]],
@@ -181,6 +182,68 @@ def test_the_context_changes_from_one_observation_to_the_next(engine):
     assert torch.allclose(z, spent @ c, atol=1e-9)
     z.sum().backward()
     assert model.encoder.head.weight.grad[-2:].abs().min() > 0
+
+
+class Slope(nn.Module):
+    """A constant drift, with or without a context."""
+
+    def __init__(self, slope):
+        super().__init__()
+        self.slope = slope
+
+    def forward(self, t, z, *context):
+        return torch.full_like(z, self.slope)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_series_follows_the_prior_from_its_last_observation_on(engine):
+    """Whatever the others of its batch do: the posterior falls, the prior rises, and the noise is next to none."""
+    model = LatentSDE(
+        1,
+        1,
+        prior_drift=Slope(1.0),
+        posterior_drift=Slope(-1.0),
+        diffusion=Still(),
+        decoder=nn.Identity(),
+        dt=0.2,
+        solver="em",
+        engine=engine,
+    ).double()
+    t = torch.tensor([[0.1, 0.5, 0.7, 0.9], [0.2, 0.3, 0.4, 0.4], [0.1, 0.5, 0.7, 0.9]], dtype=torch.double)
+    mask = torch.tensor([[True, True, True, True], [True, True, True, False], [True, False, False, False]])
+    x, ends = torch.randn(3, 4, 1, dtype=torch.double), torch.tensor([0.9, 0.4, 0.1], dtype=torch.double)
+    asked = torch.tensor([0.0, 0.05, 0.3, 0.6, 0.9, 2.0], dtype=torch.double)
+    torch.manual_seed(0)
+    z0 = model.posterior(x, t, mask).rsample(torch.Size([1]))
+    torch.manual_seed(0)
+    y = model.predict(x, t, asked, mask, seed=1)
+    fallen = torch.minimum(asked, ends[:, None])
+    expected = z0.unsqueeze(2) + (asked - 2 * fallen).unsqueeze(-1)
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-9)
+    assert model.stats.nfe >= 10
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_divergence_of_a_series_is_that_up_to_its_last_observation(engine):
+    model = LatentSDE(
+        1, 1, prior_drift=Slope(0.0), posterior_drift=Slope(0.4), diffusion=Slope(0.5), dt=0.1, engine=engine
+    )
+    t = torch.tensor([[0.1, 0.5, 0.7, 0.9], [0.2, 0.3, 0.4, 0.4], [0.1, 0.5, 0.7, 0.9]])
+    mask = torch.tensor([[True, True, True, True], [True, True, True, False], [True, False, False, False]])
+    x = torch.randn(3, 4, 1)
+
+    def divergence(rows):
+        bounds = []
+        for weight in (0.0, 1.0):
+            torch.manual_seed(0)
+            bounds.append(model.elbo(x[rows], t[rows], mask[rows], kl_weight=weight, seed=2))
+        q = model.posterior(x[rows], t[rows], mask[rows])
+        standard = torch.distributions.Normal(torch.zeros_like(q.mean), torch.ones_like(q.mean))
+        return bounds[0] - bounds[1] - torch.distributions.kl_divergence(q, standard).sum(1)
+
+    exact = torch.tensor([0.9, 0.4, 0.1]) * (0.4 / 0.5) ** 2 / 2
+    torch.testing.assert_close(divergence(slice(None)), exact, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(divergence(slice(1, 2)), exact[1:2], rtol=1e-3, atol=1e-4)
 
 
 class Counted(Ornstein):
@@ -200,7 +263,10 @@ def test_the_divergence_does_not_change_the_path(engine):
     model = LatentSDE(1, 2, dt=0.2, solver="em", engine=engine)
     x, t = torch.randn(2, 3, 1), torch.tensor([0.2, 0.6, 1.0])
     z0, context = model._encoded(model._series(x, t, None))
-    paths = [model._latent(z0.mean, t.expand(2, -1), context, 3, divergence=d)[0] for d in (True, False)]
+    paths = [
+        model._latent(z0.mean, t.expand(2, -1), context, t[None, -1:].expand(2, 1), 3, divergence=d)[0]
+        for d in (True, False)
+    ]
     assert torch.allclose(*paths, atol=1e-5)
 
 
@@ -209,12 +275,12 @@ def test_predictions_solve_no_divergence():
     model = LatentSDE(1, 2, prior_drift=prior, dt=0.2, solver="em", engine="torch")
     x, t = torch.randn(2, 3, 1), torch.tensor([0.2, 0.6, 1.0])
     z0, context = model._encoded(model._series(x, t, None))
-    times = t.expand(2, -1)
-    z, divergence = model._latent(z0.mean, times, context, 3)
+    times, ends = t.expand(2, -1), torch.ones(2, 1)
+    z, divergence = model._latent(z0.mean, times, context, ends, 3)
     assert prior.evaluated
     assert (divergence > 0).all()
     prior.evaluated = False
-    same, none = model._latent(z0.mean, times, context, 3, divergence=False)
+    same, none = model._latent(z0.mean, times, context, ends, 3, divergence=False)
     assert torch.equal(same, z)
     assert not none.any()
     model.predict(x, t, torch.tensor([0.0, 0.7, 1.0]))
