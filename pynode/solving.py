@@ -40,7 +40,16 @@ from pynode.problem.tolerances import check_unchosen, step_choice
 from pynode.problem.watch import NO_TRANSFORMS
 from pynode.repeated import Repeated
 from pynode.solution import Solution, at_given_times, in_dtype_of
-from pynode.transforms import differentiated, example, is_active, is_wrapped, levels, moves, untransformed
+from pynode.transforms import (
+    differentiated,
+    example,
+    is_active,
+    is_mapped,
+    is_wrapped,
+    levels,
+    moves,
+    untransformed,
+)
 
 __all__ = ["solve_tensors"]
 
@@ -197,6 +206,11 @@ def _solve(
         stops = find_stops(check_stops(tstops, state[0]), tstops is not None, problem, inputs, observed, form)
         check_no_stops(matrix, stops)
         if stops or events is not None:
+            if independent and any(map(is_mapped, inputs)):
+                raise EngineUnavailable(
+                    "torch.vmap over independent samples that start afresh at stops or doses is not supported: call "
+                    "solve once for each, or use batching='joint'"
+                )
             alone = replace(
                 asked, rtol=rtol, atol=atol, dt=dt, step_control=step_control, events=None, tstops=(), throw=False
             )

@@ -19,9 +19,9 @@ class CubicHermite(Control):
     Between two observations it depends on these and the one before alone. Value and derivative are continuous. A
     missing observation is first filled in on the straight line between the ones around it, at the ends by the nearest.
     Its second derivative jumps at the knots, which solvers step over: an error of ten to several hundred times the
-    tolerance is usual, with `rtol=1e-5` and random observations 1e-3. With `solve(..., tstops="knots")` they step to
-    the knots, and keep to the tolerance: at tight tolerances with fewer evaluations, at loose ones on a path of many
-    observations with more of them. See `Control` for the arguments.
+    tolerance is usual, with `rtol=1e-5` and random observations 1e-3, and gradients to the times may be off by a tenth.
+    With `solve(..., tstops="knots")` they step to the knots, and keep to the tolerance: at tight tolerances with fewer
+    evaluations, at loose ones on a path of many observations with more of them. See `Control` for the arguments.
 
     Source:
         J. Morrill, P. Kidger, L. Yang, T. Lyons, "On the choice of interpolation scheme for neural CDEs", TMLR 2022.

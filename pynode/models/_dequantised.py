@@ -73,7 +73,8 @@ class Dequantised(nn.Module):
         y = self.dequantise(x)[0].flatten(1)
         if len(y) <= y.shape[1]:
             raise InputError(f"whiten needs more images than the {y.shape[1]} entries of one, got {len(y)}")
-        self.mean, self.factor = y.mean(0), torch.linalg.cholesky(y.T.cov())
+        covariance = y.T.cov().reshape(y.shape[1], y.shape[1])  # that of one entry is 0-d
+        self.mean, self.factor = y.mean(0), torch.linalg.cholesky(covariance)
 
     def dequantise(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """From levels to reals, by noise that is drawn anew.

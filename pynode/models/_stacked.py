@@ -14,6 +14,7 @@ from pynode.engine.protocol import Retcode
 from pynode.errors import InputError
 from pynode.field._outside import outside_of_compile
 from pynode.models._check import depths_like
+from pynode.models._moved import moved
 from pynode.models._node import NODE
 from pynode.nn import HigherOrder
 from pynode.numeric import real_number
@@ -89,21 +90,24 @@ class StackedNODE(NODE):
             )
         states, parts, z, start, done = [z0.unsqueeze(0)], [], z0, t[:1], 1
         for i in range(self._interval(t[0].detach()), len(self._which)):
-            end = knots[i + 1 : i + 2]
+            field, end = self.field[self._which[i]], knots[i + 1 : i + 2]
             stop = int((ahead <= self._sign * end).sum())
-            times = [start, t[done:stop]]
-            if stop < len(t) and t[stop - 1] != end:
-                times.append(end)  # no depth that was asked for, but where the solver restarts
+            goes_on = stop < len(t)
+            at_end = goes_on and stop > done and bool(t[stop - 1] == end)
+            inside = t[done : stop - at_end]
             part = solve(
-                self.field[self._which[i]],
+                field,
                 z,
-                torch.cat(times),
+                # The next interval begins at the knot, also where that is a depth that was asked for.
+                torch.cat([start, inside, end if goes_on else t[:0]]),
                 args=args,
                 running_cost=self.cost,
                 **self.solver_keywords,
             )
             parts.append(part)
-            states.append(part.z[1 : 1 + stop - done])
+            states.append(part.z[1 : 1 + len(inside)])
+            if at_end:
+                states.append(moved(field, part.z[-1], t[stop - 1], args).unsqueeze(0))
             z, start, done = part.z[-1], end, stop
             if part.retcode is not Retcode.SUCCESS:  # NaN from here on
                 states.append(z.expand(len(t) - done, *z.shape))

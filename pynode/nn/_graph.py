@@ -80,7 +80,7 @@ class Graph(nn.Module):
             self.weight = weight
         else:
             self.register_buffer("weight", weight, persistent=False)
-            self.register_buffer("_operator", self._made(), persistent=False)
+            self.register_buffer("_operator", self._made(weight.dtype), persistent=False)
 
     @classmethod
     def from_adjacency(cls, adjacency: Tensor, **keywords: Any) -> Graph:
@@ -126,7 +126,10 @@ class Graph(nn.Module):
     @property
     def edge_weight(self) -> Tensor:
         """The weight of each edge of `edge_index`, `(edges,)`, normalised."""
-        weight = self.weight
+        return self._weights(self.weight.dtype)
+
+    def _weights(self, dtype: torch.dtype) -> Tensor:
+        weight = self.weight.to(dtype)
         if self.self_loops:
             weight = torch.cat([weight, weight.new_ones(self.n_nodes)])
         if self.normalise is None:
@@ -140,13 +143,24 @@ class Graph(nn.Module):
 
     def adjacency(self) -> Tensor:
         """The matrix A, `(nodes, nodes)`, normalised: entry (i, j) is what j contributes to i."""
+        return self._matrix(self.weight.dtype)
+
+    def _matrix(self, dtype: torch.dtype) -> Tensor:
         source, target = self.edge_index
-        weight = self.edge_weight
+        weight = self._weights(dtype)
         flat = weight.new_zeros(self.n_nodes**2).index_add(0, target * self.n_nodes + source, weight)
         return flat.reshape(self.n_nodes, self.n_nodes)
 
-    def _made(self) -> Tensor:
-        return self.adjacency() if self.dense else self.edge_weight
+    def _made(self, dtype: torch.dtype) -> Tensor:
+        return self._matrix(dtype) if self.dense else self._weights(dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Graph:
+        # Of weights that became more precise, what is computed from them is made anew.
+        before = self.weight.dtype
+        super()._apply(fn, recurse)
+        if not self.learns and self.weight.dtype != before:
+            self._operator = self._made(self.weight.dtype)
+        return self
 
     def forward(self, z: Tensor) -> Tensor:
         """A z, of the shape of z, `(batch, nodes, features)`."""
@@ -154,7 +168,8 @@ class Graph(nn.Module):
             raise InputError(
                 f"a graph of {self.n_nodes} nodes takes (batch, {self.n_nodes}, features), got shape {tuple(z.shape)}"
             )
-        operator = (self._made() if self.learns else self._operator).to(z.dtype)
+        exact = not self.learns and torch.promote_types(self._operator.dtype, z.dtype) == self._operator.dtype
+        operator = self._operator.to(z.dtype) if exact else self._made(z.dtype)
         if self.dense:
             return operator @ z
         source, target = self.edge_index

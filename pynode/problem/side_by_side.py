@@ -20,7 +20,7 @@ from pynode.problem.pieces import sides
 from pynode.problem.schedule import Pieces, Schedule
 from pynode.problem.state import as_tuple
 from pynode.problem.units import Args, Units
-from pynode.transforms import example
+from pynode.transforms import example, numbers
 
 __all__ = ["SideBySide"]
 
@@ -145,7 +145,7 @@ class SideBySide:
         steps = solution.stats if units.joint else solution.stats.per_sample
         for x in (steps.n_accepted, steps.n_rejected):
             if x is not None:
-                self._used[rows] += x if units.joint else x[:n].numpy()
+                self._used[rows] += x if units.joint else numbers(x)[:n]
         part = solution._interpolant
         if part is not None and not units.joint and len(more) > n:
             own_part = functools.partial(_of_first, part, more, n)

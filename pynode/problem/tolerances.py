@@ -11,11 +11,11 @@ from torch import Tensor
 from pynode.engine.protocol import StepChoice
 from pynode.engine.solvers import SolverInfo
 from pynode.errors import InputError
-from pynode.numeric import real_tensor
+from pynode.numeric import real_tensor, tensors_in
 from pynode.problem.inputs import check_number
 from pynode.problem.state import State
 from pynode.step_control import StepControl
-from pynode.transforms import is_followed
+from pynode.transforms import differentiated, example, is_mapped, untransformed
 
 __all__ = ["Tolerance", "check_step_control", "check_tolerance", "check_unchosen", "first_step", "step_choice"]
 
@@ -95,18 +95,27 @@ def check_tolerance(name: str, value: Any, form: State, state: Sequence[Tensor])
             f"{name} must be a number, or hold what the state holds, {', '.join(form.names)}, a number or a tensor for "
             f"each, got {type(value).__name__}"
         )
-    found = []
-    for part, z, of, is_complex in zip(parts, state, form.names, form.complex, strict=False):
-        try:
-            given = real_tensor(part, z.device)
-            if is_followed(given):
+    found = [
+        _of_each(name, part, z, of, is_complex)
+        for part, z, of, is_complex in zip(parts, state, form.names, form.complex, strict=False)
+    ]
+    return Tolerance(min(float(x.min()) for x in found), tuple(found))
+
+
+def _of_each(name: str, part: Any, z: Tensor, of: str, is_complex: bool) -> Tensor:
+    """The tolerance of each number of a state's tensor; a transform that is under way has no part in it."""
+    try:
+        for x in tensors_in(part):
+            if x.requires_grad or differentiated(x):
                 raise TypeError("a tensor that requires a gradient would get none")
-            given = given.to(z.dtype)
-        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise InputError(
-                f"{name} must be a number or a tensor for {of}, got {type(part).__name__}: {error}"
-            ) from None
-        shape = z.shape[:-1] if is_complex else z.shape
+            if is_mapped(x):
+                raise TypeError("torch.vmap maps over it, and all that is mapped over is solved with one tolerance")
+        given = example(real_tensor(part, z.device))
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InputError(f"{name} must be a number or a tensor for {of}, got {type(part).__name__}: {error}") from None
+    shape = z.shape[:-1] if is_complex else z.shape
+    with untransformed():
+        given = given.to(z.dtype)
         try:
             whole = given.expand(shape)
         except RuntimeError:
@@ -115,8 +124,7 @@ def check_tolerance(name: str, value: Any, form: State, state: Sequence[Tensor])
             ) from None
         if not bool((torch.isfinite(given) & (given > 0)).all()):
             raise InputError(f"{name} must be positive and finite, got {given.tolist()}")
-        found.append((whole.unsqueeze(-1).expand(z.shape) if is_complex else whole).contiguous())
-    return Tolerance(min(float(x.min()) for x in found), tuple(found))
+        return (whole.unsqueeze(-1).expand(z.shape) if is_complex else whole).contiguous()
 
 
 def step_choice(

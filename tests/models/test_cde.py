@@ -246,6 +246,23 @@ def test_a_trajectory_ends_where_forward_does():
     torch.testing.assert_close(model.trajectory(path, t[0, :1]), along[:1])
 
 
+@on_every_engine
+def test_a_trajectory_has_derivatives_to_its_times():
+    """Of each output to its own time alone, also where that is the path's first one."""
+    model = NeuralCDE(1, 3, 2, interpolation="linear", rtol=1e-9, atol=1e-9).double()
+    x, knots = series(2, 4, 1)
+    path = model.path(x, knots[0])
+    t = torch.stack([knots[0, 0], knots[0, 1] + 0.01]).requires_grad_()
+    out = model.trajectory(path, t).sum((1, 2))
+    step = 1e-5
+    moved = model.trajectory(path, t.detach() + step).sum((1, 2))
+    for i in range(2):
+        (found,) = torch.autograd.grad(out[i], t, retain_graph=True)
+        expected = torch.zeros(2, dtype=DOUBLE)
+        expected[i] = (moved[i] - out[i].detach()) / step
+        torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
+
+
 def test_a_field_of_time():
     class OfTime(nn.Module):
         def forward(self, t, z):

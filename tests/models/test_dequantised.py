@@ -84,6 +84,9 @@ def test_whitening_is_an_affine_map_of_the_logits():
     loaded.load_state_dict(model.state_dict())
     torch.manual_seed(1)
     torch.testing.assert_close(loaded.dequantise(x)[0], white)
+    one = Dequantised(FFJORD((1, 1, 1), hidden=(4,)), 4)
+    one.whiten(torch.randint(0, 4, (50, 1, 1, 1)) / 3)
+    assert one.factor.shape == (1, 1)
     with pytest.raises(InputError, match="whiten needs more images than the 4 entries of one, got 4"):
         model.whiten(x[:4])
 

@@ -32,6 +32,19 @@ def signals(batch=2, nodes=5, features=3):
 
 
 @pytest.mark.parametrize("dense", [True, False])
+@pytest.mark.parametrize("normalise", ["symmetric", "row"])
+def test_a_graph_in_double_is_normalised_in_double(normalise, dense):
+    edges = torch.tensor([[0, 1, 2, 0], [1, 2, 0, 2]])
+    graph = Graph(edges, normalise=normalise, self_loops=True, dense=dense)
+    exact = Graph(edges, torch.ones(4, dtype=torch.float64), normalise=normalise, self_loops=True, dense=dense)
+    z = torch.randn(1, 3, 2, dtype=torch.float64)
+    torch.testing.assert_close(graph(z), exact(z), rtol=1e-14, atol=1e-14)  # of a state in double
+    again = copy.deepcopy(graph).float().double()
+    torch.testing.assert_close(again(z), exact(z), rtol=1e-14, atol=1e-14)
+    assert graph(z.float()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dense", [True, False])
 def test_messages_go_along_the_edges(dense):
     weights, graph = random_graph(dense=dense)
     z = signals()

@@ -79,6 +79,39 @@ def test_trajectory_at_the_first_depth_alone():
     assert torch.equal(NODE(Linear(ROTATION)).trajectory(x, torch.tensor([0.0]))[0], x)
 
 
+@on_every_engine
+@pytest.mark.parametrize("first", [0.0, 0.25])
+def test_trajectory_has_derivatives_to_its_depths(first):
+    """Each state to its own depth alone, also where that is the model's first one, from which the solve begins."""
+    x, a = points(), torch.tensor(ROTATION, dtype=torch.float64)
+    node = NODE(Linear(ROTATION), **TIGHT)
+    t = torch.tensor([first, 0.5, 2.0], dtype=torch.float64, requires_grad=True)
+    out = node.trajectory(x, t)
+    for i in range(3):
+        (found,) = torch.autograd.grad(out[i].sum(), t, retain_graph=True)
+        expected = torch.zeros(3, dtype=torch.float64)
+        expected[i] = (out[i].detach() @ a.T).sum()
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    alone = node.trajectory(x, t[:1])[0]
+    (found,) = torch.autograd.grad(alone.sum(), t)
+    assert found[0].item() == pytest.approx((alone.detach() @ a.T).sum().item(), abs=1e-6)
+
+
+def test_trajectory_has_second_derivatives_to_its_first_depth():
+    """Of ż = t z, whose solution is z(0) exp(t² / 2)."""
+    x = points()
+    node = NODE(lambda t, z: t * z, t=(1.0, 2.0), **TIGHT)
+
+    def first(t):
+        return node.trajectory(x, torch.stack([t, torch.full_like(t, 2.0)]))[0].sum()
+
+    t = torch.tensor(1.0, dtype=torch.float64)
+    exact = x.sum()
+    torch.testing.assert_close(torch.autograd.functional.hessian(first, t), 2 * exact)  # z + t² z at t = 1
+    torch.testing.assert_close(torch.func.grad(first)(t), exact)
+    torch.testing.assert_close(torch.func.jvp(first, (t,), (torch.ones_like(t),))[1], exact)
+
+
 @pytest.mark.parametrize("t", [torch.tensor(0.5), torch.zeros(0), torch.zeros(2, 2)])
 def test_trajectory_refuses_depths_that_are_no_list(t):
     with pytest.raises(InputError, match="t must be 1-d and hold at least one depth"):

@@ -40,6 +40,25 @@ def test_each_field_holds_on_its_interval(knots):
         assert field.a.grad.item() == pytest.approx(x.sum().item() * length * math.exp(-2.5), abs=1e-6)
 
 
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("depths", [[0.0, 0.5, 1.0], [0.2, 0.5, 0.7, 2.0], [0.5]])
+def test_each_state_moves_with_its_own_depth_alone(depths):
+    """Also where that is a knot, at which the next interval begins: there with the field that ends."""
+    x = points(4, 2)
+    node = StackedNODE(rates(1.0, -2.0), knots=[0.5], t=(0.0, 2.0), running_cost=lambda t, z: z[:, 0] * 0 + t, **TIGHT)
+    t = torch.tensor(depths, dtype=torch.float64, requires_grad=True)
+    out = node.trajectory(x, t)
+    for i, depth in enumerate(depths):
+        (found,) = torch.autograd.grad(out[i].sum(), t, retain_graph=True)
+        expected = torch.zeros(len(depths), dtype=torch.float64)
+        expected[i] = (1.0 if depth <= 0.5 else -2.0) * out[i].sum().item()
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    (found,) = torch.autograd.grad(node.running_cost.sum(), t)
+    expected = torch.zeros(len(depths), dtype=torch.float64)
+    expected[-1] = 4 * depths[-1]
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
 def test_equal_intervals_by_default():
     assert StackedNODE(rates(1.0, 2.0, 3.0, 4.0), t=(1.0, 3.0)).knots == (1.0, 1.5, 2.0, 2.5, 3.0)
 

@@ -323,3 +323,21 @@ def test_vmap_over_times_of_each_sample(engine: str) -> None:
     alone = [torch.stack(x) for x in zip(*map(solve, t, z0), strict=True)]
     for x, y in zip(mapped, alone, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-7, atol=1e-7, equal_nan=True)
+
+
+@pytest.mark.parametrize("how", [{"tstops": [0.3]}, {"event": pynode.At([0.3], lambda t, z: z * 0.5)}])
+def test_pieces_under_transforms(how: dict[str, Any], engine: str) -> None:
+    """dz/dt = -z, with a stop, or a dose that halves it."""
+    z0, t = torch.tensor([[1.0], [2.0], [3.0]], dtype=DOUBLE), torch.tensor([0.0, 1.0], dtype=DOUBLE)
+
+    def end(z0: Tensor, t: Tensor) -> Tensor:
+        solution = pynode.solve(lambda t, z: -z, z0, t, batching="independent", engine=engine, **FINE, **how)
+        return solution.z[-1].sum()
+
+    slope = math.exp(-1) * (0.5 if "event" in how else 1.0)
+    torch.testing.assert_close(torch.func.grad(end)(z0, t), torch.full_like(z0, slope), rtol=1e-7, atol=0)
+    total = slope * z0.sum()
+    by_t = torch.func.grad(end, 1)(z0, t)
+    torch.testing.assert_close(by_t, torch.stack([total, -total]), rtol=1e-6, atol=0)
+    with pytest.raises(pynode.EngineUnavailable, match=r"torch\.vmap over independent samples that start afresh"):
+        torch.vmap(end, (0, None))(torch.stack([z0, z0]), t)

@@ -302,3 +302,22 @@ def test_recorded_solves_choose_no_steps() -> None:
 def test_scipys_solvers_take_none() -> None:
     with pytest.raises(pynode.EngineUnavailable, match="takes two tolerances"):
         pynode.solve(field, Z0, [0.0, 0.1], solver="lsoda", step_control=StepControl(dt_max=0.1), engine="torch")
+
+
+def test_tolerances_of_components_within_transforms(engine: str) -> None:
+    """They are taken as they are, where they do not depend on what is differentiated or mapped over."""
+    given = torch.tensor([1e-6, 1e-8], dtype=D)
+
+    def end(z0: Tensor, rtol: Any = given) -> Tensor:
+        return pynode.solve(field, z0, [0.0, 1.0], rtol=rtol, engine=engine).z[-1].sum()
+
+    z0 = Z0.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(end(z0), z0)
+    torch.testing.assert_close(torch.func.grad(end)(Z0), expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(torch.func.grad(lambda z: end(z, 1 * given))(Z0), expected, rtol=1e-9, atol=1e-12)
+    mapped = torch.vmap(torch.func.grad(end))(torch.stack([Z0, Z0]))
+    torch.testing.assert_close(mapped, torch.stack([expected] * 2), rtol=1e-6, atol=1e-6)
+    with pytest.raises(pynode.InputError, match="a tensor that requires a gradient would get none"):
+        torch.func.grad(lambda z: end(z, 1e-6 * (1 + z.abs())))(Z0)
+    with pytest.raises(pynode.InputError, match="all that is mapped over is solved with one tolerance"):
+        torch.vmap(lambda r: end(Z0, r))(torch.stack([given, given]))
