@@ -14,7 +14,7 @@ from pynode.field._outside import outside_of_compile
 from pynode.mass_matrix import MassMatrix
 from pynode.nn._split import Split
 from pynode.problem.asked import Asked
-from pynode.problem.controlled import check_control, reads_control, with_jumps
+from pynode.problem.controlled import check_control, kinks_of, reads_control, with_jumps
 from pynode.problem.event import At, Event, events_of
 from pynode.problem.independent import per_sample_times
 from pynode.problem.inputs import check_args, check_times
@@ -117,10 +117,11 @@ def solve(
             to a threshold such as a `Parameter`. Not found are those that depend on the state too (see `event`), on
             `float(t)` or `t.item()`, or are within a `JuliaField`; and one that is undone before the next of the 64
             or more places at which a comparison with a nonlinear function of t is looked at. `None`: no search.
-            `"knots"`, with a `control`: all the times that it was made of, those of a smooth path too.
+            `"knots"`, with a `control`: afresh at all the times that it was made of, whatever path and solver.
         control: a path through data, see `pynode.control`, that the field reads: `f(t, z, X, *args)`, with `X(t)` and
             `X.derivative(t)`; `running_cost` and `event` get it too. Gradients flow to what it was made of. A solve
-            starts afresh at the knots of one that is not smooth there, unless `tstops` is `None`.
+            starts afresh at the knots of one that is not smooth there, and by an adaptive solver (SciPy's apart) ends a
+            step at the knots of a smooth one whose times all samples share, unless `tstops` is `None`.
         mass: the matrix M of M dz/dt = f(t, z, *args), constant and possibly singular: `(n, n)`, or its diagonal
             `(n,)`, over the n numbers of a sample; or a `pynode.MassMatrix`, which says what becomes of a `z0` that
             violates the algebraic equations. For equations of index 1, by `rodas5p` and `fbdf` on julia. M z0 decides
@@ -213,6 +214,7 @@ def solution_of(
         asked = replace(
             asked,
             tstops=with_jumps(asked.tstops, control, state[0], t),
+            kinks=kinks_of(control, asked.tstops),
             running_cost=reads(asked.running_cost),
             events=None if asked.events is None else asked.events.of(reads),
         )

@@ -192,6 +192,7 @@ def _solve(
         steps=step_choice(step_control, rtol, atol, examples, independent),
         mass=matrix,
         split=split,
+        kinks=asked.kinks,
     )
     if dense and transformed:
         raise EngineUnavailable(

@@ -18,10 +18,11 @@ class CubicHermite(Control):
 
     Between two observations it depends on these and the one before alone. Value and derivative are continuous. A
     missing observation is first filled in on the straight line between the ones around it, at the ends by the nearest.
-    Its second derivative jumps at the knots, which solvers step over: an error of ten to several hundred times the
-    tolerance is usual, with `rtol=1e-5` and random observations 1e-3, and gradients to the times may be off by a tenth.
-    With `solve(..., tstops="knots")` they step to the knots, and keep to the tolerance: at tight tolerances with fewer
-    evaluations, at loose ones on a path of many observations with more of them. See `Control` for the arguments.
+    Its second derivative jumps at the knots. Of a step that goes over one a solver sees too little: errors of ten to
+    several hundred times the tolerance are usual then, and gradients to the times may be off by a tenth. So an adaptive
+    solver ends a step at each knot that all samples share; with `tstops=None` it does not, which on a smooth path of
+    very many observations is cheaper. It does not at the knots of samples with times of their own either, of which
+    there are too many, unless it is told to by `tstops="knots"`. See `Control` for the arguments.
 
     Source:
         J. Morrill, P. Kidger, L. Yang, T. Lyons, "On the choice of interpolation scheme for neural CDEs", TMLR 2022.
@@ -44,7 +45,7 @@ class NaturalCubic(Control):
 
     Value, first and second derivative are continuous, the second is zero at the ends. The whole path depends on every
     observation. Where one is missing at the ends of a sample, the nearest is taken. Its third derivative jumps at the
-    knots; see `CubicHermite` for what stepping to them brings, and `Control` for the arguments.
+    knots; see `CubicHermite` for how solvers step to them, and `Control` for the arguments.
 
     Source:
         P. Kidger, J. Morrill, J. Foster, T. Lyons, "Neural controlled differential equations for irregular time

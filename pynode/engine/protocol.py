@@ -197,6 +197,8 @@ class Problem:
         mass: the matrix in M dz/dt = f(t, z), with a consistent `z0`; `None`: the identity.
         split: where the field is a `Split` and the solver takes its parts apart, of how many of the state tensors it
             has the rates (a running cost's integral is one more); else `None`.
+        kinks: times, in double, in any order and maybe beyond the span, at which an adaptive solver is to end a step
+            and to go on, since the field has a kink there; `None`: there are none.
         known: what engines keep, by their names, of problems that differ from this one in the numbers in their tensors
             alone, which have the same dictionary; `None` where there will be no other. Another problem that is made of
             this one by `dataclasses.replace` has none.
@@ -220,7 +222,15 @@ class Problem:
     steps: StepChoice | None = None
     mass: Mass | None = None
     split: int | None = None
+    kinks: torch.Tensor | None = None
     known: dict[str, Any] | None = field_of(init=False, default=None)
+
+    def kinks_within(self, t: torch.Tensor) -> torch.Tensor:
+        """Those between the first and the last of these times, in their dtype and on their device."""
+        if self.kinks is None:
+            return t[:0].detach()
+        kinks, (low, high) = self.kinks.to(t), sorted((float(t[0]), float(t[-1])))
+        return kinks[(kinks > low) & (kinks < high)].unique()
 
     def users_time(self, t: torch.Tensor) -> torch.Tensor:
         """A time of the problem's as the user's."""

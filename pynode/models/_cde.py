@@ -33,8 +33,9 @@ class NeuralCDE(nn.Module):
         model = NeuralCDE(obs_dim=3, hidden=8, out_dim=2)
         y = model(model.path(x, t, mask))
 
-    A solver steps over the knots of a cubic path with errors many times the tolerance: where all series of a batch
-    share their times, `tstops="knots"` avoids that, see `pynode.control.CubicHermite`.
+    Where all series of a batch share their times, an adaptive solver ends a step at each of them; where they have times
+    of their own it goes over the knots of cubic paths, with errors many times the tolerance: see
+    `pynode.control.CubicHermite`.
 
     For long series `window` takes the log-ODE method: the path's increments over windows of so many observations are
     their log-signatures, so that a step of the solver may be as long as a window.

@@ -22,7 +22,7 @@ __all__ = ["Asked"]
 class Asked:
     """The keywords of `solve`, which describes them, except `args`; all but `dt` and the events are still unchecked.
 
-    `dt` is also the first step of `step_control`, `events` is what `event` was given.
+    `dt` is also the first step of `step_control`, `events` is what `event` was given. `kinks` are those of a `Problem`.
     """
 
     solver: str
@@ -45,6 +45,7 @@ class Asked:
     dense: bool
     progress: bool | Callable[[Progress], object]
     throw: bool
+    kinks: Tensor | None = None
 
     @property
     def is_plain(self) -> bool:

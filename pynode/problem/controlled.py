@@ -12,13 +12,14 @@ from pynode.control import Control
 from pynode.control._control import Form
 from pynode.errors import InputError
 from pynode.field._derived import derived_field
+from pynode.field._outside import lacks_values
 from pynode.julia_field import JuliaField
 from pynode.nn._signature import with_time
 from pynode.problem.inputs import as_times
 from pynode.problem.stops import KNOTS, check_stops
-from pynode.transforms import example
+from pynode.transforms import differentiated, example, is_mapped
 
-__all__ = ["check_control", "reads_control", "with_jumps"]
+__all__ = ["check_control", "kinks_of", "reads_control", "with_jumps"]
 
 _MOST = 1000  # times at which a solve starts afresh
 _ROUNDINGS = 8
@@ -85,14 +86,25 @@ def _with_path(
     return function(t, z, form.of(args[:2]), *args[2:], **keywords)
 
 
+def kinks_of(control: Control, tstops: Any) -> Tensor | None:
+    """The times at which a field that reads a path has a kink, for all samples the same; see `Problem`.
+
+    Not where they are differentiated: at a kink the derivatives to its time from either side differ.
+    """
+    times = control.times
+    if tstops is None or not control.hidden or is_mapped(times) or differentiated(times) or lacks_values():
+        return None
+    return example(times).double().cpu().contiguous()
+
+
 def with_jumps(tstops: Any, control: Control, like: Tensor, t: Any) -> Any:
-    """`tstops`, and where the path or its derivative jumps; with `"knots"` all times of the path.
+    """`tstops`, and where the path or its derivative jumps; with `"knots"` all times of the path, see also `kinks_of`.
 
     Raises:
         InputError: they are no times, or too many.
     """
     at_knots = isinstance(tstops, str) and tstops == KNOTS
-    jumps = control.times if at_knots else control.jumps
+    jumps = control.times if at_knots or (control.hidden and differentiated(control.times)) else control.jumps
     if tstops is None or not len(jumps):
         return tstops
     given: Sequence[Tensor] = [] if at_knots else [stop.t for stop in check_stops(tstops, like)]
@@ -103,11 +115,11 @@ def with_jumps(tstops: Any, control: Control, like: Tensor, t: Any) -> Any:
     jumps = jumps[(values >= times.min().to(values)) & (values <= times.max().to(values))]
     count = len(example(jumps.detach()).unique())
     if count > _MOST:
-        if at_knots:
+        if control.is_smooth and len(jumps) > len(control.jumps):
             raise InputError(
-                f"the control has {count} knots within the span, and with tstops={KNOTS!r} a solve would start afresh "
-                "at each: solve fewer samples at once, or leave tstops out, which goes on over the knots of a smooth "
-                "path, with tighter tolerances"
+                f"the control has {count} knots within the span, and with tstops={KNOTS!r} or a gradient to its times "
+                "a solve would start afresh at each: solve fewer samples at once, or pass tstops=None, which goes on "
+                "over the knots of a smooth path, with tighter tolerances"
             )
         raise InputError(
             f"the control jumps, or its derivative does, at {count} times within the span, and a solve would start "

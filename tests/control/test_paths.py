@@ -230,8 +230,73 @@ def test_a_solve_that_steps_to_the_knots(kind: type[Control], per_sample: bool, 
     inner = by_times[..., 1:-1]  # the ends move the end of the solution
     torch.testing.assert_close(inner, torch.zeros_like(inner), rtol=0, atol=1e-3)
     torch.testing.assert_close(solved(tstops=times.detach().flatten()), solved(tstops="knots"), rtol=1e-12, atol=0)
-    off, over = ((z - (x[:, -1] - x[:, 0]).exp())[-1].abs() for z in (solved(tstops="knots"), solved()))
+    off, over = ((z - (x[:, -1] - x[:, 0]).exp())[-1].abs() for z in (solved(tstops="knots"), solved(tstops=None)))
     assert off < over / 5
+
+
+OF_ENGINES = [(s, e) for s in ("discrete", "backsolve", "forward") for e in ("torch", "julia")]
+OF_ENGINES += [(s, "julia") for s in ("gauss", "interpolating", "quadrature")]
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("batching", ["joint", "independent"])
+@pytest.mark.parametrize(
+    ("sensitivity", "engine"),
+    [pytest.param(s, e, marks=pytest.mark.julia if e == "julia" else ()) for s, e in OF_ENGINES],
+)
+def test_knots_that_all_samples_share_end_a_step(sensitivity: str, engine: str, batching: str, learned: bool) -> None:
+    """dz = cos(z) dX, forwards and back: its end depends on the ends of the path alone, and not on its times."""
+    x = values(2, 9, 1).requires_grad_()
+    times = (torch.arange(9, dtype=D) + 0.2 * torch.sin(torch.arange(9, dtype=D))).requires_grad_(learned)
+    path, z0 = CubicHermite(times, x), torch.zeros(2, 1, dtype=D)
+
+    def field(t: Tensor, z: Tensor, X: Control) -> Tensor:
+        return X.derivative(t) * z.cos()
+
+    options: dict[str, Any] = {"control": path, "rtol": 1e-6, "atol": 1e-6, "engine": engine, "batching": batching}
+    span = torch.stack([times[0], times[-1]]).detach()
+    exact = torch.atan(torch.sinh(x[:, -1] - x[:, 0]))  # the Gudermannian function
+    (expected,) = torch.autograd.grad(exact.sum(), x)
+    for sign, t in ((1, span), (-1, span.flip(0))):
+        end = sign * pynode.solve(field, z0, t, sensitivity=sensitivity, **options).z[-1]
+        torch.testing.assert_close(end, exact.detach(), rtol=0, atol=1e-4)
+        by_x, *by_times = torch.autograd.grad(end.sum(), (x, times) if learned else (x,), retain_graph=True)
+        torch.testing.assert_close(by_x, expected, rtol=0, atol=2e-3)
+        for g in by_times:
+            torch.testing.assert_close(g[1:-1], torch.zeros(7, dtype=D), rtol=0, atol=2e-3)
+
+
+def test_steps_that_end_at_knots(engine: str) -> None:
+    x, times = values(1, 9, 1), torch.arange(9, dtype=D)
+
+    def steps(**options: Any) -> Tensor:
+        path = CubicHermite(times, x)
+        return pynode.solve(
+            lambda t, z, X: X(t) - z, torch.zeros(1, 1, dtype=D), [0.0, 8.0],
+            control=path, save="steps", engine=engine, **options,
+        ).t  # fmt: skip
+
+    for options in ({}, {"solver": "bosh3", "rtol": 1e-2, "atol": 1e-2}, {"solver": "dopri8", "dt": 1.0}):
+        assert set(times.tolist()) <= set(steps(**options).tolist())
+    assert not set(times.tolist()) <= set(steps(tstops=None).tolist())
+    equal = steps(solver="rk4", dt=1.6)  # whose steps the user has said
+    torch.testing.assert_close(equal, 1.6 * torch.arange(6, dtype=D))
+
+
+def test_an_event_behind_knots(engine: str) -> None:
+    """z = X² / 2 + 3 t, and the time at which it is 12."""
+    x, times = values(1, 9, 1), torch.arange(9, dtype=D)
+
+    def field(t: Tensor, z: Tensor, X: Control) -> Tensor:
+        return X(t) * X.derivative(t) + 3 + 0 * z
+
+    sol = pynode.solve(
+        field, 0.5 * x[:, 0] ** 2, [0.0, 8.0], control=CubicHermite(times, x), event=lambda t, z, X: z[0, 0] - 12,
+        rtol=1e-8, atol=1e-8, engine=engine,
+    )  # fmt: skip
+    at = sol.event_t
+    spline = hermite(times.numpy(), x[0].numpy())
+    assert 0.5 * float(spline(float(at))[0]) ** 2 + 3 * float(at) == pytest.approx(12, abs=1e-6)
 
 
 def test_knots_that_a_solve_cannot_step_to() -> None:

@@ -71,6 +71,6 @@ end
     stops(forward) -> times
 
 Where a backward solve is to stop: it is not to step over what only a few of the forward solve's steps saw, as a pulse, which may
-leave no trace at the points that its own steps look at.
+leave no trace at the points that its own steps look at; nor over kinks of the field.
 """
-stops(fw::Dense) = fw.solution.t[1:4:end]
+stops(fw::Dense) = union(fw.solution.t[1:4:end], between(fw.options.kinks, first(fw.ts), last(fw.ts)))

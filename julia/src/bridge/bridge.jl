@@ -66,7 +66,7 @@ bytes of memory for the steps, whether the times' cotangents are to follow, addr
 then for each its size, address and the address of its results; number of tensors of `θ`, then for each its size and
 address. The times, and their cotangents, are the processor's and of type `Time`, all else is the device's and of the state's
 type.
-Floats: rtol, atol, dt, 0, 0, whether `set_step_control`, `set_mass` and `set_split` were called for this; on return
+Floats: those of `asked_steps`, whether `set_mass` and `set_split` were called for this; on return
 evaluations, accepted and rejected steps, outcome, the time reached. Outcome -1: the state, a conditioning tensor or a
 parameter is not finite, and nothing was solved.
 
@@ -90,10 +90,8 @@ function forward_typed(device, field::TracedField{T}, r::Reader, x, solver, time
     read_theta!(field, device, r)
     u0 = gather!(similar(field.u), device, [(n, from) for (n, from, _) in states])
     allfinite(u0, length(u0)) && allfinite(field.θ, length(field.dθ)) || (x[4] = -1; return 0)
-    control, mass, split = asked_control(x), x[7] == 1 ? MASS[] : nothing, x[8] == 1 ? SPLIT[] : nothing
-    options = Options(;
-        solver, rtol = x[1], atol = x[2], dt = x[3], adaptive, max_steps, keep, memory, wants_t, control, mass, split,
-    )
+    mass, split = x[7] == 1 ? MASS[] : nothing, x[8] == 1 ? SPLIT[] : nothing
+    options = Options(; solver, asked_steps(x)..., adaptive, max_steps, keep, memory, wants_t, mass, split)
     before = evaluations(field, split)
     # The results of a single tensor are written where they belong.
     single = length(states) == 1
@@ -108,7 +106,11 @@ function forward_typed(device, field::TracedField{T}, r::Reader, x, solver, time
     return solved === nothing ? 0 : enter!(solved)
 end
 
-asked_control(x) = x[6] == 1 ? STEP_CONTROL[] : nothing
+"Of the options what Python's floats say: rtol, atol, dt, number and address of the kinks, whether steps are controlled."
+asked_steps(x) = (;
+    rtol = x[1], atol = x[2], dt = x[3], kinks = x[4] > 0 ? copy(wrap(Time, Int(x[5]), Int(x[4]))) : Time[],
+    control = x[6] == 1 ? STEP_CONTROL[] : nothing,
+)
 
 "Copy the tensors of `θ`, each given by its size and address after their number, to where a field reads them."
 read_theta!(f::TracedField, device, r::Reader) = gather!(f.θ, device, [(next!(r), next!(r)) for _ in 1:next!(r)])

@@ -1,7 +1,7 @@
 # The C functions that Python calls, and how it learns of what went wrong.
 
 "What crosses the bridge, and how. Python has the same number (`BRIDGE` in runtime.py); both change when that changes."
-const BRIDGE = 11
+const BRIDGE = 12
 
 const LAST_ERROR = Ref("")
 const LAST_FAILURE = Ref(SolveFailure("", success, 0.0))

@@ -6,7 +6,7 @@
 Integers: device, kernel, kernel of the event function, number of its values, addresses of their signs and directions
 (the processor's, floats); then those of `forward` from the solver on; then number of tensors of the event function's `θ`, and for each its size and
 address.
-Floats: rtol, atol, dt, 0, 0, whether `set_step_control` was called for this; on return evaluations, the time of the event, and the position of the value that changed its sign,
+Floats: those of `asked_steps`; on return evaluations, the time of the event, and the position of the value that changed its sign,
 from 1; 0 if none did, -1 if the solve failed, -2 if a value is NaN, at the time of the event then.
 """
 function find_event(ints::Int, n_ints::Int, floats::Int)
@@ -34,7 +34,7 @@ function find_event_typed(device, field::TracedField{T}, event, r::Reader, x, se
         read_theta!(f, device, r)
         bind!(f, f.θ)
     end
-    options = Options(; solver, rtol = x[1], atol = x[2], dt = x[3], adaptive, max_steps, control = asked_control(x))
+    options = Options(; solver, asked_steps(x)..., adaptive, max_steps)
     before = field.counts[1]
     found = find_event(field, event, u0, ts, search, options)
     x[1:3] .= (field.counts[1] - before, found.t, found.index)

@@ -9,7 +9,7 @@ other), address of how many each sample has, address of the results (evaluations
 reached of each sample, as floats); number of state tensors, then for each the size of a sample, its address and the address
 of its results; number of tensors of `θ`, then for each its size (of a sample, if it has rows), its address, and whether it
 has a row for each sample.
-Floats: rtol, atol, dt.
+Floats: those of `asked_steps`.
 
 Returns the number under which the solves are kept for `pullback_each`; 0 if nothing was to be kept.
 """
@@ -31,8 +31,7 @@ function forward_each_typed(fields::Vector{<:TracedField{T}}, r::Reader, x, solv
     u0 = [reduce(vcat, [x[:, b] for x in from]) for b in 1:batch]
     ts = [all_times[1:counts[b], b] for b in 1:batch]
     foreach(x -> fill!(x, T(NaN)), to)
-    control = asked_control(x)
-    o = Options(; solver, rtol = x[1], atol = x[2], dt = x[3], adaptive, max_steps, keep, memory, wants_t, control)
+    o = Options(; solver, asked_steps(x)..., adaptive, max_steps, keep, memory, wants_t)
     each = forward_each!(fields, u0, ts, θ, o) do b, values, summary, evaluations
         offset = 0
         for x in to
@@ -124,7 +123,7 @@ after the other), address of how many each sample has, address of the results (e
 the position of its value as in `find_event`, of each sample, as floats); number of state tensors, then for each the size of
 a sample and its address; then twice, for the field and for the event function: number of tensors of `θ`, then for each
 its size (of a sample, if it has rows), its address, and whether it has a row for each sample.
-Floats: rtol, atol, dt.
+Floats: those of `asked_steps`.
 """
 function find_event_each(ints::Int, n_ints::Int, floats::Int)
     r = Reader(wrap(Int, ints, n_ints), 0)
@@ -143,7 +142,7 @@ function find_event_each_typed(fields::Vector{<:TracedField{T}}, events, r::Read
     u0 = [reduce(vcat, [x[:, b] for x in from]) for b in 1:batch]
     ts = [all_times[1:counts[b], b] for b in 1:batch]
     searches = [search_of(first(fields), m, signs, directions, b) for b in 1:batch]
-    o = Options(; solver, rtol = x[1], atol = x[2], dt = x[3], adaptive, max_steps, control = asked_control(x))
+    o = Options(; solver, asked_steps(x)..., adaptive, max_steps)
     find_event_each(fields, events, u0, ts, θ, of_events, searches, o) do b, found, evaluations
         results[:, b] .= (evaluations, found.t, found.index)
     end

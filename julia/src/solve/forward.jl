@@ -14,6 +14,7 @@ Base.@kwdef struct Options
     control::Union{Nothing,StepControl} = nothing
     mass::Union{Nothing,Mass} = nothing
     split::Union{Nothing,Split} = nothing
+    kinks::Vector{Time} = Time[]  # times that an adaptive solver steps to and goes on from, since the field has kinks there
 end
 
 "Whether nothing but the states at the times asked for is stored."
@@ -137,8 +138,11 @@ end
 given_step(o::Options) = !o.adaptive ? 2o.dt : o.dt > 0 ? o.dt : nothing
 
 "The times to stop at."
-stops(ts::Vector{Time}, o::Options) =
-    Stops(!o.adaptive ? fixed_grid(ts, o.dt, o.max_steps) : lands_on_times(o) ? ts : Time[])
+function stops(ts::Vector{Time}, o::Options)
+    o.adaptive || return Stops(fixed_grid(ts, o.dt, o.max_steps))
+    kinks = isempty(o.kinks) ? o.kinks : between(o.kinks, first(ts), last(ts))
+    return Stops(!lands_on_times(o) ? kinks : isempty(kinks) ? ts : [ts; kinks])
+end
 
 "An integrator before its first step."
 function integrator_of(problem, alg, T, ts::Vector{Time}, o::Options; saved...)

@@ -34,7 +34,7 @@ function dense(fw::Stepped{T}) where {T}
     if fw.dense[] === nothing
         u0 = fw.steps.every == 0 ? state_of(fw.steps.stages, 1) : last(fw.steps.checkpoints[1])
         o = fw.options
-        options = Options(; o.solver, o.rtol, o.atol, o.dt, o.adaptive, o.max_steps, keep = :dense, o.control)
+        options = Options(; o.solver, o.rtol, o.atol, o.dt, o.adaptive, o.max_steps, keep = :dense, o.control, o.kinks)
         values = similar(u0, T, length(u0), length(fw.ts))
         summary, found = forward!(values, fw.field, copy(u0), fw.ts, fw.θ, options)
         summary.outcome === fw.summary.outcome ||
@@ -157,7 +157,7 @@ end
 "Whether time `τ` lies behind `t` in the direction of `h`."
 after(τ, t, h) = h > 0 ? τ > t : τ < t
 
-"Those of the times that lie between two others."
+"Those of some times that lie between two others."
 between(times, from, to) = filter(t -> after(t, from, to - from) && after(to, t, to - from), times)
 
 "Begin: of the evaluations before the first step, the first stage is kept, if it is not made in the step."

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pynode.engine.continuous import Unchanged
 from pynode.engine.each import EachDerivatives, sample_of, solve_each, summary
-from pynode.engine.julia.call import RETCODES, Floats, integers
+from pynode.engine.julia.call import RETCODES, integers
 from pynode.engine.julia.device import Device
 from pynode.engine.julia.lowering import traced
 from pynode.engine.julia.memory import in_order
@@ -71,7 +71,7 @@ def solve_samples(
     for z, o in zip(z0, out, strict=True):
         values += (z.numel() // batch, z.data_ptr(), o.data_ptr())
     data, address, length = integers(values + list(layout))
-    floats = Floats(problem.rtol, problem.atol, problem.dt or 0.0, 0.0, 0.0, session.choose_steps(problem))
+    floats = session.floats_of(problem)
     kept = julia.forward_each(address, length, floats.address)
     del data, tensors
     codes = tuple(RETCODES[int(i)] for i in results[:, 3])

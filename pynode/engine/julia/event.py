@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pynode.engine.each import find_each, sample_of
-from pynode.engine.julia.call import Floats, addresses, integers
+from pynode.engine.julia.call import addresses, integers
 from pynode.engine.julia.device import Device
 from pynode.engine.julia.lowering import lower, traced
 from pynode.engine.julia.memory import in_order
@@ -50,7 +50,7 @@ def find_event(session: Session, problem: Problem, search: EventSearch, device: 
     for z in z0:
         values += (z.numel(), z.data_ptr(), 0)
     data, address, length = integers(values + addresses(lowered.values) + addresses(of_event.values))
-    floats = Floats(problem.rtol, problem.atol, problem.dt or 0.0, 0.0, 0.0, session.choose_steps(problem))
+    floats = session.floats_of(problem)
     with lowered, of_event:
         julia.find_event(address, length, floats.address)
     del data
@@ -95,7 +95,7 @@ def find_event_each(
     for tensors in read:
         values += tensors.layout
     data, address, length = integers(values)
-    floats = Floats(problem.rtol, problem.atol, problem.dt or 0.0, 0.0, 0.0, session.choose_steps(problem))
+    floats = session.floats_of(problem)
     julia.find_event_each(address, length, floats.address)
     del data, read
     found = []

@@ -54,7 +54,7 @@ logger = logging.getLogger("pynode")
 PYNODE_UUID = "6f1c7d0e-53f0-4a7b-9d6e-0c7c4f5a8b21"
 
 # What crosses to Julia, and how; PyNODE.jl has the same number (`BRIDGE` in entries.jl).
-BRIDGE = 11
+BRIDGE = 12
 
 # Where Julia writes the number of the solve that it has kept last; 0 once a `Kept` has it.
 UNCLAIMED = (ctypes.c_int64 * 1)()

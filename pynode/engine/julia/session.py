@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pynode.engine.julia import runtime
-from pynode.engine.julia.call import Entries
+from pynode.engine.julia.call import Entries, Floats
 from pynode.engine.julia.device import Device
 from pynode.engine.protocol import Problem, Watched
 from pynode.errors import EngineUnavailable
@@ -165,7 +165,14 @@ class Session:
         watched.look = lambda: (now[0], now[1])
         watched.samples = lambda: samples.value - before
 
-    def choose_steps(self, problem: Problem) -> float:
+    def floats_of(self, problem: Problem, *told: float) -> Floats:
+        """What Julia's `asked_steps` reads, and what it was told besides; the problem must outlive the call."""
+        kinks = problem.kinks
+        given = (0.0, 0.0) if kinks is None else (float(len(kinks)), float(kinks.data_ptr()))
+        steps = self._choose_steps(problem)
+        return Floats(problem.rtol, problem.atol, problem.dt or 0.0, *given, steps, *told)
+
+    def _choose_steps(self, problem: Problem) -> float:
         """Tell Julia of the choice of steps in the next solve; 1 if there is something to tell, else 0."""
         if problem.steps is None:
             return 0.0

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pynode.engine.continuous import ContinuousDerivatives
 from pynode.engine.julia import runtime as julia_runtime
-from pynode.engine.julia.call import RETCODES, Floats, Layout, integers
+from pynode.engine.julia.call import RETCODES, Layout, integers
 from pynode.engine.julia.derivatives import DiscreteDerivatives
 from pynode.engine.julia.lowering import Kernel, Traced
 from pynode.engine.julia.memory import in_order
@@ -118,8 +118,7 @@ class Solve:
             addresses += (z.data_ptr(), o.data_ptr())
         addresses += map(Tensor.data_ptr, values)
         data, address, length = self.layout.at(addresses)
-        told = session.choose_steps(problem), session.give_mass(problem), give_split(session, problem, self.device)
-        floats = Floats(problem.rtol, problem.atol, problem.dt or 0.0, 0.0, 0.0, *told)
+        floats = session.floats_of(problem, session.give_mass(problem), give_split(session, problem, self.device))
         with lowered:
             kept = julia.forward(address, length, floats.address)
         del data

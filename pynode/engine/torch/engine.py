@@ -240,6 +240,8 @@ def _even_grid(t: Tensor, dt: float) -> Tensor:
 def _odeint(problem: Problem, rhs: Rhs, t: Tensor, options: dict[str, Any] | None = None) -> tuple[Tensor, ...]:
     """Call torchdiffeq; one `(time, batch, *features)` tensor per state tensor."""
     solver, how = problem.solver, problem.sensitivity
+    if isinstance(rhs, AdaptiveRhs) and len(kinks := problem.kinks_within(t)):
+        return _odeint_over(kinks, problem, rhs, t)
     if isinstance(rhs, AdaptiveRhs) and solver.name != "dopri5" and len(t) > 2:
         # torchdiffeq interpolates between steps as accurately as dopri5, but not as the others (bosh3 loses three
         # digits): these stop at each time, and go on with the step that they had.
@@ -282,6 +284,27 @@ def _odeint(problem: Problem, rhs: Rhs, t: Tensor, options: dict[str, Any] | Non
     if solver.name in SCIPY:  # LSODA interpolates at the first time too
         z = tuple(torch.cat([first[None], x[1:]]) for first, x in zip(problem.z0, z, strict=True))
     return z
+
+
+def _odeint_over(kinks: Tensor, problem: Problem, rhs: AdaptiveRhs, t: Tensor) -> tuple[Tensor, ...]:
+    """As `_odeint`, from each kink to the next with the step that there was.
+
+    torchdiffeq's `step_t` would do for most, but where a step ends on one of these times by itself it loses the others.
+    """
+    sign = 1 if t[-1] > t[0] else -1
+    ends = torch.cat([kinks if sign > 0 else kinks.flip(0), t[-1:].detach()])
+    states: list[tuple[Tensor, ...]] = [tuple(x[None] for x in problem.z0)]
+    z, start, done, dt = problem.z0, t[:1], 1, problem.dt
+    for end in ends.split(1):
+        stop = int((sign * t.detach() <= sign * end).sum())
+        inside = t[done:stop]
+        times = [start, inside]
+        if stop == done or inside[-1] != end:
+            times.append(end)
+        part = _odeint(replace(problem, z0=z, dt=dt, kinks=None), rhs, torch.cat(times))
+        states.append(tuple(x[1 : 1 + len(inside)] for x in part))
+        z, start, done, dt = tuple(x[-1] for x in part), torch.cat(times)[-1:], stop, rhs.dt_last
+    return tuple(torch.cat(x) for x in zip(*states, strict=True))
 
 
 def _reached(problem: Problem, t_end: float) -> tuple[Tensor, ...]:

@@ -47,7 +47,9 @@ def counts_from_zero(problem: Problem) -> bool:
 def from_zero(problem: Problem) -> Problem:
     """The problem with its times counted from the first."""
     given = {f.name: getattr(problem, f.name) for f in fields(problem) if f.init}
-    return _FromZero(**{**given, "t": problem.t - problem.t[0], "origin": problem.t[0]})
+    origin = problem.t[0]
+    kinks = None if problem.kinks is None else problem.kinks.to(origin) - origin.detach()
+    return _FromZero(**{**given, "t": problem.t - origin, "kinks": kinks, "origin": origin})
 
 
 def search_from_zero(search: EventSearch, origin: Tensor) -> EventSearch:
