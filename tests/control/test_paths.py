@@ -283,6 +283,25 @@ def test_steps_that_end_at_knots(engine: str) -> None:
     torch.testing.assert_close(equal, 1.6 * torch.arange(6, dtype=D))
 
 
+CUT = [(s, e) for s in ("auto", "bosh3") for e in ("torch", "julia")] + [("rodas5p", "julia")]
+
+
+@pytest.mark.parametrize(
+    ("solver", "engine"), [pytest.param(s, e, marks=pytest.mark.julia if e == "julia" else ()) for s, e in CUT]
+)
+def test_states_within_steps_that_knots_have_cut(solver: str, engine: str) -> None:
+    """z = X, at times between the knots, of which the first lies within the first step."""
+    x, times = 0.1 * torch.ones(1, 5, 1, dtype=D), torch.tensor([0.0, 0.05, 1.0, 1.4, 3.0], dtype=D)
+    x = x * times[None, :, None] + 0.01 * values(1, 5, 1)
+    path, t = CubicHermite(times, x), torch.linspace(0, 3, 61, dtype=D)
+    for dt in (None, 1.0):
+        sol = pynode.solve(
+            lambda t, z, X: X.derivative(t) + 0 * z, x[:, 0], t, control=path, solver=solver, dt=dt, rtol=1e-6,
+            atol=1e-6, engine=engine,
+        )  # fmt: skip
+        torch.testing.assert_close(sol.z[:, 0], path(t)[0], rtol=0, atol=2e-6)
+
+
 def test_an_event_behind_knots(engine: str) -> None:
     """z = X² / 2 + 3 t, and the time at which it is 12."""
     x, times = values(1, 9, 1), torch.arange(9, dtype=D)

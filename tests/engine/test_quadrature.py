@@ -92,3 +92,17 @@ def test_a_mass_matrix() -> None:
     sol = pynode.solve(field, z0, [0.0, 3.0], engine="julia", solver="rodas5p", rtol=1e-6, atol=1e-8, mass=mass)
     (found,) = torch.autograd.grad(sol.z[-1, 0, 1], field.p)
     assert found.item() == pytest.approx(1.5 - math.sin(120) / 80, rel=1e-4)
+
+
+@pytest.mark.parametrize("solver", ["auto_stiff", "kencarp4", "rodas5p"])
+def test_first_steps_that_are_cut(solver: str) -> None:
+    """Of z' = -p z over short spans, where the end of a step of the forward solve cuts the backward solve's first."""
+    for span, rtol in ((0.1, 1e-6), (0.054, 1e-7), (0.022, 1e-8), (0.01, 1e-7), (0.3, 1e-5)):
+        p = torch.tensor(2.1, dtype=D, requires_grad=True)
+        z0 = torch.ones(1, 1, dtype=D)
+        sol = pynode.solve(
+            lambda t, z, p=p: -p * z, z0, [0.0, span], solver=solver, sensitivity="gauss", rtol=rtol, atol=rtol / 100,
+            engine="julia",
+        )  # fmt: skip
+        (found,) = torch.autograd.grad(sol.z[-1].sum(), p)
+        assert found.item() == pytest.approx(-span * math.exp(-2.1 * span), rel=100 * rtol), (span, rtol)

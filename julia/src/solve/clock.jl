@@ -15,9 +15,19 @@ const SLACK = 1e-3
 The step from `t` is as long as the time moves, which rounding makes another length than the controller's, and a step that ends
 before a time to stop at does not count as one to there: for OrdinaryDiffEq, two times within a hundred roundings are the same.
 Far from zero the state would be that of another time.
+
+After a step that a time to stop at has cut, OrdinaryDiffEq takes `dtpropose` for `dt`, which is to be the step all the same: what
+interpolates then, a callback or whoever asks for the state at a time, divides by it. Of the first step, and of one after a
+rejected one, it was the step before it was cut, and the state of another time was found.
 """
 function OrdinaryDiffEqCore.modify_dt_for_tstops!(x::ExactClock)
     invoke(OrdinaryDiffEqCore.modify_dt_for_tstops!, Tuple{Any}, x)
+    exact_dt!(x)
+    x.opts.adaptive && x.next_step_tstop && (x.dtpropose = x.dt)
+    return
+end
+
+function exact_dt!(x)
     iszero(x.dt) && return
     if x.next_step_tstop
         left = x.tstop_target - x.t
