@@ -76,12 +76,12 @@ class Control:
         self.form = Form(type(self), values.dim() - 1)
         self.knots = samples.times.to(values.dtype)
         self.coefficients = torch.cat(tuple(powers), -1)
-        self.times = self.knots[samples.known]
-        self.hidden = self.is_smooth and len(self.knots) == 1  # beyond whose ends there is no solve
+        shared = len(self.knots) == 1
+        self.times = self.knots[0] if shared else self.knots[samples.known]
+        self.hidden = self.is_smooth and shared  # beyond whose ends there is no solve
+        self.jumps = self.times
         if self.is_smooth:
-            self.jumps = self.times[:0] if self.hidden else self.knots[samples.is_end()]
-        else:
-            self.jumps = self.times
+            self.jumps = self.times[:0] if shared else self.knots[samples.is_end()]
 
     @staticmethod
     def _coefficients(samples: Samples) -> Sequence[Tensor]:

@@ -227,8 +227,9 @@ class Problem:
 
     def kinks_within(self, t: torch.Tensor) -> torch.Tensor:
         """Those between the first and the last of these times, in their dtype and on their device."""
+        t = t.detach()
         if self.kinks is None:
-            return t[:0].detach()
+            return t[:0]
         kinks, (low, high) = self.kinks.to(t), sorted((float(t[0]), float(t[-1])))
         return kinks[(kinks > low) & (kinks < high)].unique()
 

@@ -13,7 +13,7 @@ from pynode.control._log_signature import log_signature_channels
 from pynode.engine.protocol import Stats
 from pynode.errors import FieldError, InputError, unknown_name
 from pynode.models._check import check_callables, check_solver_keywords
-from pynode.models._moved import moved
+from pynode.models._moved import from_own_start, moved
 from pynode.models._series import Series, check_series
 from pynode.nn._signature import with_time
 from pynode.problem.inputs import as_times, check_count
@@ -181,9 +181,8 @@ class NeuralCDE(nn.Module):
         t = as_times("t", t, z0)
         if t.dim() != 1 or len(t) == 0:
             raise InputError(f"t must be 1-d and hold at least one time, got shape {tuple(t.shape)}")
-        z, from_start = z0.unsqueeze(0), bool(t[0] == first)
-        if len(t) > from_start:
-            z = self._solve(z0, torch.cat([first.reshape(1).to(t.dtype), t[from_start:]]), path)
+        times, from_start = from_own_start(first.reshape(1).to(t.dtype), t)
+        z = self._solve(z0, times, path) if len(times) > 1 else z0.unsqueeze(0)
         states = [*z[1:]]
         if from_start:
             states.insert(0, moved(self.controlled, z0, t[0], (path,)))

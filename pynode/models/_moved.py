@@ -1,17 +1,31 @@
-"""The state at a time that is held fast by a solve, as a function of that time."""
+"""Times of a model's own: from which it solves, whatever it is asked for, and the state there as a function of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pynode.field._time import time_dtype
 from pynode.nn._signature import with_time
 from pynode.transforms import is_followed
 
-__all__ = ["moved"]
+__all__ = ["from_own_start", "moved"]
+
+
+def from_own_start(start: Tensor, t: Tensor) -> tuple[Tensor, bool]:
+    """The times of a model's solve, from its own first one, and whether that is the first of those asked for.
+
+    Args:
+        start: `(1,)`, without a gradient.
+        t: `(time,)`.
+    """
+    given = bool(t[0] == start)
+    if given and not is_followed(t):
+        return t, given
+    return torch.cat([start, t[int(given) :]]), given
 
 
 def moved(field: Callable[..., Any], z: Tensor, t: Tensor, args: Sequence[Any] = ()) -> Tensor:

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from pynode.engine.protocol import Stats
 from pynode.errors import InputError
 from pynode.models._check import check_callables, check_depth, check_solver_keywords, depths_like, ends_like, through
-from pynode.models._moved import moved
+from pynode.models._moved import from_own_start, moved
 from pynode.nn import HigherOrder
 from pynode.nn._basis import bind_bases
 from pynode.problem.inputs import as_times
 from pynode.solve import solve
+from pynode.transforms import is_followed
 
 __all__ = ["NODE", "append_zeros"]
 
@@ -118,15 +119,13 @@ class NODE(nn.Module):
         if t.ndim != 1 or len(t) == 0:
             raise InputError(f"t must be 1-d and hold at least one depth, got shape {tuple(t.shape)}")
         start, args = depths_like(self.t, t)[:1], self._arguments(x, z0)
-        from_start = bool(t[0] == start)
-        z = z0.unsqueeze(0)
-        if len(t) > from_start:
-            z = self._solve(z0, torch.cat([start, t[from_start:]]), args)
-        if from_start:
-            first = moved(self._field_at(t[0].detach()), z0, t[0], args)
-            z = torch.cat([first.unsqueeze(0), z[1:]]) if first is not z0 else z
-        else:
+        times, from_start = from_own_start(start, t)
+        z = self._solve(z0, times, args) if len(times) > 1 else z0.unsqueeze(0)
+        if not from_start:
             z = z[1:]
+        elif is_followed(t):
+            first = moved(self._field_at(t[0].detach()), z0, t[0], args)
+            z = torch.cat([first.unsqueeze(0), z[1:]])
         return z if self.output_network is None else torch.stack([self._output(state) for state in z])
 
     def _initial_state(self, x: Tensor) -> Tensor:
