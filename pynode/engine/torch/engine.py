@@ -240,16 +240,14 @@ def _even_grid(t: Tensor, dt: float) -> Tensor:
 def _odeint(problem: Problem, rhs: Rhs, t: Tensor, options: dict[str, Any] | None = None) -> tuple[Tensor, ...]:
     """Call torchdiffeq; one `(time, batch, *features)` tensor per state tensor."""
     solver, how = problem.solver, problem.sensitivity
-    if isinstance(rhs, AdaptiveRhs) and len(kinks := problem.kinks_within(t)):
-        return _odeint_over(kinks, problem, rhs, t)
-    if isinstance(rhs, AdaptiveRhs) and solver.name != "dopri5" and len(t) > 2:
-        # torchdiffeq interpolates between steps as accurately as dopri5, but not as the others (bosh3 loses three
-        # digits): these stop at each time, and go on with the step that they had.
-        states = [problem.z0]
-        for i in range(len(t) - 1):
-            problem = replace(problem, z0=states[-1], dt=rhs.dt_last if i else problem.dt)
-            states.append(tuple(x[1] for x in _odeint(problem, rhs, t[i : i + 2])))
-        return tuple(torch.stack(x) for x in zip(*states, strict=True))
+    if isinstance(rhs, AdaptiveRhs):
+        stops = problem.kinks_within(t)
+        if solver.name != "dopri5":
+            # torchdiffeq interpolates between steps as accurately as dopri5, but not as the others (bosh3 loses three
+            # digits): these stop at each time.
+            stops = torch.cat([stops, t[1:-1].detach()]).unique()
+        if len(stops):
+            return _odeint_over(stops, problem, rhs, t)
     tracked = how is not None and torch.is_grad_enabled()
     discrete = how is not None and tracked and how.name == "discrete"
     if discrete and not solver.adaptive and solver.name != "adams" and len(t) > _BLOCK + 1:
@@ -286,13 +284,13 @@ def _odeint(problem: Problem, rhs: Rhs, t: Tensor, options: dict[str, Any] | Non
     return z
 
 
-def _odeint_over(kinks: Tensor, problem: Problem, rhs: AdaptiveRhs, t: Tensor) -> tuple[Tensor, ...]:
-    """As `_odeint`, from each kink to the next with the step that there was.
+def _odeint_over(stops: Tensor, problem: Problem, rhs: AdaptiveRhs, t: Tensor) -> tuple[Tensor, ...]:
+    """As `_odeint`, from each of some times within the span to the next, with the step that there was.
 
     torchdiffeq's `step_t` would do for most, but where a step ends on one of these times by itself it loses the others.
     """
     sign = 1 if t[-1] > t[0] else -1
-    ends = torch.cat([kinks if sign > 0 else kinks.flip(0), t[-1:].detach()])
+    ends = torch.cat([stops if sign > 0 else stops.flip(0), t[-1:].detach()])
     states: list[tuple[Tensor, ...]] = [tuple(x[None] for x in problem.z0)]
     z, start, done, dt = problem.z0, t[:1], 1, problem.dt
     for end in ends.split(1):
