@@ -51,10 +51,10 @@ const TYPICAL = ("mlp", "controlled", "flow", "ffjord", "species")
 foreach(name -> include_dependency(joinpath(WORKLOAD, "$name.json")), TYPICAL)
 
 "One solve of a field, and one gradient where there is a sensitivity, as Python would ask for them."
-function sample_run(dtype::String, solver::String, sensitivity::Union{Symbol,Nothing}, name = "sample", json = SAMPLE)
+function sample_run(dtype::String, solver::String, sensitivity::Union{Symbol,Nothing}, name = "sample", json = SAMPLE, batch = 2)
     T = element_type(dtype)
     kernel, graph = register(name, dtype, json), Graph(json)
-    sizes(kind) = [prod(dimsize.(x.shape, 2); init = 1) for x in graph.inputs if x.kind === kind]
+    sizes(kind) = [prod(dimsize.(x.shape, batch); init = 1) for x in graph.inputs if x.kind === kind]
     made(ns) = [fill(T(0.1), n) for n in ns]
     z, p, g = made(sizes(:z)), made([sizes(:arg); sizes(:parameter)]), made(3 .* sizes(:z))
     out, dz, dp, ts, dts, back = zero.(g), zero.(z), zero.(p), Time[0, 0.3, 1], zeros(Time, 3), zeros(8)
@@ -65,7 +65,7 @@ function sample_run(dtype::String, solver::String, sensitivity::Union{Symbol,Not
     GC.@preserve z p g out dz dp ts dts back begin
         for keep in (1, sensitivity === :discrete ? 2 : 3)
             floats = Float64[1e-3, 1e-3, adaptive ? 0 : 0.3, 0, 0, 0, 0, 0]
-            call = Int[HOST, kernel, solver_number(solver), 2, 3, keep, products, adaptive, 1000, 2^30, true, address(ts)]
+            call = Int[HOST, kernel, solver_number(solver), batch, 3, keep, products, adaptive, 1000, 2^30, true, address(ts)]
             append!(call, listed(z, z, out), listed(p, p))
             kept = GC.@preserve call floats forward(address(call), length(call), address(floats))
             if kept != 0 && sensitivity !== nothing
@@ -236,7 +236,8 @@ end
         sample_run(dtype, solver, :discrete)
     end
     for dtype in ("float32", "float64"), name in TYPICAL
-        sample_run(dtype, "Tsit5", :discrete, name, read(joinpath(WORKLOAD, "$name.json"), String))
+        json = read(joinpath(WORKLOAD, "$name.json"), String)
+        foreach(batch -> sample_run(dtype, "Tsit5", :discrete, name, json, batch), name == "species" ? (1, 2) : (2,))
     end
     for dtype in ("float32", "float64"), solver in ("Tsit5", "DP5")
         sample_team(dtype, solver)

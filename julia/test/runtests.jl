@@ -7,6 +7,7 @@ using Test
 @testset "PyNODE" begin
     include("sample.jl")
     include("lower.jl")
+    include("straight.jl")
     include("blocks.jl")
     include("threads.jl")
     include("matrices.jl")

@@ -14,11 +14,21 @@ struct BufferSpec
     alias::Bool
 end
 
+"What a program computes: nodes of a graph, from those that the given buffers hold, into such buffers; see `lower`."
+struct Computation
+    graph::Graph
+    T::DataType
+    given::Dict{Int,Int}
+    outputs::Vector{Pair{Int,Int}}  # none where the program keeps a result in a buffer of its own
+    turned::Vector{Int}
+end
+
 "A program: statements over buffers, and the recipe of the buffers behind the given ones."
 struct Program
     run::Any              # (buffers::Tuple, t, batch) -> nothing
     specs::Vector{BufferSpec}
     outputs::Vector{Int}  # buffer of each output
+    computation::Computation
 end
 
 "Part of a buffer: `start:step:stop` (Python's meaning) along Julia's dimension `d` of its shape."
@@ -238,7 +248,9 @@ function lower(
     foreach(s -> symbols!(used, s), l.statements)
     unpack = [:($(bufsym(k)) = buffers[$k]) for k in 1:n if bufsym(k) in used]
     body = Expr(:block, unpack..., l.statements...)
-    return Program(compiled(T, (:buffers, :t, :batch), body), l.specs, [get(l.buffer, i, 0) for i in wanted])
+    placed = all(o -> o[2] !== nothing, outputs) ? Pair{Int,Int}[outputs...] : Pair{Int,Int}[]
+    computation = Computation(graph, T, given, placed, turned)
+    return Program(compiled(T, (:buffers, :t, :batch), body), l.specs, [get(l.buffer, i, 0) for i in wanted], computation)
 end
 
 """

@@ -73,9 +73,7 @@ end
 function lower_op!(l::Lowering, ::Val{:permute}, i, n, into)
     # Products take a transposed factor as it is, see `factor!`.
     isswap(n) && !(i in l.outputs) && all(j -> l.graph.nodes[j].op in (:mm, :bmm), l.users[i]) && return
-    r = length(n.shape)
-    dims = collect(Int, n.attrs["dims"])
-    perm = Tuple(r - dims[r - j] for j in 0:(r - 1))
+    perm = permutation(n)
     source = bufsym(materialise!(l, n.inputs[1]; contiguous = true))
     b = destination!(l, n, into)
     to = bufsym(b)
@@ -86,6 +84,9 @@ function lower_op!(l::Lowering, ::Val{:permute}, i, n, into)
     end
     l.buffer[i] = b
 end
+
+"The order of Julia's dimensions."
+permutation(n::Node) = (r = length(n.shape); Tuple(r - Int(d) for d in Iterators.reverse(n.attrs["dims"])))
 
 bounds(n::Node) = (todim(n.attrs["start"]), todim(n.attrs["stop"]), Int(n.attrs["step"]))
 

@@ -157,7 +157,16 @@ share(loop::F, threads::Int, n::Int, arrays::Int) where {F} =
 "`to .= from`, on threads."
 copy_shared!(to, from, threads) = copyto!(to, from)
 
+"Numbers up to which a loop copies them in less time than it takes to call what copies more."
+const SHORT = 16
+
 function copy_shared!(to::Vector{T}, from::Vector{T}, threads::Int) where {T}
+    if length(to) == length(from) <= SHORT
+        for i in eachindex(from)
+            @inbounds to[i] = from[i]
+        end
+        return to
+    end
     share(part -> copyto!(to, first(part), from, first(part), length(part)), threads, length(from), 2)
     return to
 end

@@ -33,6 +33,7 @@ struct Workspace{T,V<:AbstractVector{T}}
     dt::V
     frontier::Vector{Any}
     scratch::Dict{Program,Vector{Any}}  # the buffers of a program's own, which every binding of it shares
+    straight::Dict{Program,Any}         # what programs are run in their place, see `straight.jl`
     alone::Bool  # see `Bound`
     blocks::Vector{Vector{Workspace{T,V}}}  # by thread
 end
@@ -61,7 +62,7 @@ function Workspace(
     z = inputs_of(g, :z)
     u, θ, v, du, dz, dθ = make(z), make(theta_inputs(g)), make(inputs_of(g, :cotangent)), make(z), make(z), make(differentiated(g))
     workspace(samples, shared, frontier, scratch, blocks) =
-        Workspace{T,V}(k, batch, samples, like, u, θ, v, du, dz, dθ, shared, zeros_of(1), frontier, scratch, alone, blocks)
+        Workspace{T,V}(k, batch, samples, like, u, θ, v, du, dz, dθ, shared, zeros_of(1), frontier, scratch, Dict(), alone, blocks)
     once = [g.nodes[i] for i in frontier(g)]
     front(n) = Any[room(like, node, T, n) for node in once]
     whole = threads == 1 && rows >= batch
@@ -151,6 +152,8 @@ function bind(w::Workspace, p::Program; u = w.u, du = w.du, residuals = no_resid
     parts!(buffers, w.dz, z, w)
     cotangents!(buffers, w)
     push!(buffers, part_of(w.dt, 0, ()))
+    run = straight_run(w, p)
+    run === nothing || return Bound(run, Tuple(buffers), length(w.samples), false)
     fresh = !haskey(w.scratch, p)
     scratch = get!(() -> Any[], w.scratch, p)
     batch = length(w.samples)
@@ -160,6 +163,11 @@ function bind(w::Workspace, p::Program; u = w.u, du = w.du, residuals = no_resid
     end
     return Bound(p.run, Tuple(buffers), batch, w.alone)
 end
+
+straight_run(::Workspace, ::Program) = nothing
+
+straight_run(w::Workspace{T,Vector{T}}, p::Program) where {T} =
+    get!(() -> straight(p.computation, length(w.samples)), w.straight, p)
 
 "Buffers for residuals, of a memory if one is given; of a workspace in blocks, a list of them for each."
 function new_residuals(w::Workspace{T}, memory::Union{Nothing,Memory} = nothing) where {T}
