@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pynode.nn._attention import TwiceDifferentiable
 from pynode.nn._signature import with_time
 
 __all__ = ["density_dynamics"]
@@ -51,7 +52,7 @@ def density_dynamics(
         rates = [shortcut(t, z, *args)]
     else:
         create = torch.is_grad_enabled()
-        with torch.enable_grad():
+        with torch.enable_grad(), TwiceDifferentiable():
             z = z if z.requires_grad else z.detach().requires_grad_()
             dz = field(t, z, *args)
             if not isinstance(dz, Tensor) or dz.shape != z.shape:

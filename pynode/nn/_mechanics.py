@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pynode.errors import FieldError, InputError
+from pynode.nn._attention import TwiceDifferentiable
 from pynode.nn._signature import with_time
 
 __all__ = ["MechanicalField", "energies", "gradient", "halves"]
@@ -95,7 +96,7 @@ def gradient(
     The gradient is differentiable where gradients are enabled, or `again`.
     """
     create = torch.is_grad_enabled() or again
-    with torch.enable_grad():
+    with torch.enable_grad(), TwiceDifferentiable():
         z = z if z.requires_grad else z.detach().requires_grad_()
         values = energies(name, function, z)
         if not values.requires_grad:  # a constant
