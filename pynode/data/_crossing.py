@@ -114,7 +114,8 @@ def in_slices(x: Tensor, slices: Sequence[tuple[float, float]]) -> Tensor:
             first, last = map(float, pair)
         except (TypeError, ValueError, OverflowError):
             raise InputError(f"slices must be pairs of angles (from, to), got {pair!r}") from None
-        found |= (angle - first) % (2 * math.pi) <= (last - first) % (2 * math.pi)
+        whole = last - first >= 2 * math.pi * (1 - 1e-12)
+        found |= whole or (angle - first) % (2 * math.pi) <= (last - first) % (2 * math.pi)
     return found
 
 

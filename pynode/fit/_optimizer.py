@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,11 +23,16 @@ def optimizer_of(optimizer: Any, tensors: Sequence[Tensor], lr: float | None) ->
     """The optimiser that a name, or itself, stands for.
 
     Raises:
-        InputError: it is neither, or there is nothing to train, or two learning rates.
+        InputError: it is neither, or needs a closure, or there is nothing to train, or two learning rates.
     """
     if isinstance(optimizer, Optimizer):
         if lr is not None:
             raise InputError("lr is that of the optimizer, which was given: leave lr out")
+        if inspect.signature(optimizer.step).parameters["closure"].default is inspect.Parameter.empty:
+            raise InputError(
+                f"a trainer's step computes one gradient, and {type(optimizer).__name__} needs a closure that computes "
+                "several: use another optimizer, or call its step(closure) in a loop"
+            )
         return optimizer
     if not isinstance(optimizer, str):
         raise InputError(f"optimizer must be a name or a torch.optim.Optimizer, got {type(optimizer).__name__}")

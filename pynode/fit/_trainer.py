@@ -174,7 +174,8 @@ class Trainer:
                 value = _checked(self.loss(solution.z), self.z0)
                 if not bool(value.isfinite()):
                     raise _failed(n, f"the loss is {value.item()}", Retcode.NON_FINITE)
-                value.backward()
+                trained = [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
+                value.backward(inputs=trained)
                 self.optimizer.step()
                 losses.append(value.detach().reshape(()))
                 self.stats.nfe += solution.stats.nfe
@@ -258,7 +259,13 @@ class Trainer:
 
     def _trainable(self, z: Tensor) -> list[Tensor]:
         """The leaves that require a gradient and that a step reads, each once."""
-        _checked(self.loss(z), self.z0)
+        with torch.enable_grad():
+            value = _checked(self.loss(z.detach().requires_grad_()), self.z0)
+        if not value.requires_grad:
+            raise InputError(
+                "autograd does not follow how the loss depends on the solution, so that there is no gradient: compute "
+                "it by differentiable operations on z, without detach(), item() or NumPy"
+            )
         problem, loss = self._problems()
         read = (self.z0, *self._times, *self.args, *problem.parameters, *loss.parameters)
         return list({id(x): x for x in read if x.requires_grad and x.is_leaf}.values())

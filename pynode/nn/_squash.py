@@ -40,11 +40,15 @@ class ConcatSquash(nn.Module):
         self.shift = nn.Linear(1 + context, width, bias=False) if shift else None
 
     def forward(self, t: Tensor, z: Tensor, *args: Tensor) -> Tensor:
-        """Apply to `z` `(batch, features, …)` at `t`, 0-d or `(batch,)`, with `args`, each `(batch, features)`."""
+        """Apply to `z` at `t`, 0-d or `(batch,)`, with `args`, each `(batch, features)`.
+
+        `z` is `(batch, …, features)` for a linear layer, `(batch, features, …)` for a convolution.
+        """
         c = t.to(z).reshape(-1, 1)
         if args:
             c = torch.cat([c.expand(z.shape[0], 1), *args], dim=1)
         y = self.layer(z)
-        shape = (-1, y.shape[1], *(1 for _ in y.shape[2:]))
+        shape = [-1, *(1 for _ in y.shape[1:])]
+        shape[-1 if hasattr(self.layer, "out_features") else 1] = self.gate.out_features
         y = y * torch.sigmoid(self.gate(c)).reshape(shape)
         return y if self.shift is None else y + self.shift(c).reshape(shape)

@@ -187,6 +187,16 @@ def test_annuli(dim):
     assert 0 < inner[:500].sum() < 500  # in random order
 
 
+def test_a_slice_that_is_the_whole_circle():
+    """It was empty: the angles are told apart but for full turns."""
+    x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    for pair in ((0.0, 2 * math.pi), (-math.pi, math.pi), (1.0, 20.0)):
+        assert data.in_slices(x, [pair]).all()
+        with pytest.raises(InputError, match="leave some of the circle"):
+            data.annuli(10, slices=[pair])
+    assert not data.in_slices(x, [(1.0, 1.0)]).any()
+
+
 def test_annuli_without_slices():
     slices = ((0.0, 1.0), (3.0, -2.0))  # the second goes over the angle π
     x, _ = data.annuli(2000, slices=slices, generator=torch.Generator().manual_seed(0)).tensors

@@ -228,6 +228,42 @@ def test_what_is_refused() -> None:
             of(field=lambda t, z, *args: field(z), **{name: computed})
 
 
+def test_tensors_that_are_not_trained_get_no_gradient(engine: str) -> None:
+    """Those of the model that the optimizer does not have."""
+    model = Model()
+    reference = copy.deepcopy(model)
+    fitted = trainer(
+        model.rates,
+        model.loss,
+        model.z0,
+        T,
+        SGD(model.field.parameters(), lr=0.05),
+        args=(model.scale,),
+        engine=engine,
+        **HOW,
+    )
+    fitted(3)
+    assert all(p.grad is None for p in model.parameters())
+    loop(reference, SGD(reference.field.parameters(), lr=0.05), 3, engine=engine)
+    for p, q in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-12)
+
+
+def test_what_cannot_be_trained_is_refused(engine: str) -> None:
+    model = Model()
+
+    def make(loss: Any = model.loss, optimizer: Any = "adam") -> Any:
+        return trainer(model.rates, loss, model.z0, T, optimizer, args=(model.scale,), engine=engine, **HOW)
+
+    with pytest.raises(InputError, match="LBFGS needs a closure"):
+        make(optimizer=torch.optim.LBFGS(model.parameters()))
+    with pytest.raises(InputError, match="there is no gradient"):
+        make(loss=lambda z: z.detach().sum())
+    for steps in (True, 0, 1.0):
+        with pytest.raises(InputError, match="steps must be a positive int"):
+            make()(steps)
+
+
 @pytest.mark.julia
 def test_what_julia_would_leave_out_is_refused() -> None:
     def of(optimizer: Optimizer, field: Any = None) -> Any:

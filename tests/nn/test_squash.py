@@ -28,6 +28,17 @@ def test_channels_of_images_are_gated():
     torch.testing.assert_close(y, expected)
 
 
+def test_the_last_dimension_of_a_linear_layer_is_gated():
+    """It was the one behind the batch, also where that has as many entries."""
+    layer = ConcatSquash(nn.Linear(4, 4), context=1)
+    z, x = torch.randn(6, 4, 4), torch.randn(6, 1)
+    c = torch.cat([torch.full((6, 1), 0.7), x], 1)
+    expected = layer.layer(z) * torch.sigmoid(layer.gate(c))[:, None] + layer.shift(c)[:, None]
+    torch.testing.assert_close(layer(T, z, x), expected)
+    wide = ConcatSquash(nn.Linear(4, 3), shift=False)
+    assert wide(T, z).shape == (6, 4, 3)
+
+
 def test_a_layer_without_width():
     with pytest.raises(InputError, match=r"out_features or out_channels.*got Tanh"):
         ConcatSquash(nn.Tanh())
