@@ -277,5 +277,9 @@ def saved_of(solution: Solution, save: Callable[[Tensor, Any], Any]) -> Solution
     """The solution with what a callable makes of its states in their place."""
     form, leading = solution._form, solution._form.tensors(solution.z, leading=1)
     t = solution.t if solution._followed is None else solution._followed
-    z = saved(save, t, lambda i: form.state([x[i] for x in leading]))
+
+    def states(i: int, sample: int | None = None) -> Any:
+        return form.state([x[i] if sample is None else x[i, sample : sample + 1] for x in leading])
+
+    z = saved(save, t, states)
     return replace(solution, z=z, _last=None if solution._failed_at is not None else solution.z_end)

@@ -140,8 +140,9 @@ def solve(
         save: `"times"`, the state at each entry of `t`; `"steps"`, at the end of each step that the solver takes from
             `t[0]` to `t[-1]`, which are then `Solution.t`, without those that end at an `Event`; or a callable
             `save(t, z)` that returns a tensor, or several in a tuple or dictionary, which `Solution.z` has in the place
-            of the states, stacked over the times: some of the features, an energy. Gradients flow through it, and of
-            the states is kept what that needs. Steps are found by a solve of their own, and are no function of anything
+            of the states, stacked over the times: some of the features, an energy. Samples that have times of their own
+            are given to it one by one, in a batch of one, each with its time. Gradients flow through it, and of the
+            states is kept what that needs. Steps are found by a solve of their own, and are no function of anything
             to a gradient.
         dense: whether the solution can be interpolated, see `Solution.__call__`.
         progress: whether to show a bar with the time that was reached, the step and the rate, at a terminal, in a

@@ -30,6 +30,8 @@ from pynode.transforms import is_active
 
 __all__ = ["differentiable"]
 
+_LEAF = "torch::autograd::AccumulateGrad"  # the name of a leaf's node
+
 Tensors = tuple[Tensor, ...]
 Some = Sequence[Tensor | None]
 
@@ -62,9 +64,18 @@ def _spread(n: int, places: Sequence[int], values: Some) -> list[Tensor | None]:
 
 def _needed(ctx: Any) -> list[bool]:
     """For each tensor that a function was given, or `None` in its place, whether the pass under way goes on to it."""
-    nodes = iter(ctx.next_functions)  # none of them is a leaf's, see `_aliases`
-    following = [None if x is None else next(nodes)[0] for x in _saved(ctx)]
-    return [node is not None and torch._C._will_engine_execute_node(node) for node in following]
+    nodes = iter(ctx.next_functions)
+    return [x is not None and _is_executed(next(nodes)[0]) for x in _saved(ctx)]
+
+
+def _is_executed(node: Any) -> bool:
+    """Whether the pass under way goes on to a node.
+
+    Of a leaf PyTorch does not tell. Inputs are none, see `_aliases`, but where an outer transform alone follows one.
+    """
+    if node is None:
+        return False
+    return bool(node.name() == _LEAF or torch._C._will_engine_execute_node(node))
 
 
 def _third() -> EngineUnavailable:

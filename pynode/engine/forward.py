@@ -123,15 +123,16 @@ def solve_forward(
     done = solve(extended)
     n = len(problem.z0)
     z, s = done.z[:n], done.z[n:]
-    kept = tuple(x.detach() for x in z)  # not those that will have a graph, which holds the pullback
     interpolant = done.interpolant
     pullback = None
     if done.retcode is Retcode.SUCCESS:
+        # Now, since later the field may be another.
+        rates = _rates(problem, z) if directions.t0 is not None else ()
+        done.stats.nfe += len(rates)
 
         def pullback(cotangents: Sequence[Tensor | None]) -> Gradients:
-            found = _contract(problem, directions, kept, s, cotangents)
-            done.stats.nfe_backward = len(problem.t) if problem.wants["t"][0] else 0
-            return found
+            done.stats.nfe_backward = 0
+            return _contract(problem, directions, rates, s, cotangents)
 
     return replace(
         done,
@@ -233,16 +234,22 @@ def _first_tangents(problem: Problem, directions: _Directions) -> list[Tensor]:
     return found
 
 
+def _rates(problem: Problem, z: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+    """dz/dt at each of the problem's times, where the states are `z`."""
+    with torch.no_grad():
+        return [problem.field(t, [x[i] for x in z], problem.args) for i, t in enumerate(problem.t)]
+
+
 def _contract(
     problem: Problem,
     directions: _Directions,
-    z: Sequence[Tensor],
+    rates: Sequence[tuple[Tensor, ...]],
     s: Sequence[Tensor],
     cotangents: Sequence[Tensor | None],
 ) -> Gradients:
-    """The cotangents of what the solution depends on, from its derivatives and its own cotangents."""
+    """The cotangents of what the solution depends on, from its derivatives, `rates` in t, and its own cotangents."""
     t, batch = problem.t, problem.z0[0].shape[0]
-    rows = z[0].new_zeros(batch, directions.n)  # what each sample contributes
+    rows = s[0].new_zeros(batch, directions.n)  # what each sample contributes
     for g, x in zip(cotangents, s, strict=True):
         if g is not None:
             time = len(t)
@@ -258,9 +265,8 @@ def _contract(
     dt = None
     if directions.t0 is not None:
         dt = torch.zeros_like(t)
-        for i in range(len(t)):
-            rates = problem.field(t[i], [x[i] for x in z], problem.args)
-            dt[i] = sum((g[i] * rate).sum() for g, rate in zip(cotangents, rates, strict=True) if g is not None)
+        for i, of_states in enumerate(rates):
+            dt[i] = sum((g[i] * rate).sum() for g, rate in zip(cotangents, of_states, strict=True) if g is not None)
         # The first value is z0 whatever t[0]: there the two cancel.
         dt[0] += total[directions.t0] / directions.lengths[len(problem.z0)]
     length = iter(directions.lengths)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
@@ -282,13 +283,13 @@ class LatentSDE(nn.Module):
         within = first if ends is None else ends[ends < found.max()]
         union, index = torch.cat([found.flatten(), first, within]).unique(return_inverse=True)
         index, cuts = index[: found.numel()].reshape(found.shape), index[found.numel() :].unique().tolist()
-        path, states, counts = z0.new_zeros(len(z0)), [z0.unsqueeze(0)], []
+        path, states, counts = z0.new_zeros(len(z0)), [z0.unsqueeze(0)], list[Stats]()
         self.stats = None
-        for k, (a, b) in enumerate(itertools.pairwise([*cuts, len(union) - 1])):
+        for a, b in itertools.pairwise([*cuts, len(union) - 1]):
             if a == b:
                 continue
             going = None if ends is None or context is None else (ends > union[a]).to(z0)
-            own = None if seed is None else seed + k
+            own = _seed_of_piece(seed, len(counts))
             solution = self._piece(states[-1][-1], union[a : b + 1], context, going, own, divergence)
             states.append(solution.z[1:])
             counts.append(solution.stats)
@@ -373,3 +374,10 @@ class _Entrywise(nn.Module):
     def forward(self, t: Tensor, z: Tensor) -> Tensor:
         features = torch.tanh(z.unsqueeze(1) * self.weight + self.bias)
         return torch.sigmoid((features * self.out).sum(1) + self.shift)
+
+
+def _seed_of_piece(seed: int | None, number: int) -> int | None:
+    """The seed of a part of a path: that of the first is the path's, and no other's noise is that of another path."""
+    if seed is None or number == 0:
+        return seed
+    return int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from pynode.engine.protocol import Watched
 from pynode.errors import InputError, unknown_name
@@ -62,24 +62,31 @@ def times_of_steps(solve: Callable[[Watched], Any], times: Tensor, located: Coll
     return torch.cat([times[:1], times.new_tensor(ends), times[-1:]])
 
 
-def saved(save: Callable[[Tensor, Any], Any], t: Tensor, states: Callable[[int], Any]) -> Any:
+def saved(save: Callable[[Tensor, Any], Any], t: Tensor, states: Callable[..., Any]) -> Any:
     """What a callable makes of the state at each time, stacked: tensors `(time, …)`.
+
+    Samples with times of their own are given to it one by one, each with its time: rows of what it returns are put
+    together, and numbers of 0 dimensions.
 
     Args:
         save: the user's.
         t: `(time,)`, or `(batch, time)`.
-        states: gives the state at a time.
+        states: gives the state at a time, by number, or the state of one sample there, by the two numbers.
 
     Raises:
-        InputError: it returns no tensors, or not the same ones each time.
+        InputError: it returns no tensors, not the same ones each time, or of one sample more or less than a row.
     """
     rows: list[list[Tensor]] = []
     spec = None
     for i in range(t.shape[-1]):
-        found, own = tree_flatten(save(t[..., i], states(i)))
-        if not found or not all(isinstance(x, Tensor) for x in found):
-            kinds = ", ".join(sorted({type(x).__name__ for x in found})) or "nothing"
-            raise InputError(f"save must return a tensor, or several in a tuple or dictionary, got {kinds}")
+        if t.dim() == 1:
+            found, own = _tensors_of(save(t[i], states(i)))
+        else:
+            parts = [_tensors_of(save(t[b, i], states(i, b))) for b in range(len(t))]
+            own = parts[0][1]
+            if any(each != own for _, each in parts):
+                raise InputError("save must return the same tensors for each sample")
+            found = [_together(xs) for xs in zip(*(xs for xs, _ in parts), strict=True)]
         shapes = [x.shape for x in found]
         if spec is not None and (own != spec or shapes != [x.shape for x in rows[0]]):
             raise InputError(
@@ -90,3 +97,25 @@ def saved(save: Callable[[Tensor, Any], Any], t: Tensor, states: Callable[[int],
         rows.append(found)
     assert spec is not None
     return tree_unflatten([torch.stack(x) for x in zip(*rows, strict=True)], spec)
+
+
+def _tensors_of(returned: Any) -> tuple[list[Tensor], TreeSpec]:
+    found, spec = tree_flatten(returned)
+    if not found or not all(isinstance(x, Tensor) for x in found):
+        kinds = ", ".join(sorted({type(x).__name__ for x in found})) or "nothing"
+        raise InputError(f"save must return a tensor, or several in a tuple or dictionary, got {kinds}")
+    return found, spec
+
+
+def _together(xs: Sequence[Tensor]) -> Tensor:
+    """What was made of each sample, as that of a batch."""
+    shapes = {tuple(x.shape) for x in xs}
+    if shapes == {()}:
+        return torch.stack(list(xs))
+    shape = next(iter(shapes))
+    if len(shapes) > 1 or shape == () or shape[0] != 1:
+        raise InputError(
+            "samples that have times of their own are given to save one by one, in a batch of one, of which it must "
+            f"return a row, (1, …), of the same shape for each, or a number; got {sorted(shapes)}"
+        )
+    return torch.cat(list(xs))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -141,7 +141,8 @@ def check_noise(
 ) -> None:
     """Refuse a diffusion that depends on the state as its noise must not.
 
-    It is looked at once for each structure of the diffusion, at the initial state, for parameters a little off theirs.
+    It is looked at once for each structure of the diffusion, at the initial state and others around it, for parameters
+    a little off theirs.
 
     Args:
         field: the diffusion.
@@ -162,17 +163,32 @@ def check_noise(
         return
     moved = field.replaced({n: p.detach() + _MOVED * _numbers(p, 1.5) for n, p in _floats(field)})
     for f in (moved, field):
-        with torch.enable_grad(), torch.inference_mode(False):
-            x = state[0].detach().clone().requires_grad_()
-            g = f(t[0], (x, *state[1:]), [a.detach().clone() for a in args])[-1]
-            if not bool(torch.isfinite(g.detach()).all()):
-                continue
-            if noise == "additive":
-                _check_additive(g, x)
-            else:
-                _check_entrywise(g, x, solver)
-        break
+        looked = False
+        for x in _around(state[0].detach()):
+            with torch.enable_grad(), torch.inference_mode(False):
+                try:
+                    g = f(t[0], (x, *state[1:]), [a.detach().clone() for a in args])[-1]
+                except Exception:  # it is the user's, and need not take other states than those of a path
+                    if not looked:
+                        raise
+                    continue
+                if not bool(torch.isfinite(g.detach()).all()):
+                    continue
+                looked = True
+                if noise == "additive":
+                    _check_additive(g, x)
+                else:
+                    _check_entrywise(g, x, solver)
+        if looked:
+            break
     known.add((noise, entrywise))
+
+
+def _around(z: Tensor) -> Iterator[Tensor]:
+    """A state and others: where one has a derivative of zero by chance, as at an extremum, others have not."""
+    for distance in (0.0, 0.4, -1.1, 2.7):
+        with torch.inference_mode(False):
+            yield (z + distance * (1 + z.abs()) * _numbers(z, 0.2)).requires_grad_()
 
 
 def _floats(field: Field) -> list[tuple[str, Tensor]]:

@@ -131,6 +131,22 @@ def test_func(name: str) -> None:
     close(torch.func.jacrev(torch.func.jacfwd(loss(ours), ALL), ALL)(*x), hessian, EXACT)
 
 
+@pytest.mark.parametrize("outer", ALL)
+@pytest.mark.parametrize("inner", ALL)
+def test_mixed_derivatives_in_reverse(inner: int, outer: int) -> None:
+    """Of inputs that each transform follows alone, and of one that both do."""
+    ours, theirs = both("dopri5", Field())
+    x = inputs()
+    v = x[inner].cos()
+
+    def product(y: Tensor) -> Tensor:
+        given = tuple(y if i == outer else z for i, z in enumerate(x))
+        return (torch.func.grad(loss(ours), inner)(*given) * v).sum()
+
+    rows = A.hessian(loss(theirs), x)[inner][outer]
+    close(torch.func.grad(product)(x[outer]), torch.tensordot(v, rows, v.dim()), EXACT)
+
+
 class Model(nn.Module):
     """A field within a module, for `functional_call`."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -51,6 +52,39 @@ def test_gradient_without_evaluations(engine: str) -> None:
     sol = pynode.solve(field, z0, [0.0, 1.0], sensitivity="forward", engine=engine)
     sol.z.sum().backward()
     assert sol.stats.nfe_backward == 0
+
+
+def test_a_field_that_changes_before_its_gradient(engine: str) -> None:
+    """The gradient to the times evaluated the field as it was then."""
+
+    class Decay(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rate = nn.Parameter(torch.tensor(0.7, dtype=DOUBLE))
+            self.scale: Tensor
+            self.register_buffer("scale", torch.ones((), dtype=DOUBLE))
+            self.factors = [1.0]
+
+        def forward(self, t: Tensor, z: Tensor) -> Tensor:
+            return -self.rate * self.scale * self.factors[0] * z
+
+    def to_buffer(field: Decay) -> None:
+        field.scale.mul_(3)
+
+    def to_list(field: Decay) -> None:
+        field.factors[0] = 3.0
+
+    def to_parameter(field: Decay) -> None:
+        field.rate.data.mul_(3)
+
+    for change in (to_buffer, to_list, to_parameter):
+        field, t = Decay(), torch.tensor([0.0, 1.0], dtype=DOUBLE, requires_grad=True)
+        z0 = torch.ones(1, 1, dtype=DOUBLE)
+        sol = pynode.solve(field, z0, t, sensitivity="forward", engine=engine, rtol=1e-9, atol=1e-11)
+        change(field)
+        (found,) = torch.autograd.grad(sol.z[-1].sum(), t)
+        slope = -0.7 * math.exp(-0.7)
+        torch.testing.assert_close(found, torch.tensor([-slope, slope], dtype=DOUBLE), rtol=1e-7, atol=0)
 
 
 def test_samples_that_mix(engine: str) -> None:

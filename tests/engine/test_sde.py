@@ -573,6 +573,22 @@ LINE = {"drift": lambda t, z: z, "diffusion": lambda t, z: z, "z0": Z0, "t": [0.
         ({"diffusion": lambda t, z: z.double()}, pynode.FieldError, "dtype"),
         ({"drift": lambda t, z: z[:, :1]}, pynode.FieldError, "drift"),
         ({"diffusion": lambda t, z: z.flip(1)}, pynode.InputError, "depends on entry i"),
+        # Where the derivative is zero at the initial state.
+        (
+            {"noise": "additive", "diffusion": lambda t, z: torch.sqrt(1 + z**2), "z0": 0 * Z0},
+            pynode.InputError,
+            "does not depend on the state",
+        ),
+        (
+            {"diffusion": lambda t, z: torch.sqrt(1 + (z + z.flip(1)) ** 2), "z0": 0 * Z0},
+            pynode.InputError,
+            "depends on entry i",
+        ),
+        (
+            {"diffusion": lambda t, z: 0.5 + torch.relu(z.flip(1) - 0.2), "z0": 0 * Z0},
+            pynode.InputError,
+            "depends on entry i",
+        ),
         ({"running_cost": lambda t, z: z}, pynode.FieldError, "running_cost"),
         ({"args": 3}, pynode.InputError, "args"),
     ],
@@ -581,6 +597,22 @@ def test_refusals(changed, error, message):
     given = {**LINE, **changed}
     with pytest.raises(error, match=message):
         pynode.solve_sde(given.pop("drift"), given.pop("diffusion"), given.pop("z0"), given.pop("t"), **given)
+
+
+def test_a_diffusion_that_takes_no_other_states(engine):
+    """Noise is looked at for other states too, of which the user's function may refuse some, or give NaN."""
+
+    def positive(t, z):
+        if (z < 0).any():
+            raise ValueError("a state below zero")
+        return 0.1 * torch.sqrt(z)
+
+    solution = pynode.solve_sde(lambda t, z: 1 - z, positive, Z0 + 2, [0.0, 0.1], dt=0.02, engine="torch")
+    assert torch.isfinite(solution.z).all()
+    solution = pynode.solve_sde(
+        lambda t, z: 1 - z, lambda t, z: 0.1 * torch.sqrt(z), Z0 + 2, [0.0, 0.1], dt=0.02, engine=engine
+    )
+    assert torch.isfinite(solution.z).all()
 
 
 def test_torchsde_is_asked_for(monkeypatch):

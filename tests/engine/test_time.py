@@ -442,3 +442,61 @@ def test_the_first_step_of_vcabm(dt: float | None) -> None:
     more = {} if dt is None else {"dt": dt}
     sol = pynode.solve(lambda t, z: 0 * z + 1, z0, t, engine="julia", solver="vcabm", rtol=1e-6, atol=1e-7, **more)
     assert sol.z[-1].item() == pytest.approx(2**-8, rel=1e-12)
+
+
+@pytest.mark.parametrize("solver", ["bosh3", "dopri8", "dopri5"])
+def test_a_backward_solve_of_decreasing_times(engine: str, solver: str) -> None:
+    """It is the mirror of one of increasing times, and no evaluation is beyond the span."""
+    rate, z0 = (
+        torch.tensor(0.7, dtype=torch.float64, requires_grad=True),
+        torch.tensor([[1.0, 2.0]], dtype=torch.float64, requires_grad=True),
+    )
+
+    def gradients(sign: float) -> tuple[Tensor, ...]:
+        t = (sign * torch.tensor([0.0, 0.37, 1.1, 2.0], dtype=torch.float64)).requires_grad_()
+        sol = pynode.solve(
+            lambda t, z: sign * rate * z * (2 - sign * t) ** 1.5,  # NaN beyond
+            z0, t, solver=solver, sensitivity="backsolve", rtol=1e-8, atol=1e-10, engine=engine,
+        )  # fmt: skip
+        weight = torch.arange(1.0, sol.z.numel() + 1, dtype=torch.float64).sin().reshape(sol.z.shape)
+        found = torch.autograd.grad((weight * sol.z).sum(), [rate, z0, t])
+        return *found[:2], sign * found[2]
+
+    torch.testing.assert_close(gradients(-1.0), gradients(1.0), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_backward_solve_that_fails_tells_the_users_time(engine: str, sign: float) -> None:
+    k = torch.ones(1, dtype=torch.float64, requires_grad=True)
+    t = sign * torch.tensor([0.0, 2.0], dtype=torch.float64)
+
+    class Rough(torch.autograd.Function):
+        """The identity, whose derivative is rough at early times."""
+
+        @staticmethod
+        def forward(ctx: Any, z: Tensor, t: Tensor) -> Tensor:
+            ctx.save_for_backward(t)
+            return z.clone()
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> Any:
+            (t,) = ctx.saved_tensors
+            return g * (1 + 1e3 * torch.sin(1e6 * t) * (sign * t < 1)), None
+
+    def field(t: Tensor, z: Tensor) -> Tensor:
+        return -sign * k * Rough.apply(z, t)
+
+    options = {"lowering": "callback"} if engine == "julia" else {}
+    sol = pynode.solve(
+        field,
+        torch.ones(1, 1, dtype=torch.float64),
+        t,
+        sensitivity="backsolve",
+        max_steps=200,
+        engine=engine,
+        **options,
+    )
+    with pytest.raises(pynode.SolveError, match="backward solve stopped at t=") as caught:
+        sol.z[-1].sum().backward()
+    reached = float(str(caught.value).split("t=")[1].split(":")[0])
+    assert 0.9 < sign * reached < 1.1

@@ -98,3 +98,22 @@ def test_another_torchdiffeq(change: str, monkeypatch: pytest.MonkeyPatch) -> No
         assert z.requires_grad
     finally:
         stacked._inside.cache_clear()
+
+
+@pytest.mark.parametrize("others", [0, 1, 2])
+@pytest.mark.parametrize("sensitivity", ["discrete", "backsolve", "forward"])
+def test_a_complex_parameter_beside_real_ones(engine: str, sensitivity: str, others: int) -> None:
+    """Its gradient is part of torchdiffeq's flat state, and begins at an odd place after an odd number of others."""
+    a = torch.tensor(0.3 + 0.8j, dtype=torch.complex128, requires_grad=True)
+    r = torch.full((others,), 0.2, dtype=DOUBLE, requires_grad=True)
+    z0, t = torch.ones(1, 1, dtype=DOUBLE, requires_grad=True), torch.tensor([0.0, 0.5, 1.0], dtype=DOUBLE)
+    inputs = [z0, a, r] if others else [z0, a]
+
+    def rate() -> Tensor:
+        return (a * (1 + r.sum())).real
+
+    sol = pynode.solve(lambda t, z: rate() * z, z0, t, sensitivity=sensitivity, rtol=1e-9, atol=1e-11, engine=engine)
+    found = torch.autograd.grad(sol.z.square().sum(), inputs)
+    expected = torch.autograd.grad((torch.exp(rate() * t[:, None, None]) * z0).square().sum(), inputs)
+    for got, want in zip(found, expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-8)

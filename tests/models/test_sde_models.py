@@ -246,6 +246,33 @@ def test_the_divergence_of_a_series_is_that_up_to_its_last_observation(engine):
     torch.testing.assert_close(divergence(slice(1, 2)), exact[1:2], rtol=1e-3, atol=1e-4)
 
 
+def test_no_part_of_a_path_has_the_noise_of_another_path(monkeypatch):
+    """The second part of the path of seed 0 had that of the first of seed 1."""
+    from pynode.models import _latent_sde
+
+    seeds, solve = [], _latent_sde.solve_sde
+
+    def recorded(*args, seed, **keywords):
+        seeds.append(seed)
+        return solve(*args, seed=seed, **keywords)
+
+    monkeypatch.setattr(_latent_sde, "solve_sde", recorded)
+    model = LatentSDE(
+        1, 1, prior_drift=Slope(0.0), posterior_drift=Slope(0.4), diffusion=Slope(0.5), dt=0.1, engine="torch"
+    )
+    t, mask = torch.tensor([[0.1, 0.9], [0.2, 0.4], [0.1, 0.6]]), torch.ones(3, 2, dtype=torch.bool)
+    for seed in range(4):
+        model.elbo(torch.zeros(3, 2, 1), t, mask, seed=seed)
+    assert seeds[::3] == [0, 1, 2, 3]
+    assert len(set(seeds)) == len(seeds) == 12
+    before = list(seeds)
+    seeds.clear()
+    model.elbo(torch.zeros(3, 2, 1), t, mask, seed=0)
+    assert seeds == before[:3]
+    with pytest.raises(pynode.InputError, match="seed must be"):
+        model.elbo(torch.zeros(3, 2, 1), t, mask, seed=-1)
+
+
 class Counted(Ornstein):
     """A drift that knows whether it was evaluated."""
 

@@ -405,3 +405,17 @@ def test_where_numpy_raises_at_whatever_rounds(engine: str, batching: str) -> No
             switched, z0, [0.0, 2.0], event=lands, batching=batching, engine=engine, rtol=1e-9, atol=1e-9
         )
     assert sol.event_t.item() == pytest.approx(0.25 + (math.log(2) - 0.25) / 2, rel=1e-6)
+
+
+def test_a_step_whose_end_a_sum_does_not_reach(engine: str) -> None:
+    """The step in which a body falls to the ground is solved again, and ends where it did."""
+    g = torch.Generator().manual_seed(1)
+    for height, factor in torch.rand(60, 2, generator=g, dtype=torch.float64).tolist():
+        h = 0.5 + 2 * height
+        falls = math.sqrt(2 * h / 9.81)
+        z0, t = torch.tensor([[h, 0.0]], dtype=torch.float64), [0.0, falls * (1 + factor / 2)]
+        sol = pynode.solve(
+            lambda t, z: torch.stack([z[:, 1], torch.full_like(z[:, 1], -9.81)], 1),
+            z0, t, event=lambda t, z: z[0, 0], engine=engine,
+        )  # fmt: skip
+        assert sol.event_t.item() == pytest.approx(falls, rel=1e-9)

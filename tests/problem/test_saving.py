@@ -161,6 +161,32 @@ def test_of_independent_samples_and_tuples(engine: str) -> None:
     torch.testing.assert_close(sol.z, expected, rtol=1e-7, atol=1e-7)
 
 
+def test_each_sample_is_saved_by_its_own_time(engine: str) -> None:
+    """The times of all, as a tensor, were multiplied with the features where there were as many of these."""
+    z0 = torch.tensor([[0.0, 0.0], [10.0, 20.0]], dtype=D, requires_grad=True)
+    times = torch.tensor([[0.0, 1.0, 2.0], [0.0, 3.0, 5.0]], dtype=D, requires_grad=True)
+
+    def save(t: Tensor, z: Tensor) -> dict[str, Tensor]:
+        assert (t.shape, z.shape) in (((), (1, 2)), ((), (2, 2)))
+        return {"product": t * z, "some": torch.cat([z[:, :1], t * z[:, 1:]], 1), "t": t}
+
+    def solve(z0: Tensor, t: Tensor) -> Any:
+        return pynode.solve(lambda t, z: 0 * z + 1, z0, t, save=save, engine=engine).z
+
+    found, alone = solve(z0, times), [solve(z0[b : b + 1], times[b]) for b in range(2)]
+    for name in ("product", "some"):
+        expected = torch.cat([x[name] for x in alone], 1)
+        torch.testing.assert_close(found[name], expected)
+        ours, theirs = (
+            torch.autograd.grad(x.square().sum(), [z0, times], retain_graph=True) for x in (found[name], expected)
+        )
+        torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(found["t"], times.T)
+    for wrong in (lambda t, z: z[0], lambda t, z: z.expand(2, 2), lambda t, z: z[:, : 1 + int(t > 2)]):
+        with pytest.raises(pynode.InputError, match="return a row"):
+            pynode.solve(lambda t, z: 0 * z + 1, z0, times, save=wrong, engine=engine)
+
+
 def test_refusals(engine: str) -> None:
     field = Oscillator()
 

@@ -85,7 +85,7 @@ def test_gradients_to_all_that_a_dose_depends_on(engine: str, how: str) -> None:
     for got, right in zip(grads(sol.z * weights, inputs), grads(want * weights, inputs), strict=True):
         torch.testing.assert_close(got, right, rtol=1e-5, atol=1e-7)
     assert sol.stats.nfe_backward is not None
-    assert sol.stats.nfe_backward > 0
+    assert (sol.stats.nfe_backward > 0) == (how != "forward")
 
 
 def test_gradients_to_stops_that_are_given(engine: str) -> None:

@@ -7,6 +7,7 @@ module translates a `Problem` into its calls, and its ways to fail into a `Retco
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -46,6 +47,7 @@ __all__ = ["TorchEngine"]
 
 _BLOCK = 64  # reported times for which a fixed-step solve is one call of torchdiffeq's
 _QUARTIC = 4  # the degree of torchdiffeq's interpolant of a step
+_LEAST = 16  # roundings of the time that a step has at least which is interpolated by itself
 _SHORT = 64  # so many roundings of the time long, a step has no room for more points than a quartic needs
 
 
@@ -88,7 +90,8 @@ class TorchEngine:
                 watch(plain.t[-1], tuple(last))
             except Crossed as step:
                 end = torch.stack([step.start, step.end])
-                again = self.solve(replace(plain, z0=step.z, t=end, dt=abs(float(end[1] - end[0])), dense=True))
+                dt = abs(float(end[1] - end[0])) * (1 + 4 * sys.float_info.epsilon)  # or the sum falls short of the end
+                again = self.solve(replace(plain, z0=step.z, t=end, dt=dt, dense=True))
                 if again.interpolant is not None:
                     t, index = step.locate(again.interpolant)
                     return Crossing(t, index, rhs.nfe + again.stats.nfe)
@@ -272,11 +275,12 @@ def _odeint(problem: Problem, rhs: Rhs, t: Tensor, options: dict[str, Any] | Non
         odeint = torchdiffeq.odeint_adjoint
         call |= {"adjoint_rtol": problem.rtol, "adjoint_atol": problem.atol}
         call |= {f"adjoint_{key}": value for key, value in how.options.items()}
-        call["adjoint_params"] = (*problem.args, *problem.parameters)
+        call["adjoint_params"] = [x for x in (*problem.args, *problem.parameters) if x.numel()]
         if solver.name in SCIPY:
             call["adjoint_options"] = {"solver": scipy_solver(solver.name)}
         elif solver.adaptive:
-            call["adjoint_options"] = {"step_t": t.detach()}
+            # torchdiffeq has taken -t for times that decrease when it makes these options those of its backward solve.
+            call["adjoint_options"] = {"step_t": t.detach() if t[-1] > t[0] else -t.detach()}
     z = odeint(rhs, problem.z0 if problem.field.is_tuple else problem.z0[0], t, **call)
     z = tuple(z) if problem.field.is_tuple else (z,)
     if solver.name in SCIPY:  # LSODA interpolates at the first time too
@@ -336,7 +340,9 @@ class _Graph:
     def _spread(self, found: Sequence[Tensor | None]) -> Gradients:
         flat: list[Tensor | None] = [None] * len(self.problem.inputs)
         for i, x, g in zip(self.wanted, self.inputs, found, strict=True):
-            flat[i] = torch.zeros_like(x) if g is None else g
+            # Part of torchdiffeq's flat adjoint state, see `Rhs.__call__`; a complex parameter's is viewed as complex.
+            part = g is not None and g.storage_offset() % 2 == 1
+            flat[i] = torch.zeros_like(x) if g is None else g.clone() if part else g
         return Gradients.of(self.problem, flat)
 
     def _products(self, cotangents: Sequence[Tensor | None], create_graph: bool) -> Sequence[Tensor | None]:
@@ -415,6 +421,11 @@ def _interpolant(problem: Problem, rhs: Rhs, stats: Stats) -> Callable[[Tensor],
         grid = _options(problem, problem.t)["grid_constructor"](None, None, problem.t)
         options = _options(problem, problem.t) | {"grid_constructor": lambda func, y0, t: grid, "interp": "cubic"}
         knots = grid.cpu()
+    # A step of some roundings, which a solve has where a sum falls short of a time, is part of the one beside it.
+    long = knots.diff().abs() > _LEAST * torch.finfo(knots.dtype).eps * knots[1:].abs()
+    inner = long[1:]
+    inner[:1] &= long[:1]
+    knots = torch.cat([knots[:1], knots[1:-1][inner], knots[-1:]])
     short = knots.diff().abs() < _SHORT * torch.finfo(knots.dtype).eps * knots[1:].abs()
     degree = _QUARTIC if short.any() else max(_QUARTIC, problem.solver.order)
     nodes = torch.arange(degree + 1, dtype=torch.float64, device="cpu") / degree

@@ -165,7 +165,19 @@ class _DependsOn(torch.autograd.Function):
         return None, None
 
 
-class _FixedRhs(Rhs):
+class _SteppedRhs(Rhs):
+    """Of a solver that tells of its steps."""
+
+    def callback_step_adjoint(self, t: Tensor, z: Any, dt: Tensor) -> None:
+        """At the start of each step of a backward solve; where times decrease, torchdiffeq gives -t."""
+        self.begin(t if self.problem.t[-1] > self.problem.t[0] else -t, z, dt)
+
+    def begin(self, t: Tensor, z: Any, dt: Tensor) -> None:
+        """At the start of each step of either solve."""
+        raise NotImplementedError
+
+
+class _FixedRhs(_SteppedRhs):
     """Of a fixed-step solver, which by itself would step on through NaN."""
 
     def look(self) -> tuple[float, float]:
@@ -178,11 +190,11 @@ class _FixedRhs(Rhs):
 
     def callback_step(self, t: Tensor, z: Any, dt: Tensor) -> None:
         """At the start of each step."""
-        self.callback_step_adjoint(t, z, dt)
+        self.begin(t, z, dt)
         self.tell(self.t_last, z)
 
-    def callback_step_adjoint(self, t: Tensor, z: Any, dt: Tensor) -> None:
-        """At the start of each step of a backward solve."""
+    def begin(self, t: Tensor, z: Any, dt: Tensor) -> None:
+        """As `_SteppedRhs.begin`."""
         self.steps += 1
         self.t_last = t.item()
         self.starts.append(self.t_last)
@@ -211,9 +223,9 @@ class _AdamsRhs(_FixedRhs):
         # A step evaluates the field once at its start, in each iteration, and once for each time that it reports.
         self.most = 1 + _ITERATIONS + 2 * int(steps.long().bincount().max())
 
-    def callback_step_adjoint(self, t: Tensor, z: Any, dt: Tensor) -> None:
-        """As `_FixedRhs.callback_step_adjoint`."""
-        super().callback_step_adjoint(t, z, dt)
+    def begin(self, t: Tensor, z: Any, dt: Tensor) -> None:
+        """As `_SteppedRhs.begin`."""
+        super().begin(t, z, dt)
         self.nfe_before = self.nfe
 
     def __call__(self, t: Tensor, z: Any) -> Any:
@@ -223,7 +235,7 @@ class _AdamsRhs(_FixedRhs):
         return super().__call__(t, z)
 
 
-class AdaptiveRhs(Rhs):
+class AdaptiveRhs(_SteppedRhs):
     """Of an adaptive Runge-Kutta solver."""
 
     def __init__(self, problem: Problem) -> None:
@@ -244,10 +256,10 @@ class AdaptiveRhs(Rhs):
         if dt.requires_grad:  # torchdiffeq differentiates its choice of the first step, which is none of the solution's
             dt.detach_()
         self.tell(t.item(), z)
-        self.callback_step_adjoint(t, z, dt)
+        self.begin(t, z, dt)
 
-    def callback_step_adjoint(self, t: Tensor, z: Any, dt: Tensor) -> None:
-        """At the start of each attempted step of a backward solve."""
+    def begin(self, t: Tensor, z: Any, dt: Tensor) -> None:
+        """As `_SteppedRhs.begin`, of each attempted step."""
         self.under_way = (t, z, dt)
         self.t_last = t.item()
         self.nfe_before = self.nfe
