@@ -189,6 +189,9 @@ class GraphConv(nn.Module):
         out_features: width of the result.
         bias: whether there is b.
 
+    Raises:
+        InputError: `graph` is none.
+
     Attributes:
         weight: W, `(in_features, out_features)`.
         bias: b, `(out_features,)`, or `None`.
@@ -199,7 +202,7 @@ class GraphConv(nn.Module):
 
     def __init__(self, graph: Graph, in_features: int, out_features: int, bias: bool = True) -> None:
         super().__init__()
-        self.graph = graph
+        self.graph = _checked_graph(graph, "GraphConv(graph, in_features, out_features)")
         self.weight = nn.Parameter(torch.empty(in_features, out_features))
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
         self.reset_parameters()
@@ -238,6 +241,7 @@ class GraphLayer(nn.Module):
         super().__init__()
         if not callable(layer):
             raise InputError(f"layer must be an nn.Module or a callable, got {type(layer).__name__}")
+        graph = _checked_graph(graph, "GraphLayer(layer, graph)")
         forward = layer.forward if isinstance(layer, nn.Module) else layer
         self.takes_weight = "edge_weight" in inspect.signature(forward).parameters
         if not self.takes_weight and (graph.learns or bool((graph.edge_weight != 1).any())):
@@ -245,14 +249,19 @@ class GraphLayer(nn.Module):
                 f"{type(layer).__name__} takes no edge_weight and would not see the weights of the graph. Take a graph "
                 "without weights and with normalise=None, or another layer"
             )
-        self.layer = layer
-        self.graph = graph
+        self.layer, self.graph = layer, graph
 
     def forward(self, z: Tensor) -> Tensor:
         """What the layer makes of z, `(batch, nodes, features)`."""
         if self.takes_weight:
             return self.layer(z, self.graph.edge_index, edge_weight=self.graph.edge_weight.to(z.dtype))
         return self.layer(z, self.graph.edge_index)
+
+
+def _checked_graph(graph: Any, call: str) -> Graph:
+    if not isinstance(graph, Graph):
+        raise InputError(f"graph of {call} must be a pynode.nn.Graph, got {type(graph).__name__}")
+    return graph
 
 
 def _checked_edges(edge_index: Tensor, n_nodes: int | None) -> int:

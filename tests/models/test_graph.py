@@ -290,4 +290,7 @@ def test_wrong_use():
         CGNN(graph, 3, control=True)
     with pytest.raises(InputError, match=r"graph must be a pynode\.nn\.Graph"):
         CGNN(weights, 3)
+    for make in (lambda: GraphConv(3, 2, graph), lambda: GraphLayer(nn.Linear(2, 2), 3)):
+        with pytest.raises(InputError, match=r"must be a pynode\.nn\.Graph, got int"):
+            make()
     assert isinstance(CGNN(graph, 3), NODE)
