@@ -26,7 +26,7 @@ from pynode.problem.course import solve_course
 from pynode.problem.crossing import event_reads_time
 from pynode.problem.failure import failure
 from pynode.problem.halves import check_halves_solve
-from pynode.problem.independent import check_unmixed
+from pynode.problem.independent import check_apart, check_unmixed, is_apart
 from pynode.problem.inputs import check_state
 from pynode.problem.mass import check_mass, check_no_stops
 from pynode.problem.precision import autocast_dtype, in_full_precision, without_autocast
@@ -156,9 +156,12 @@ def _solve(
         vector_field = vector_field.replaced(
             {n: example(p) for n, p in zip(vector_field.names, vector_field.parameters, strict=True)}
         )
-    if independent and on_field is None:
+    if on_field is None:
         with untransformed():
-            check_unmixed(vector_field, examples, at, values)
+            if independent:
+                check_unmixed(vector_field, examples, at, values)
+            elif is_apart(field):
+                check_apart(vector_field, examples, at, values)
     if active:
         wanted = tuple(map(differentiated, inputs))
     else:

@@ -14,6 +14,7 @@ from pynode.engine.each import is_per_sample
 from pynode.engine.protocol import Gradients, Integration, Problem, Retcode
 from pynode.engine.scale import exponent, largest, spans
 from pynode.errors import EngineUnavailable, InputError
+from pynode.field._elsewhere import arbitrary, outputs_elsewhere
 from pynode.field._outside import unhooked
 from pynode.field._tangents import TangentField
 from pynode.sensitivity import find_sensitivity
@@ -155,8 +156,9 @@ _SEPARATE: WeakMap[object, dict[object, bool]] = WeakMap()
 def _is_separate(problem: Problem) -> bool:
     """Whether dz/dt of a sample depends on no other sample's state, nor on rows of `args` but its own.
 
-    It is looked at once for a field: by products with cotangents that are zero for a half of the samples, where the
-    products have to be zero too; the halves are chosen so that any two samples are once in different ones.
+    It is looked at once for a field, at several states and for parameters off theirs: by products with cotangents that
+    are zero for a half of the samples, where the products have to be zero too; the halves are chosen so that any two
+    samples are once in different ones.
     """
     z0, field = problem.z0, problem.field
     batch = z0[0].shape[0]
@@ -164,25 +166,21 @@ def _is_separate(problem: Problem) -> bool:
     key = (batch, *(a.shape for a in problem.args))
     if key in known:
         return known[key]
-    rows = [a for a in problem.args if is_per_sample(a, batch) and a.is_floating_point()]
+    of_rows = {id(a): a.detach().clone() for a in problem.args if is_per_sample(a, batch) and a.is_floating_point()}
+    rows = [a.requires_grad_() for a in of_rows.values()]
+    args, separate = [of_rows.get(id(a), a) for a in problem.args], True
     with torch.inference_mode(False), torch.enable_grad(), unhooked():
-        inputs = {id(x): x.detach().clone().requires_grad_() for x in (*z0, *rows)}
-        dz = field(problem.t[0], [inputs[id(x)] for x in z0], [inputs.get(id(a), a) for a in problem.args])
-        outputs = [x for x in dz if x.requires_grad]
-        separate = True
-        for bit in range((batch - 1).bit_length() if outputs else 0):
-            half = (torch.arange(batch, device=z0[0].device) >> bit) % 2
-            for side in (0, 1):
-                inside = half == side
-                # Numbers without a pattern, so that nothing cancels.
-                cotangents = [
-                    _rows(inside, x) * torch.arange(1.0, x.numel() + 1, device="cpu").to(x).cos().reshape(x.shape)
-                    for x in outputs
-                ]
-                found = torch.autograd.grad(
-                    outputs, list(inputs.values()), cotangents, retain_graph=True, allow_unused=True
-                )
-                separate &= not any(bool((g * _rows(~inside, g)).any()) for g in found if g is not None)
+        for _, states, dz in outputs_elsewhere(field, problem.t[0], z0, args, tracked=True):
+            outputs = [x for x in dz if x.requires_grad]
+            for bit in range((batch - 1).bit_length() if outputs else 0):
+                half = (torch.arange(batch, device=z0[0].device) >> bit) % 2
+                for side in (0, 1):
+                    inside = half == side
+                    cotangents = [_rows(inside, x) * arbitrary(x, 0.0) for x in outputs]  # so that nothing cancels
+                    found = torch.autograd.grad(
+                        outputs, [*states, *rows], cotangents, retain_graph=True, allow_unused=True
+                    )
+                    separate &= not any(bool((g * _rows(~inside, g)).any()) for g in found if g is not None)
     known[key] = separate
     return separate
 

@@ -70,6 +70,9 @@ def density_dynamics(
     return (dz, *rates)
 
 
+density_dynamics.is_apart = True  # type: ignore[attr-defined] # see `pynode.problem.independent`
+
+
 def _by_rows(
     field: Callable[..., Any], t: Tensor, z: Tensor, dz: Tensor, args: Sequence[Tensor], create: bool
 ) -> tuple[Tensor, Tensor]:

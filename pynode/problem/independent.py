@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -10,14 +11,17 @@ from torch import Tensor
 from pynode.engine.each import is_per_sample
 from pynode.errors import FieldError, InputError, unknown_name
 from pynode.field import Field
+from pynode.field._elsewhere import arbitrary, outputs_elsewhere
 from pynode.field._time import first_time
 from pynode.weak import WeakMap
 
 __all__ = [
     "at_last_times",
+    "check_apart",
     "check_batching",
     "check_has_batch",
     "check_unmixed",
+    "is_apart",
     "last_times",
     "per_sample_times",
     "span",
@@ -26,6 +30,8 @@ __all__ = [
 _BATCHINGS = ("joint", "independent")
 # Fields of which it has been seen that they treat each sample by itself.
 _UNMIXED: WeakMap[object, bool] = WeakMap()
+# And of which it has been seen that no sample's derivative changes with other samples.
+_APART: WeakMap[object, bool] = WeakMap()
 
 
 def check_batching(batching: str) -> None:
@@ -70,6 +76,8 @@ def check_unmixed(
 ) -> None:
     """Refuse a field that gives a sample another derivative alone than among the others; looks once per field.
 
+    Also at other states, and for other parameters, since weights of zero hide what combines samples.
+
     Args:
         field: the field.
         z0: the state tensors.
@@ -84,11 +92,11 @@ def check_unmixed(
     if batch < 2 or _UNMIXED.get(field.key):
         return
     t0 = first_time(t)
-    with torch.no_grad():
-        joint = field(t0, z0, args)
+    for f, states, joint in outputs_elsewhere(field, t0, z0, args):
         for b in (0, batch - 1):
             own = tuple(a[b : b + 1] if is_per_sample(a, batch) else a for a in args)
-            alone = field(t0, tuple(z[b : b + 1] for z in z0), own)
+            with torch.no_grad():
+                alone = f(t0, tuple(z[b : b + 1] for z in states), own)
             for whole, x in zip(joint, alone, strict=True):
                 tolerance = 1e-3 if x.dtype == torch.float32 else 1e-8
                 scale = max(whole.abs().max().item(), 1.0)
@@ -102,6 +110,49 @@ def check_unmixed(
                         "is taken to have a row for each sample"
                     )
     _UNMIXED.setdefault(field.key, True)
+
+
+def is_apart(field: object) -> bool:
+    """Whether a field is one that is right for samples alone that do not depend on one another: it says `is_apart`."""
+    made = getattr(field, "__func__", None)
+    return isinstance(made, functools.partial) and getattr(made.func, "is_apart", False)
+
+
+def check_apart(field: Field, z0: Sequence[Tensor], t: Tensor, args: Sequence[Tensor]) -> None:
+    """Refuse a field in which a sample's derivative changes with the states of others; looks once per field.
+
+    Args:
+        field: a field that differentiates another one sample by sample.
+        z0: the state tensors.
+        t: the times.
+        args: conditioning tensors.
+
+    Raises:
+        FieldError: it does.
+    """
+    batch = z0[0].shape[0]
+    if batch < 2 or _APART.get(field.key):
+        return
+    t0 = first_time(t)
+    for f, states, rates in outputs_elsewhere(field, t0, z0, args):
+        others = [z + 0.3 * (1 + z.abs()) * arbitrary(z, 0.4) for z in states]
+        for b in (0, batch - 1):
+            mixed = tuple(torch.cat([x[:b], z[b : b + 1], x[b + 1 :]]) for x, z in zip(others, states, strict=True))
+            try:
+                with torch.no_grad():
+                    found = f(t0, mixed, args)
+            except Exception:  # the function need not take such states
+                continue
+            for x, y in zip(found, rates, strict=True):
+                tolerance = 1e-3 if x.dtype == torch.float32 else 1e-8
+                scale = max(y[b].abs().max().item(), 1.0) if y[b].numel() else 1.0
+                if bool(((x[b] - y[b]).abs() > tolerance * scale).any()):
+                    raise FieldError(
+                        f"the field mixes samples: dz/dt of sample {b} is another where the others have other states, "
+                        "and the density of a sample takes the derivatives of that sample alone. Take what combines "
+                        "samples (batch statistics, attention over the batch) out of the field"
+                    )
+    _APART.setdefault(field.key, True)
 
 
 def last_times(t: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from pynode.engine.stochastic import CALCULI, NOISES
 from pynode.errors import FieldError, InputError, TraceError, unknown_name
 from pynode.field import Field
 from pynode.field._derived import derived_field
+from pynode.field._elsewhere import arbitrary, outputs_elsewhere
 from pynode.field._substitution import LateRead
 from pynode.field._time import time_as_asked
 from pynode.nn._signature import with_time
@@ -133,7 +134,6 @@ class _named:
 
 
 _CHECKED: weakref.WeakKeyDictionary[Any, set[tuple[str, bool]]] = weakref.WeakKeyDictionary()
-_MOVED = 0.05  # by how much parameters differ from their values, which may be zeros, when the noise is looked at
 
 
 def check_noise(
@@ -161,43 +161,15 @@ def check_noise(
     known = _CHECKED.setdefault(field.key, set())
     if (noise, entrywise) in known:
         return
-    moved = field.replaced({n: p.detach() + _MOVED * _numbers(p, 1.5) for n, p in _floats(field)})
-    for f in (moved, field):
-        looked = False
-        for x in _around(state[0].detach()):
-            with torch.enable_grad(), torch.inference_mode(False):
-                try:
-                    g = f(t[0], (x, *state[1:]), [a.detach().clone() for a in args])[-1]
-                except Exception:  # it is the user's, and need not take other states than those of a path
-                    if not looked:
-                        raise
-                    continue
-                if not bool(torch.isfinite(g.detach()).all()):
-                    continue
-                looked = True
-                if noise == "additive":
-                    _check_additive(g, x)
-                else:
-                    _check_entrywise(g, x, solver)
-        if looked:
-            break
+    for _, (x, *_), outputs in outputs_elsewhere(field, t[0], state, [a.detach().clone() for a in args], tracked=True):
+        g = outputs[-1]
+        if not bool(torch.isfinite(g.detach()).all()):
+            continue
+        if noise == "additive":
+            _check_additive(g, x)
+        else:
+            _check_entrywise(g, x, solver)
     known.add((noise, entrywise))
-
-
-def _around(z: Tensor) -> Iterator[Tensor]:
-    """A state and others: where one has a derivative of zero by chance, as at an extremum, others have not."""
-    for distance in (0.0, 0.4, -1.1, 2.7):
-        with torch.inference_mode(False):
-            yield (z + distance * (1 + z.abs()) * _numbers(z, 0.2)).requires_grad_()
-
-
-def _floats(field: Field) -> list[tuple[str, Tensor]]:
-    pairs = zip(field.names, field.parameters, strict=True)
-    return [(n, p) for n, p in pairs if p.is_floating_point() and not field.is_fixed(p)]
-
-
-def _numbers(like: Tensor, offset: float) -> Tensor:
-    return (torch.arange(like.numel(), device=like.device).to(like.dtype).cos() + offset).reshape(like.shape)
 
 
 def _product(g: Tensor, x: Tensor, v: Tensor) -> Tensor:
@@ -208,7 +180,7 @@ def _product(g: Tensor, x: Tensor, v: Tensor) -> Tensor:
 
 
 def _check_additive(g: Tensor, x: Tensor) -> None:
-    if bool(_product(g, x, _numbers(g, 0.3)).any()):
+    if bool(_product(g, x, arbitrary(g, 0.3)).any()):
         raise InputError(
             'noise="additive" means that the diffusion does not depend on the state, and this one does: pass '
             'noise="diagonal", "scalar" or "general"'
@@ -216,7 +188,7 @@ def _check_additive(g: Tensor, x: Tensor) -> None:
 
 
 def _check_entrywise(g: Tensor, x: Tensor, solver: str) -> None:
-    v, w = _numbers(g, 0.3), _numbers(g, 2.0).flip(0)
+    v, w = arbitrary(g, 0.3), arbitrary(g, 2.0).flip(0)
     one, two = w * _product(g, x, v), _product(g, x, v * w)
     tolerance = 1e3 * torch.finfo(x.dtype).eps * max(float(one.abs().max()), float(two.abs().max()))
     if bool(((one - two).abs() > tolerance).any()):

@@ -87,6 +87,27 @@ def test_a_field_that_changes_before_its_gradient(engine: str) -> None:
         torch.testing.assert_close(found, torch.tensor([-slope, slope], dtype=DOUBLE), rtol=1e-7, atol=0)
 
 
+class Gated(nn.Module):
+    """A mean over the batch, by a weight that is zero at first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros((), dtype=DOUBLE))
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        return -z + self.weight * torch.sin(z).mean(0, keepdim=True)
+
+
+def test_samples_whose_mixing_has_no_derivative_at_first(engine: str) -> None:
+    """The square of a mean that is zero, a weight of zero: samples were taken for such as depend on no other."""
+    z0 = torch.tensor([[1.0], [-1.0]], dtype=DOUBLE, requires_grad=True)
+    agree(lambda t, z: t - z + z.mean(0, keepdim=True) ** 2, [z0], engine, state=(z0,))
+    field = Gated()
+    for weight in (0.0, 1.0):
+        field.weight.data.fill_(weight)
+        agree(field, [z0, field.weight], engine, state=(z0,))
+
+
 def test_samples_that_mix(engine: str) -> None:
     """By a mean over the batch; by a conditioning matrix that has, by chance, as many rows as there are samples."""
     w = nn.Parameter(torch.tensor(0.7, dtype=DOUBLE))

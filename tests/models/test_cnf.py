@@ -482,3 +482,46 @@ def test_trajectory_refuses_unsorted_times_and_times_outside_of_the_span():
         CNF(Affine(), standard(2)).trajectory(points(), torch.tensor([0.0, 1.5]))
     with pytest.raises(InputError, match="strictly monotone"):
         CNF(Affine(), standard(2)).trajectory(points(), torch.tensor([0.0, 0.7, 0.4]))
+
+
+class Mixing(nn.Module):
+    """Subtracts the mean over the batch, by a weight."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.layer = nn.Linear(2, 2).double()
+        self.weight = nn.Parameter(torch.tensor(weight, dtype=torch.float64))
+
+    def forward(self, t, z):
+        h = torch.tanh(self.layer(z))
+        return h - self.weight * h.mean(0, keepdim=True)
+
+
+@on_every_engine
+@pytest.mark.parametrize("trace", ["exact", "hutchinson"])
+@pytest.mark.parametrize("weight", [1.0, 0.0])
+def test_a_field_that_mixes_samples_has_no_density(trace, weight):
+    """Also where a weight of zero hides it at first: the log-density was that of something else, without a word."""
+    flow = CNF(Mixing(weight), standard(2), trace=trace)
+    x = torch.randn(5, 2, dtype=torch.float64)
+    with pytest.raises(FieldError, match="the field mixes samples"):
+        flow.log_prob(x)
+    assert flow.trajectory(x, torch.tensor([0.0, 1.0])).shape == (2, 5, 2)  # where there is no density
+
+
+@on_every_engine
+def test_a_field_that_holds_numbers_of_each_sample():
+    """And can therefore be evaluated for this batch alone."""
+
+    class Held(nn.Module):
+        def __init__(self, shift):
+            super().__init__()
+            self.shift = shift
+
+        def forward(self, t, z):
+            return torch.sin(z + self.shift)
+
+    x, shift = torch.randn(5, 2, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)
+    found = CNF(Held(shift), standard(2), **TIGHT).log_prob(x)
+    alone = [CNF(Held(shift[b : b + 1]), standard(2), **TIGHT).log_prob(x[b : b + 1]) for b in range(5)]
+    torch.testing.assert_close(found, torch.cat(alone), rtol=1e-7, atol=1e-7)

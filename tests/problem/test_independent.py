@@ -242,6 +242,22 @@ class Centred(nn.Module):
         return z - z.mean(0)
 
 
+def test_mixing_that_a_weight_of_zero_hides(engine: str) -> None:
+    """As in a network whose last layer starts with zeros."""
+
+    class Field(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(2, 2, bias=False)
+            nn.init.zeros_(self.last.weight)
+
+        def forward(self, t: Tensor, z: Tensor) -> Tensor:
+            return self.last(torch.tanh(z - z.mean(0, keepdim=True)))
+
+    with pytest.raises(FieldError, match="mixes samples"):
+        pynode.solve(Field(), torch.randn(3, 2), [0.0, 1.0], batching="independent", engine=engine)
+
+
 def test_fields_that_mix_samples(engine: str) -> None:
     z0 = torch.randn(3, 2, dtype=DOUBLE)
     pynode.solve(Centred(), z0, [0.0, 1.0], engine=engine)
