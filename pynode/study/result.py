@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pynode.errors import InputError, StudyError, unknown_name
+from pynode.errors import InputError, PyNODEWarning, StudyError, unknown_name
 from pynode.study.row import Row
 from pynode.study.store import Store
 from pynode.text import table
@@ -47,7 +48,10 @@ class Result:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], study: str = "") -> Result:
-        """The result of a study that a store has; of a cell that was measured more than once, the latest row.
+        """The result of a study that a store has, as `Study.run` returned it last, or as far as it came.
+
+        Rows of what was called the same before, of a problem that has changed since, say, are not among them. A store
+        of an earlier pynode does not tell them apart: then it is the latest row of each cell, with a warning.
 
         Args:
             path: the store.
@@ -68,8 +72,17 @@ class Result:
                 (study,) = definitions
             if study not in definitions:
                 raise unknown_name(f"study in {os.fspath(path)}", study, definitions)
-            latest = {tuple(row.get(name) for name in _SAME): row for row in store.rows(study)}
-            return cls(study, list(latest.values()), store.environments(), store.problems(study), definitions[study])
+            keys = store.defined(study)
+            rows = store.rows(study, keys)
+            if keys is None:
+                warnings.warn(
+                    f"{os.fspath(path)} is of an earlier pynode, which did not keep the rows of a study apart from "
+                    f"those of others that were called {study!r} before. Run it again to have its own alone",
+                    PyNODEWarning,
+                    stacklevel=2,
+                )
+                rows = list({tuple(row.get(name) for name in _SAME): row for row in rows}.values())
+            return cls(study, rows, store.environments(), store.problems(study), definitions[study])
 
     def frame(self) -> pandas.DataFrame:
         """The rows as a pandas DataFrame.

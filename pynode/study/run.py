@@ -49,15 +49,14 @@ def run(
         bar = stack.enter_context(_Bar(len(cells), len(cells) - len(left), study, progress))
         references = _references(left, store, bar)
         problems = {cell.problem.name: _known(cell, store) for cell in cells}
-        store.define(study, definition, problems)
+        keys = [cell.key for cell in cells]
+        store.define(study, definition, problems, keys)
         rows_to_come = _rows(left, references, workers, executor)
         with contextlib.closing(rows_to_come):
             for row, found in rows_to_come:
                 store.add(row, found)
                 bar.step(row)
-        wanted = {cell.key: i for i, cell in enumerate(cells)}
-        rows = sorted((r for r in store.rows(study) if r["key"] in wanted), key=lambda r: wanted[r["key"]])
-        return Result(study, rows, store.environments(), problems, definition)
+        return Result(study, store.rows(study, keys), store.environments(), problems, definition)
 
 
 def _references(cells: Sequence[Cell], store: Store, bar: _Bar) -> dict[str, Reference | None]:

@@ -6,7 +6,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,7 +18,7 @@ from pynode.study.row import COLUMNS, TRAINING_COLUMNS, Row
 
 __all__ = ["Store"]
 
-_SCHEMA = 1
+_SCHEMA = 2  # 1 had no keys of a study's definition
 _PATIENCE = 60  # seconds to wait for others that use the file
 _MARK = 0x704E5354  # "pNST": says that an SQLite file is a store of ours
 _ALL = {**COLUMNS, **TRAINING_COLUMNS}
@@ -57,7 +57,7 @@ class Store:
         schema = self._db.execute("PRAGMA user_version").fetchone()[0]
         if not empty and mark != _MARK:
             raise StudyError(f"{self.path} is an SQLite file, and no store of studies. Name another file")
-        if not empty and schema != _SCHEMA:
+        if not empty and not 1 <= schema <= _SCHEMA:
             raise StudyError(
                 f"{self.path} is a store of schema {schema}, this pynode has {_SCHEMA}. Name another file, or read it "
                 "with the pynode that made it"
@@ -68,13 +68,15 @@ class Store:
             self._db.execute("BEGIN IMMEDIATE")
             for statement in (
                 f"CREATE TABLE IF NOT EXISTS rows ({columns}, PRIMARY KEY (study, key))",
-                "CREATE TABLE IF NOT EXISTS studies (name TEXT PRIMARY KEY, definition TEXT, problems TEXT)",
+                "CREATE TABLE IF NOT EXISTS studies (name TEXT PRIMARY KEY, definition TEXT, problems TEXT, keys TEXT)",
                 "CREATE TABLE IF NOT EXISTS environments (id TEXT PRIMARY KEY, facts TEXT)",
                 "CREATE TABLE IF NOT EXISTS problem_references (content TEXT PRIMARY KEY, data BLOB)",
                 f"PRAGMA application_id = {_MARK}",
                 f"PRAGMA user_version = {_SCHEMA}",
             ):
                 self._db.execute(statement)
+            if "keys" not in {column[1] for column in self._db.execute("PRAGMA table_info(studies)")}:
+                self._db.execute("ALTER TABLE studies ADD COLUMN keys TEXT")
 
     def _write_ahead(self) -> None:
         """Let others read while one writes. SQLite does not wait by itself where another one is just doing the same."""
@@ -116,12 +118,16 @@ class Store:
         """The keys of a study's rows."""
         return {key for (key,) in self._db.execute("SELECT key FROM rows WHERE study = ?", (study,))}
 
-    def rows(self, study: str) -> list[Row]:
-        """A study's rows, in the order in which they ended."""
+    def rows(self, study: str, keys: Sequence[str] | None = None) -> list[Row]:
+        """A study's rows, in the order in which they ended; of some keys alone, in the order of these."""
         names = list(_ALL)
         columns = ", ".join(f'"{name}"' for name in names)
         found = self._db.execute(f"SELECT {columns} FROM rows WHERE study = ? ORDER BY ended, key", (study,)).fetchall()
-        return [_row(dict(zip(names, values, strict=True))) for values in found]
+        rows = [_row(dict(zip(names, values, strict=True))) for values in found]
+        if keys is None:
+            return rows
+        by_key = {row["key"]: row for row in rows}
+        return [by_key[key] for key in keys if key in by_key]
 
     def forget(self, study: str, keys: Iterable[str]) -> None:
         """Drop rows of a study, which are then measured again."""
@@ -133,11 +139,22 @@ class Store:
         """What rows were measured in, by the ids in their column `environment`."""
         return {name: json.loads(facts) for name, facts in self._db.execute("SELECT id, facts FROM environments")}
 
-    def define(self, study: str, definition: dict[str, Any], problems: dict[str, dict[str, Any]]) -> None:
-        """Keep how a study is defined, and what is known of its problems, by name."""
+    def define(
+        self, study: str, definition: dict[str, Any], problems: dict[str, dict[str, Any]], keys: Sequence[str]
+    ) -> None:
+        """Keep how a study is defined, what is known of its problems, by name, and the keys of its cells.
+
+        Rows of an earlier definition stay, for when the study is defined so again.
+        """
+        texts = (json.dumps(part) for part in (definition, problems, list(keys)))
         self._db.execute(
-            "INSERT OR REPLACE INTO studies VALUES (?, ?, ?)", (study, json.dumps(definition), json.dumps(problems))
+            "INSERT OR REPLACE INTO studies (name, definition, problems, keys) VALUES (?, ?, ?, ?)", (study, *texts)
         )
+
+    def defined(self, study: str) -> list[str] | None:
+        """The keys of a study's cells, as it is defined; `None` in a store of an earlier pynode, which kept none."""
+        (keys,) = self._db.execute("SELECT keys FROM studies WHERE name = ?", (study,)).fetchone() or (None,)
+        return None if keys is None else list(json.loads(keys))
 
     def studies(self) -> dict[str, dict[str, Any]]:
         """The definitions of all studies, by name."""

@@ -18,7 +18,7 @@ needs_pages = pytest.mark.skipif(not HAS_PAGES, reason="the extra `study` is not
 def write(path, rows, name="made"):
     """A store with these rows."""
     with Store(path) as store:
-        store.define(name, {"name": name}, made_rows.PROBLEMS)
+        store.define(name, {"name": name}, made_rows.PROBLEMS, [row["key"] for row in rows])
         for row in rows:
             assert list(row)[: len(COLUMNS)] == list(COLUMNS)  # the rows are made as studies make them
             store.add(row | {"study": name, "environment": identity(made_rows.ENVIRONMENT)}, made_rows.ENVIRONMENT)

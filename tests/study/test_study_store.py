@@ -3,10 +3,11 @@ import sqlite3
 
 import numpy as np
 import pytest
+import torch
 from decay_adapter import Exact, problem
 
-from pynode.errors import InputError, StudyError
-from pynode.study import Contender, Result, Store, Study
+from pynode.errors import InputError, PyNODEWarning, StudyError
+from pynode.study import Contender, Result, Setting, Store, Study
 from pynode.study.row import COLUMNS
 
 ENVIRONMENT = {"python": "3", "packages": {"torch": "2"}}
@@ -43,7 +44,7 @@ def test_a_row_comes_back_as_it_was_and_is_written_once(tmp_path):
 def test_studies_share_a_store(tmp_path):
     with Store(tmp_path / "s.db") as store:
         for name in ("one", "two"):
-            store.define(name, {"name": name}, {"decay": {"how": name}})
+            store.define(name, {"name": name}, {"decay": {"how": name}}, [row["key"] for row in rows(name)])
             for row in rows(name):
                 store.add(row, ENVIRONMENT)
     with pytest.raises(InputError, match="has the studies one, two: name one"):
@@ -55,14 +56,57 @@ def test_studies_share_a_store(tmp_path):
     assert (result.definition, result.problems) == ({"name": "two"}, {"decay": {"how": "two"}})
 
 
-def test_of_a_cell_that_was_measured_again_the_latest_row_counts(tmp_path):
+def test_rows_of_what_a_study_was_before_are_not_shown(tmp_path):
+    """Defined so, otherwise, and so again: by the latest rows, those of the other would be shown."""
+    (first, second) = rows()
+    other = {**first, "key": "of another problem of this name", "ended": 9.0}
+    dropped = {**second, "key": "of it too", "contender": "dropped", "ended": 9.5}
+    with Store(tmp_path / "s.db") as store:
+        for row in (first, second, other, dropped):
+            store.add(row, ENVIRONMENT)
+        for wanted in ([second, first], [other], [second, first], [dropped, other]):
+            store.define("one", {"of": len(wanted)}, {}, [*(row["key"] for row in wanted), "not yet measured"])
+            found = Result.load(tmp_path / "s.db")
+            assert found.rows == wanted
+            assert found.definition == {"of": len(wanted)}
+        assert len(store.rows("one")) == 4  # for when it is defined so again
+
+
+@pytest.mark.slow
+def test_a_study_that_is_changed_and_changed_back_has_its_own_rows(tmp_path):
+    def run(rate):
+        whole = problem(settings=(Setting(1e-3),), reference=None)
+        with torch.no_grad():
+            whole.field.rate.fill_(rate)
+        return Study("one", [whole], [Contender(Exact)], ["state"], budget=0.01).run(tmp_path / "s.db", progress=False)
+
+    for rate in (1.0, 5.0, 1.0):
+        result = run(rate)
+        loaded = Result.load(tmp_path / "s.db")
+        assert loaded.rows == result.rows
+        assert loaded.definition == result.definition
+        assert loaded.problems == result.problems
+
+
+def test_a_store_of_an_earlier_pynode_is_opened(tmp_path):
     (first, second) = rows()
     again = {**first, "key": "by another version", "ended": 9.0}
     with Store(tmp_path / "s.db") as store:
-        store.define("one", {}, {})
         for row in (first, second, again):
             store.add(row, ENVIRONMENT)
-    assert {row["key"] for row in Result.load(tmp_path / "s.db")} == {second["key"], again["key"]}
+        for statement in (
+            "DROP TABLE studies",
+            "CREATE TABLE studies (name TEXT PRIMARY KEY, definition TEXT, problems TEXT)",
+            "INSERT INTO studies VALUES ('one', '{}', '{}')",
+            "PRAGMA user_version = 1",
+        ):
+            store._db.execute(statement)
+    with pytest.warns(PyNODEWarning, match="is of an earlier pynode, which did not keep the rows of a study apart"):
+        found = Result.load(tmp_path / "s.db")
+    assert {row["key"] for row in found} == {second["key"], again["key"]}  # the latest of each cell
+    with Store(tmp_path / "s.db") as store:
+        store.define("one", {}, {}, [first["key"], second["key"]])
+    assert Result.load(tmp_path / "s.db").rows == [first, second]
 
 
 def test_a_reference_is_kept(tmp_path):
