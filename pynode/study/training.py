@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -79,7 +79,7 @@ class Training:
         for name in ("make_model", "loss", "optimizer"):
             if not callable(getattr(self, name)):
                 raise InputError(f"{name} of a training must be callable, got {type(getattr(self, name)).__name__}")
-        if not callable(self.data) and (not isinstance(self.data, Iterable) or iter(self.data) is self.data):
+        if not callable(self.data) and (not isinstance(self.data, Iterable) or isinstance(self.data, Iterator)):
             raise InputError(
                 "data must be batches that can be gone through again and again, or a function of the seed that "
                 f"returns such, got {type(self.data).__name__}. Pass a DataLoader or a list"
@@ -92,8 +92,18 @@ class Training:
         return digest(self.name, self.test_metric, *parts)
 
     def batches(self, seed: int) -> Iterable[Any]:
-        """The batches of an epoch."""
-        return self.data(seed) if callable(self.data) else self.data
+        """The batches of each epoch.
+
+        Raises:
+            InputError: they can be gone through once alone.
+        """
+        found = self.data(seed) if callable(self.data) else self.data
+        if isinstance(found, Iterator):
+            raise InputError(
+                f"data(seed) of the training {self.name!r} must return batches that can be gone through again and "
+                f"again, once an epoch, got {type(found).__name__}. Return a DataLoader or a list"
+            )
+        return found
 
     def evaluations(self, model: nn.Module) -> tuple[int | None, int | None]:
         """Evaluations of the field in the last forward and in the last backward pass."""
@@ -137,7 +147,8 @@ def _train(training: Training, model: nn.Module, seed: int, course: _Course) -> 
     optimizer = training.optimizer(model.parameters())
     torch.manual_seed(seed)  # so that the order of the batches is that of all contenders
     course.report("training", seconds_first=course.first)
-    for _ in range(training.epochs):
+    for epoch in range(training.epochs):
+        before = len(course.points)
         for batch in batches:
             started = time.perf_counter()
             optimizer.zero_grad(set_to_none=True)
@@ -145,6 +156,11 @@ def _train(training: Training, model: nn.Module, seed: int, course: _Course) -> 
             loss.backward()
             optimizer.step()
             course.step(loss.item(), time.perf_counter() - started, *training.evaluations(model))
+        if len(course.points) == before:
+            raise InputError(
+                f"the data of the training {training.name!r} have no batch in epoch {epoch + 1} of {training.epochs}: "
+                "they must be such that they can be gone through again and again. Pass a DataLoader or a list"
+            )
         course.end_of_epoch()
 
 

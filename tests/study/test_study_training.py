@@ -109,6 +109,41 @@ def test_what_fails_or_diverges_is_a_row():
     assert set(plain["curves"]) == {"seconds", "loss"}
 
 
+class Once:
+    """Batches that can be gone through once alone, which does not show."""
+
+    def __init__(self, batches):
+        self.batches = iter(batches)
+
+    def __iter__(self):
+        return self.batches
+
+
+def test_batches_that_can_be_gone_through_once_alone_are_refused():
+    batches = list(data(0))
+    for make_once, kind in ((iter, "list_iterator"), (lambda x: (b for b in x), "generator"), (zip, "zip")):
+        columns = measured(Training(make, lambda seed, make_once=make_once: make_once(batches), loss, 5, name="mine"))
+        assert columns["status"] == "failed"
+        assert columns["reason"] == (
+            "InputError: data(seed) of the training 'mine' must return batches that can be gone through again and "
+            f"again, once an epoch, got {kind}. Return a DataLoader or a list"
+        )
+    columns = measured(Training(make, lambda seed: Once(batches), loss, 5))
+    assert columns["status"] == "failed"
+    assert "have no batch in epoch 2 of 5" in columns["reason"]
+    columns = measured(Training(make, lambda seed: batches, loss, 5))
+    assert columns["status"] == "ok"
+    assert len(columns["curves"]["loss"]) == 5 * len(batches)
+
+
+def test_a_training_draws_no_random_number_when_it_is_made():
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    Training(make, DataLoader([0.0, 1.0], shuffle=True), loss, 1)
+    assert torch.rand(1) == expected
+
+
 def test_a_long_training_has_a_curve_of_some_points():
     x = torch.ones(1, 1)
     columns = measured(Training(lambda: nn.Linear(1, 1), [(x, x)], loss, 1000))
