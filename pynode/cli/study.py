@@ -34,7 +34,7 @@ def add(actions: _SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     run.add_argument("--quick", action="store_true", help="two minutes: fewer contenders and repeats, no memory")
     run.add_argument("--store", type=Path, default=_STORE, help=f"the file of the rows (default: {_STORE})")
-    run.add_argument("--name", default="", help="of the study in the store (default: the file's, or the problems')")
+    run.add_argument("--name", help="of the study in the store (default: the file's, or the problems')")
     run.add_argument("--engine", nargs="+", choices=("julia", "torch"), help="of pynode, these engines alone")
     run.add_argument("--package", nargs="+", help="these packages alone, see `pynode study contenders`")
     run.add_argument("--workers", type=int, default=1, help="cells that run at once, which disturb each other")
@@ -67,7 +67,7 @@ def _study(arguments: argparse.Namespace) -> Study:
     from pynode.study.description import read
 
     given = {name: getattr(arguments, name) for name in ("name", "passes", "threads", "time_limit")}
-    given = {name: value for name, value in given.items() if value}
+    given = {name: value for name, value in given.items() if value is not None}
     quick = _QUICK if arguments.quick else {}
     if any(what.endswith(".toml") for what in arguments.what):
         if len(arguments.what) > 1:

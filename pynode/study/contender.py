@@ -39,6 +39,8 @@ class Contender:
             raise InputError(
                 f"package must be the name of an adapter, or 'module:Class' of your own, got {self.package!r}"
             )
+        if not isinstance(self.label, str):
+            raise InputError(f"the label of a contender must be a text, got {self.label!r}. Pass e.g. label='mine'")
         for name, value in self.options.items():
             if not isinstance(name, str) or not isinstance(value, str | int | float | bool):
                 raise InputError(

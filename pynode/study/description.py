@@ -68,17 +68,18 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{file} is no TOML file: {error}") from error
     folder = file.resolve().parent
-    return {"name": file.stem} | _with_paths(found, folder)
+    for key, named in (("problems", "name"), ("contenders", "package")):
+        if isinstance(found.get(key), list):
+            found[key] = [_with_path(each, named, folder) for each in found[key]]
+    return {"name": file.stem} | found
 
 
-def _with_paths(found: Any, folder: Path) -> Any:
-    """The same with the files of `FILE.py:NAME` in full."""
-    if isinstance(found, dict):
-        return {name: _with_paths(value, folder) for name, value in found.items()}
-    if isinstance(found, list):
-        return [_with_paths(value, folder) for value in found]
-    place, _, name = found.rpartition(":") if isinstance(found, str) else ("", "", "")
-    return f"{folder / place}:{name}" if place.endswith(".py") else found
+def _with_path(each: Any, named: str, folder: Path) -> Any:
+    """A problem or a contender with the file of `FILE.py:NAME` in full, which it has under this name or is itself."""
+    if isinstance(each, dict):
+        return {key: _with_path(value, named, folder) if key == named else value for key, value in each.items()}
+    place, _, name = each.rpartition(":") if isinstance(each, str) else ("", "", "")
+    return f"{folder / place}:{name}" if place.endswith(".py") else each
 
 
 def arguments(description: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,7 +169,7 @@ def _contenders(each: Any) -> list[Contender]:
     options = dict(each)
     package, label, settings = options.pop("package"), options.pop("label", ""), _settings_of(options)
     grid = Contender.grid(package, settings=settings or None, **options)
-    if not label:
+    if label == "":
         return grid
     if len(grid) > 1:
         raise InputError(f"the label {label!r} is for one contender, got lists of options, which make {len(grid)}")
@@ -179,6 +180,11 @@ def _settings_of(table: dict[str, Any]) -> tuple[Setting, ...]:
     """The settings of a table, whose keys are taken out of it."""
     given = {name: table.pop(name) for name in _SETTINGS if name in table}
     lists = {name: value if isinstance(value, list | tuple) else [value] for name, value in given.items()}
+    for name, values in lists.items():
+        if not values:
+            raise InputError(
+                f"{name} must be a number, or a list of at least one, got []. Leave it out for those of the problem"
+            )
     if "dt" in lists and len(lists) > 1:
         raise InputError(f"settings are tolerances or steps, got {', '.join(given)}")
     if "atol" in lists and len(lists["atol"]) != len(lists.get("rtol", [])):

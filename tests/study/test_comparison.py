@@ -185,6 +185,27 @@ def test_trainings_are_compared_over_seeds():
     assert found.slower[0].time.value == pytest.approx(1.5, rel=0.02)
 
 
+@pytest.mark.parametrize("infinite", [1, 5])
+def test_infinite_errors_of_trainings_are_worse(infinite):
+    a, b, huge = (made_rows.training_rows(seeds=5, steps=60, epochs=2) for _ in range(3))
+    for row in b:
+        if row["contender"] == "NODE discrete" and row["seed"] < infinite:
+            row["test_error"] = math.inf
+    label = ("NODE discrete", "training")
+    worse, better = compare(made_rows.source(a), made_rows.source(b)), compare(made_rows.source(b), made_rows.source(a))
+    told = [label] if infinite == 5 else []  # the median of the seeds is what is told
+    assert [(v.pair.contender, v.pair.measure) for v in worse.worse] == told
+    assert [(v.pair.contender, v.pair.measure) for v in better.better] == told
+    assert not worse.better
+    assert not better.worse
+    both = compare(made_rows.source(b), made_rows.source(b))
+    assert not both.worse
+    assert not both.better
+    for i, row in enumerate(huge):
+        row["test_error"] = 1e200 * (1 + i)  # whose variance is beyond all floats
+    assert not compare(made_rows.source(a), made_rows.source(huge)).better
+
+
 def test_page_of_a_comparison(tmp_path):
     pytest.importorskip("jinja2", reason="the extra `study` is not installed")
     pytest.importorskip("plotly", reason="the extra `study` is not installed")

@@ -58,6 +58,10 @@ def test_problems_by_name_and_contenders_by_package(folder, capsys):
         (["run", "study.toml", "study.toml"], "one file is a study of its own", 2),
         (["run", "study.toml", "--package", "scipy"], "no contender of decay is left: it has decay_adapter:Exact", 2),
         (["run", "study.toml", "--workers", "0"], "workers must be a positive int", 2),
+        (["run", "study.toml", "--passes", "0"], "passes must be a positive int, got 0", 2),
+        (["run", "study.toml", "--threads", "0"], "threads must be a positive int, got 0", 2),
+        (["run", "study.toml", "--time-limit", "0"], "time_limit must be positive and finite, got 0.0", 2),
+        (["run", "study.toml", "--name", ""], "a study needs a name", 2),
         (["run", "study.toml", "--store", "study.toml"], "is no store of studies", 1),
     ],
 )

@@ -50,6 +50,21 @@ def test_a_study_of_a_toml_file(file):
     assert len(study.cells()) == 2 * 2 + 2 + 1
 
 
+def test_paths_of_files_are_in_full_and_other_texts_are_as_they_were(file):
+    (file.parent / "own.py").write_text("from decay_adapter import Exact\n")
+    file.write_text(
+        """
+        problems = ["fields.py:one", { name = "fields.py:made" }]
+        contenders = ["own.py:Exact", { package = "own.py:Exact", behave = "model.py:new", label = "model.py:newer" }]
+        """
+    )
+    study = Study.from_toml(file)
+    first, second = study.contenders
+    assert first.package == second.package == f"{file.resolve().parent / 'own.py'}:Exact"
+    assert (second.label, second.options) == ("model.py:newer", {"behave": "model.py:new"})
+    assert [p.name for p in study.resolved()] == ["one", "decay 3"]
+
+
 def test_contenders_come_back_from_data():
     contenders = [*Contender.grid(Exact, settings=[Setting(1e-2, 1e-3)], scale=[1.0, 2]), Contender(Exact)]
     study = Study("s", ["lotka_volterra", "van_der_pol"], contenders, measures=["memory"], passes=2, budget=1, seed=5)
@@ -87,6 +102,23 @@ def test_problems_of_python_are_described_and_not_made():
         (('label = "mine"', 'label = "Exact ok"'), "Exact ok more than once"),
         ((', { name = "fields.py:made"', ', "fields.py:made", { name = "fields.py:made"'), "decay 3 more than once"),
         (('label = "mine"', 'behave = [[1]]'), "texts, numbers and truth values"),
+        (("rtol = [1e-4]", "rtol = []"), "rtol must be a number, or a list of at least one, got \\[\\]. Leave it out"),
+        (("rtol = [1e-4]", "atol = []"), "atol must be a number, or a list of at least one"),
+        (("dt = 0.5", "dt = []"), "dt must be a number, or a list of at least one"),
+        (("dt = 0.5", "rtol = true"), "rtol must be a positive number, got True. Pass e.g."),
+        (("dt = 0.5", 'rtol = "1e-3"'), "rtol must be a positive number, got '1e-3'. Pass e.g."),
+        (('label = "mine"', "label = 3"), "the label of a contender must be a text, got 3. Pass e.g."),
+        (('label = "mine"', "label = false"), "the label of a contender must be a text, got False"),
+        (("repeats = 3", 'seed = "x"'), "seed must be an int of at most 64 bits, got 'x'. Pass e.g."),
+        (("repeats = 3", "seed = 1.5"), "seed must be an int of at most 64 bits, got 1.5"),
+        (("repeats = 3", "seed = true"), "seed must be an int of at most 64 bits, got True"),
+        (("repeats = 3", "seed = 99999999999999999999"), "seed must be an int of at most 64 bits"),
+        (("repeats = 3", "threads = true"), "threads must be a positive int, got True. Pass e.g."),
+        (("repeats = 3", "passes = true"), "passes must be a positive int, got True"),
+        (("repeats = 3", "budget = true"), "budget must be a positive number, got True"),
+        (("repeats = 3", 'time_limit = "9"'), "time_limit must be a positive number, got '9'"),
+        (('{ name = "fields.py:made"', '{ name = "van_der_pol", mu = "x" }, { name = "fields.py:made"'),
+         "mu of the problem 'van_der_pol' must be a finite number, got 'x'. Pass e.g."),
     ],
 )  # fmt: skip
 def test_what_is_wrong_in_a_file_is_said(file, change, says):

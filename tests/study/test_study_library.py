@@ -250,6 +250,22 @@ def test_wrong_options_are_refused(name, options, says):
         problem(name, **options)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("van_der_pol", {"mu": "x"}, "mu of the problem 'van_der_pol' must be a finite number, got 'x'"),
+        ("van_der_pol", {"mu": [1.0]}, "mu of the problem 'van_der_pol' must be a finite number"),
+        ("van_der_pol", {"mu": True}, "mu of the problem 'van_der_pol' must be a finite number, got True"),
+        ("kepler", {"eccentricity": "0.5"}, "eccentricity of the problem 'kepler' must be a finite number"),
+        ("brusselator", {"points": 8.0}, "points of the problem 'brusselator' must be an int"),
+        ("digits", {"batch": [1]}, "batch of the problem 'digits' must be an int"),
+    ],
+)
+def test_options_that_are_no_numbers_are_refused(name, options, says):
+    with pytest.raises(InputError, match=says):
+        problem(name, **options)
+
+
 def test_options_make_another_problem():
     mild = problem("van_der_pol", mu=2.0)
     assert mild.name == "van_der_pol(mu=2.0)"

@@ -103,10 +103,11 @@ def _doubt_of_errors(pair: Pair) -> tuple[float, float]:
         return (0.0, 0.0) if a and b else (1.0, 1.0)
     if min(len(a), len(b)) < 2:
         return 1.0, 1.0
-    if np.var(a) == 0 and np.var(b) == 0:
-        return float(np.mean(b) >= np.mean(a)), float(np.mean(b) <= np.mean(a))
-    lesser, greater = (stats.ttest_ind(b, a, equal_var=False, alternative=side).pvalue for side in ("less", "greater"))
-    return float(lesser), float(greater)
+    if not np.isfinite([*a, *b]).all() or (np.var(a) == 0 and np.var(b) == 0):  # which differ, if so, without a doubt
+        return float(not np.mean(b) < np.mean(a)), float(not np.mean(b) > np.mean(a))
+    found = (stats.ttest_ind(b, a, equal_var=False, alternative=side).pvalue for side in ("less", "greater"))
+    lesser, greater = (float(np.nan_to_num(p, nan=1.0)) for p in found)  # NaN where a variance is beyond all floats
+    return lesser, greater
 
 
 def _claims(doubts: Sequence[float], rate: float) -> list[bool]:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from pynode.errors import StudyError, unknown_name
+from pynode.study.given import finite, whole
 from pynode.study.library.allen_cahn import allen_cahn
 from pynode.study.library.brusselator import brusselator
 from pynode.study.library.digits import digits
@@ -75,7 +76,7 @@ def problem(name: str, *, dtype: str | torch.dtype = "float64", **options: Any) 
             `"allen_cahn"`, `batch` of `"digits"`.
 
     Raises:
-        InputError: the name is unknown.
+        InputError: the name is unknown, or an option is no number.
         StudyError: an option is unknown or not usable.
     """
     found = make(name, **options)
@@ -93,6 +94,8 @@ def make(name: str, **options: Any) -> Problem:
         if key not in known:
             has = f"its options are {', '.join(known)}" if known else "it has none"
             raise StudyError(f"the problem {name!r} has no option {key!r}: {has}")
+        check = whole if isinstance(known[key], int) else finite
+        check(f"{key} of the problem {name!r}", options[key])
     found = _MAKERS[name](**options)
     given = [f"{key}={value}" for key, value in options.items() if value != known[key]]
     text, _, source = (inspect.getdoc(_MAKERS[name]) or "").partition("\nSource:\n")
