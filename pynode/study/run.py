@@ -82,7 +82,7 @@ def _references(cells: Sequence[Cell], store: Store, bar: _Bar) -> dict[str, Ref
 def _known(cell: Cell, store: Store) -> dict[str, Any]:
     """What the report says of a problem."""
     problem = cell.problem
-    known = {name: getattr(problem, name, "") for name in ("kind", "description", "source")}
+    known = {name: getattr(problem, name, "") for name in ("kind", "description", "source")} | {"content": cell.content}
     if problem.kind == "solve":
         shapes = {"shape": list(problem.z0.shape), "times": len(problem.t), "stiff": problem.stiff}
         known |= {**shapes, "parameters": sum(p.numel() for p in problem.parameters.values())}

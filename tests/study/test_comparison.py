@@ -171,6 +171,18 @@ def test_differing_environments_are_told():
     assert "torch: 2.10.0 at a, 2.11 at b." in str(found)
 
 
+def test_problems_of_one_name_that_are_not_the_same_are_told():
+    a, b = studies()
+    for source, digests in ((a, ("1a" * 32, "3c" * 32)), (b, ("2b" * 32, "3c" * 32))):
+        names = ("lotka_volterra", "van_der_pol")
+        source["problems"] = {n: {**made_rows.PROBLEMS[n], "content": d} for n, d in zip(names, digests, strict=True)}
+    found = compare(a, b)
+    assert found.changed == [("digest of the problem lotka_volterra", "1a" * 6, "2b" * 6)]
+    assert f"digest of the problem lotka_volterra: {'1a' * 6} at a, {'2b' * 6} at b." in str(found)
+    b["problems"] = made_rows.PROBLEMS  # of an earlier pynode
+    assert compare(a, b).changed == []
+
+
 def test_trainings_are_compared_over_seeds():
     a = made_rows.training_rows(seeds=5, steps=60, epochs=2)
     b = made_rows.training_rows(seeds=5, steps=60, epochs=2)

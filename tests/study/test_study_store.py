@@ -86,6 +86,7 @@ def test_a_study_that_is_changed_and_changed_back_has_its_own_rows(tmp_path):
         assert loaded.rows == result.rows
         assert loaded.definition == result.definition
         assert loaded.problems == result.problems
+        assert loaded.problems["decay"]["content"] == loaded.definition["problems"][0]["content"]
 
 
 def test_a_store_of_an_earlier_pynode_is_opened(tmp_path):

@@ -11,6 +11,7 @@ from pynode.study.reporting.units import day
 
 __all__ = ["differences", "provenance"]
 
+_SHOWN = 12  # letters of a digest
 _NAMES = {"pynode": "pynode", "revision": "Git revision of pynode", "memory_mb": "Memory, MB"}
 
 
@@ -52,10 +53,16 @@ def _facts(environment: Mapping[str, Any], of: str = "") -> list[tuple[str, str]
 
 
 def differences(a: Source, b: Source) -> list[tuple[str, str, str]]:
-    """The facts of the environments that two studies do not share, with their values in each."""
+    """The facts of the environments that two studies do not share, with their values in each.
+
+    So are the digests of problems that have one name and are not the same.
+    """
     sides = [_values(source) for source in (a, b)]
     names = list(dict.fromkeys([*sides[0], *sides[1]]))
     pairs = [(name, sides[0].get(name, ""), sides[1].get(name, "")) for name in names]
+    contents = [{name: known.get("content", "") for name, known in source.problems.items()} for source in (a, b)]
+    both = [name for name in contents[0] if contents[0][name] and contents[1].get(name)]
+    pairs += [(f"digest of the problem {name}", *(side[name][:_SHOWN] for side in contents)) for name in both]
     return [pair for pair in pairs if pair[1] != pair[2]]
 
 
