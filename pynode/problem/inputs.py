@@ -28,6 +28,7 @@ __all__ = [
     "check_args",
     "check_count",
     "check_finite",
+    "check_integer",
     "check_lowering",
     "check_number",
     "check_state",
@@ -223,7 +224,16 @@ def check_finite(name: str, value: Any) -> float:
     return number
 
 
+def check_integer(name: str, value: Any) -> int:
+    """A whole number of any sign."""
+    if isinstance(value, bool) or not isinstance(value, int) or not -(2**63) <= value < 2**63:
+        raise InputError(f"{name} must be an int of at most 64 bits, got {value!r}. Pass e.g. 10")
+    return value
+
+
 def _number(name: str, value: Any, expected: str, example: str) -> float:
+    if isinstance(value, bool | str):  # of which Python makes numbers
+        raise InputError(f"{name} must be {expected}, got {value!r}. Pass e.g. {example}")
     try:
         return real_number(value)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:

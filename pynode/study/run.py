@@ -14,9 +14,9 @@ from types import TracebackType
 from typing import Any
 
 from pynode.errors import PyNODEWarning, StudyError
+from pynode.problem.inputs import check_count
 from pynode.study.cell import Cell
 from pynode.study.environment import environment, identity
-from pynode.study.given import count
 from pynode.study.problem import Problem
 from pynode.study.process import Task, make_reference, run_cell
 from pynode.study.reference import Reference
@@ -40,7 +40,7 @@ def run(
     progress: bool,
 ) -> Result:
     """Run those of a study's cells that a store does not have yet, see `Study.run`."""
-    workers = count("workers", workers)
+    workers = check_count("workers", workers)
     with contextlib.ExitStack() as stack:
         if not isinstance(store, Store):
             store = stack.enter_context(Store(":memory:" if store is None else store))

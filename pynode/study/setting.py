@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pynode.errors import InputError
-from pynode.study.given import positive
+from pynode.problem.inputs import check_number
 
 __all__ = ["Setting"]
 
@@ -34,7 +34,7 @@ class Setting:
                 "Pass e.g. Setting(rtol=1e-6), or Setting(dt=0.01) for fixed steps"
             )
         for name in given:
-            object.__setattr__(self, name, positive(name, getattr(self, name)))
+            object.__setattr__(self, name, check_number(name, getattr(self, name)))
         if self.rtol is not None and self.atol is None:
             object.__setattr__(self, "atol", _RTOL_TO_ATOL * self.rtol)
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pynode.errors import InputError, unknown_name
+from pynode.problem.inputs import check_count, check_integer, check_number
 from pynode.study.adapters import check
 from pynode.study.cell import Cell, adapter_of
 from pynode.study.contender import Contender
 from pynode.study.description import arguments, described, read
-from pynode.study.given import count, positive, whole
 from pynode.study.library import problem
 from pynode.study.problem import Problem
 from pynode.study.result import Result
@@ -76,10 +76,10 @@ class Study:
                 raise unknown_name("measure", name, MEASURES)
         self.measures = tuple(m for m in MEASURES if m in {"state", *self.measures})
         for name in ("repeats", "passes", "threads"):
-            count(name, getattr(self, name))
-        whole("seed", self.seed)
+            check_count(name, getattr(self, name))
+        check_integer("seed", self.seed)
         for name in ("budget", "time_limit", "memory_limit"):
-            setattr(self, name, positive(name, getattr(self, name)))
+            setattr(self, name, check_number(name, getattr(self, name)))
         if not callable(self.contenders):
             _check_contenders(self.contenders)
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from pynode.engine.protocol import Stats
 from pynode.errors import InputError
+from pynode.problem.inputs import check_count
 from pynode.study.accuracy import NotFinite
 from pynode.study.cell import Cell
 from pynode.study.contender import Contender
 from pynode.study.content import digest
-from pynode.study.given import count
 from pynode.study.measure import Report, outcome
 
 __all__ = ["Training", "adam", "measure"]
@@ -75,7 +75,7 @@ class Training:
     source: str = ""
 
     def __post_init__(self) -> None:
-        count("epochs", self.epochs)
+        check_count("epochs", self.epochs)
         for name in ("make_model", "loss", "optimizer"):
             if not callable(getattr(self, name)):
                 raise InputError(f"{name} of a training must be callable, got {type(getattr(self, name)).__name__}")

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pynode.errors import StudyError, unknown_name
-from pynode.study.given import finite, whole
+from pynode.problem.inputs import check_finite, check_integer
 from pynode.study.library.allen_cahn import allen_cahn
 from pynode.study.library.brusselator import brusselator
 from pynode.study.library.digits import digits
@@ -94,7 +94,7 @@ def make(name: str, **options: Any) -> Problem:
         if key not in known:
             has = f"its options are {', '.join(known)}" if known else "it has none"
             raise StudyError(f"the problem {name!r} has no option {key!r}: {has}")
-        check = whole if isinstance(known[key], int) else finite
+        check = check_integer if isinstance(known[key], int) else check_finite
         check(f"{key} of the problem {name!r}", options[key])
     found = _MAKERS[name](**options)
     given = [f"{key}={value}" for key, value in options.items() if value != known[key]]
