@@ -61,6 +61,12 @@ class Builder:
             return self.const([float(x) for x in node.attr("data")], node.shape, "float")
         return self.add("cast", [i], node.shape)
 
+    def truth(self, i: int) -> int:
+        """The node as truth values."""
+        if self.dtype(i) == "bool":
+            return i
+        return self.pointwise("ne", [self.cast(i), Number(0)], self.shape(i), "bool")
+
     def reshape(self, i: int, shape: Sequence[Dim]) -> int:
         """The node with another shape of equal size, in row-major order."""
         while self.nodes[i].op == "reshape":

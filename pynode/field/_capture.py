@@ -71,6 +71,11 @@ def _hardshrink_backward(grad: Tensor, x: Tensor, lambd: float) -> Tensor:
     return torch.where((x >= -lambd) & (x <= lambd), torch.zeros_like(grad), grad)
 
 
+def _hardsigmoid_backward(grad: Tensor, x: Tensor) -> Tensor:
+    # In double precision too, torch has the sixth of single precision.
+    return torch.where((x > -3) & (x < 3), grad * 0.1666666716337204, torch.zeros_like(grad))
+
+
 def _rrelu(
     x: Tensor, noise: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, generator: Any = None
 ) -> Tensor:
@@ -115,6 +120,8 @@ def _weight_norm_backward(grad: Tensor, v: Tensor, g: Tensor, norms: Tensor, dim
 
 def _pinv(x: Tensor, *, atol: Any = None, rtol: Any = None, hermitian: bool = False) -> Tensor:
     """By the singular values; those below the tolerance, torch's, count as zero."""
+    if hermitian:  # torch looks at the lower triangle alone
+        x = x.tril() + x.tril(-1).mT
     u, s, vh = torch.linalg.svd(x, full_matrices=False)
     top = s.amax(-1, keepdim=True)
     eps = torch.finfo(x.dtype).eps * max(int(x.shape[-2]), int(x.shape[-1]))
@@ -181,6 +188,7 @@ def _put(x: Tensor, index: Tensor, source: Tensor, accumulate: bool = False) -> 
 _OWN: dict[Any, Callable[..., Any]] = {
     _aten.hardshrink_backward.default: _hardshrink_backward,
     _aten.softshrink_backward.default: _hardshrink_backward,
+    _aten.hardsigmoid_backward.default: _hardsigmoid_backward,
     _aten._cdist_forward.default: _cdist,
     _aten._cdist_backward.default: _cdist_backward,
     _aten.hypot.default: lambda x, y: (x * x + y * y).sqrt(),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import itertools
+import math
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +67,7 @@ class Conversion:
         self.b = Builder()
         self.values: dict[fx.Node, Any] = {}
         self.concrete: dict[fx.Node, Any] = {}  # what does not depend on any input
+        self.ranges: dict[fx.Node, tuple[float, float]] = {}  # of integers that narrow types hold
         self.inputs: list[Input] = []
         self.constants: list[Tensor] = []
         self.float_dtype = next(s.tensor.dtype for s in sources if s.kind == "z")
@@ -193,11 +197,22 @@ class Conversion:
             if handler is None:
                 raise Unsupported(f"the operation {node.target}, which pynode has no counterpart for")
             args = [self._argument(a) for a in node.args]
-            kwargs = {k: self._argument(a) for k, a in node.kwargs.items() if k not in _IGNORED}
+            kwargs = {k: self._argument(a) for k, a in _keywords(node).items()}
             if name in _BY_TRANSPOSED:
                 kwargs["transposed"] = self._tensor(tensors[0]).is_contiguous()
             kind = self._kind(first.dtype, exact=name in _EXACT)
-            self.values[node] = handler(Call(self.b, name, args, kwargs, self._shape(first.shape), kind))
+            if first.dtype in _NARROW:
+                self._note_range(node, name, first.dtype)
+            if name in _SUMS and node.kwargs.get("dtype") is not None:
+                args[0] = self._converted(args[0], self._tensor(tensors[0]).dtype, first.dtype)
+            call = Call(self.b, name, args, kwargs, self._shape(first.shape), kind, first.dtype in _INTS)
+            found = handler(call)
+            if call.unread:
+                given = ", ".join(f"{k}={v!r}" for k, v in call.unread.items())
+                raise Unsupported(f"the operation {node.target} with {given}, which pynode does not take into account")
+            if first.dtype == torch.bool and isinstance(found, int):
+                found = self.b.truth(found)
+            self.values[node] = found
         except _DataDependent:
             raise TraceError(data_dependent(user_line(node))) from None
         except (Unsupported, NotImplementedError) as error:
@@ -209,6 +224,46 @@ class Conversion:
                 )
             reason = f"the field uses {error}{user_line(node)}"
             raise TraceError(f'{reason}. {hint(name)}{remedy}, or use engine="torch"', reason) from None
+
+    def _converted(self, i: int, old: torch.dtype, new: torch.dtype) -> int:
+        """A node of numbers of one type as numbers of another, before a sum of that type."""
+        if new == torch.bool:
+            return self.b.truth(i)
+        i = self.b.cast(i)
+        return self.b.pointwise("trunc", [i], self.b.shape(i)) if new in _INTS and old.is_floating_point else i
+
+    def _range(self, x: Any) -> tuple[float, float]:
+        """The bounds that a number, or the entries of a tensor, are known to keep."""
+        if not isinstance(x, fx.Node):
+            return x, x
+        if x in self.concrete:
+            known = self.concrete[x]
+            return (known.min().item(), known.max().item()) if known.numel() else (0, 0)
+        value = x.meta.get("val")
+        dtype = value.dtype if isinstance(value, Tensor) else None
+        if dtype == torch.bool:
+            return 0, 1
+        if dtype not in _INTS:
+            return -math.inf, math.inf
+        return self.ranges.get(x, (torch.iinfo(dtype).min, torch.iinfo(dtype).max))
+
+    def _note_range(self, node: fx.Node, name: str, dtype: torch.dtype) -> None:
+        """Take note of the bounds of integers of a narrow type, which would wrap beyond those of the type."""
+        arithmetic = _OF_NUMBERS.get(name) if not _keywords(node) else None
+        if arithmetic is not None:  # of ends of the ranges it has its own ends
+            ends = [arithmetic(*xs) for xs in itertools.product(*map(self._range, node.args))]
+            ends += [0] if name == "abs" else []
+        else:
+            ends = [end for n in node.all_input_nodes for end in self._range(n)]
+        fits = all(torch.iinfo(dtype).min <= end <= torch.iinfo(dtype).max for end in ends)
+        if fits and ends:
+            self.ranges[node] = min(ends), max(ends)
+        if name in _TYPE_KEPT or (fits and (arithmetic is not None or name in ("_to_copy", "trunc"))):
+            return
+        raise Unsupported(
+            f"{node.target} with a result of type {dtype}, whose numbers wrap where those of a graph do not: use "
+            "torch.int64 (x.long()), or the state's type"
+        )
 
     def _varies(self, node: fx.Node) -> bool:
         """Whether a node depends on the time, the state, conditioning tensors or cotangents."""
@@ -305,11 +360,74 @@ _ARITHMETIC = {"Add": "add", "Mul": "mul", "Pow": "pow", "IntTrueDiv": "div", "F
 _ARITHMETIC |= {"PowByNatural": "pow", "ToFloat": "", "OpaqueUnaryFn_sqrt": "sqrt"}
 _TENSORS = (Tensor, list, tuple)
 _INTS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+_NARROW = _INTS[1:]
+_OF_NUMBERS: dict[str, Callable[..., Any]] = {"add": operator.add, "sub": operator.sub, "mul": operator.mul}
+_OF_NUMBERS |= {"neg": operator.neg, "abs": abs, "rsub": lambda a, b: b - a}
+# What picks numbers, or counts positions, leaves the type that they have.
+_TYPE_KEPT = {
+    "getitem",
+    "view",
+    "reshape",
+    "_unsafe_view",
+    "unsqueeze",
+    "squeeze",
+    "permute",
+    "t",
+    "transpose",
+    "expand",
+}
+_TYPE_KEPT |= {
+    "clone",
+    "alias",
+    "detach",
+    "lift_fresh_copy",
+    "select",
+    "slice",
+    "unbind",
+    "split",
+    "cat",
+    "stack",
+    "flip",
+}
+_TYPE_KEPT |= {
+    "index",
+    "_unsafe_index",
+    "index_select",
+    "gather",
+    "where",
+    "maximum",
+    "minimum",
+    "amax",
+    "amin",
+    "sort",
+}
+_TYPE_KEPT |= {
+    "zeros",
+    "zeros_like",
+    "new_zeros",
+    "ones",
+    "ones_like",
+    "new_ones",
+    "searchsorted",
+    "bucketize",
+    "diagonal",
+}
 # Of a matrix that lies in memory row by row, torch takes the factors of the transposed one.
 _BY_TRANSPOSED = ("_linalg_det", "_linalg_slogdet")
 # What is picked, rather than computed, is the same in a wider type.
 _EXACT = {"scalar_tensor", "where", "full", "view", "unsqueeze", "squeeze", "permute", "expand", "clone", "select"}
-_IGNORED = ("dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking")
+# Arguments that say how a result lies in memory, of which type it is, which the result says too, or that what leads to
+# NaN is an error.
+_IGNORED = ("dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking", "check_errors")
+# What converts its operand first where it is given a type.
+_SUMS = ("sum", "prod", "cumsum", "cumprod", "mean", "linalg_vector_norm")
+
+
+def _keywords(node: fx.Node) -> dict[str, Any]:
+    """The arguments by name that bear on the values of a result, and are not what they are by default."""
+    schema = getattr(node.target, "_schema", None)
+    defaults = {a.name: a.default_value for a in schema.arguments if a.has_default_value()} if schema else {}
+    return {k: v for k, v in node.kwargs.items() if k not in _IGNORED and not (k in defaults and v == defaults[k])}
 
 
 def _compact(graph: FieldGraph) -> FieldGraph:

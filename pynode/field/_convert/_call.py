@@ -27,18 +27,35 @@ class Ref(int):
 
 
 class Call:
-    """One ATen call: its arguments (`Ref`s, numbers, sizes), its result's shape and kind of element."""
+    """One ATen call: its arguments (`Ref`s, numbers, sizes), its result's shape and kind of element.
+
+    Attributes:
+        integers: whether its result are integers, which are of the kind `float` unless they are known.
+        unread: the arguments by name that nothing has asked for.
+    """
 
     def __init__(
-        self, b: Builder, op: str, args: Sequence[Any], kwargs: dict[str, Any], shape: Any, dtype: Any
+        self,
+        b: Builder,
+        op: str,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        shape: Any,
+        dtype: Any,
+        integers: bool = False,
     ) -> None:
-        self.b, self.op, self.args, self.kwargs = b, op, args, kwargs
+        self.b, self.op, self.args = b, op, args
+        self.unread = dict(kwargs)
         self.shape: Any = shape
-        self.dtype = dtype
+        self.dtype, self.integers = dtype, integers
 
     def arg(self, position: int, name: str, default: Any = None) -> Any:
         """The argument at a position or of a name."""
-        return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
+        return self.args[position] if len(self.args) > position else self.keyword(name, default)
+
+    def keyword(self, name: str, default: Any = None) -> Any:
+        """The argument of a name. What is left unread is refused."""
+        return self.unread.pop(name, default)
 
     def operand(self, x: Any) -> Operand:
         """An argument as an operand of a pointwise node."""

@@ -91,6 +91,7 @@ def _added(c: Call, source: int, d: int, index: int, shape: Sequence[Dim]) -> in
 def _gather(c: Call) -> int:
     i, d, index = c.b.cast(c.args[0]), c.dim(1, "dim", c.args[0]), c.args[2]
     shape = c.b.shape(i)
+    c.keyword("sparse_grad")  # how the gradient is kept
     if not shape:
         return i
     row = _row(c, index, d)
@@ -119,7 +120,7 @@ def _scatter_reduce(c: Call) -> int:
 def _scatter(c: Call) -> int:
     """The last of the entries that point to one place stays there, as in torch on a processor."""
     base, d, index = c.b.cast(c.args[0]), c.dim(1, "dim", c.args[0]), c.b.cast(c.args[2])
-    if c.kwargs.get("reduce") is not None:
+    if c.keyword("reduce") is not None:
         raise Unsupported("scatter with a reduction: use scatter_add")
     source = c.operand(c.args[3])
     return _replaced(c, base, c.b.cast(source) if isinstance(source, int) else source, d, index, c.shape)

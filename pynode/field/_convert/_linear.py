@@ -15,8 +15,10 @@ def _mm(c: Call) -> int:
 def _addmm(c: Call) -> int:
     base, x, y = c.args[:3]
     out = c.b.add("mm" if c.op == "addmm" else "bmm", [c.b.cast(x), c.b.cast(y)], c.shape)
-    alpha, beta = Number(c.kwargs.get("alpha", 1)), Number(c.kwargs.get("beta", 1))
+    alpha, beta = Number(c.keyword("alpha", 1)), Number(c.keyword("beta", 1))
     out = c.b.pointwise("mul", [out, alpha], c.shape)
+    if beta.value == 0:  # what is no number in the base has no effect
+        return out
     base = c.b.pointwise("mul", [base, beta], c.b.shape(base))
     return c.b.pointwise("add", [base, out], c.shape)
 

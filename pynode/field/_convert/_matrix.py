@@ -61,7 +61,7 @@ def _lu_solve(c: Call, lu: int, pivots: int, right: int, left: bool, adjoint: bo
 @handles("_linalg_solve_ex")
 def _solve(c: Call) -> list[int | None]:
     a, b = c.b.cast(c.args[0]), c.b.cast(c.args[1])
-    left = bool(c.kwargs.get("left", True))
+    left = bool(c.keyword("left", True))
     lu, pivots = _lu(c, a)
     vector = len(c.b.shape(b)) == 1 or c.b.shape(b) == c.b.shape(a)[:-1]
     if vector and len(c.b.shape(b)) < len(c.b.shape(a)):
@@ -79,7 +79,7 @@ def _lu_factor(c: Call) -> list[int | None]:
 @handles("linalg_lu_solve")
 def _solve_by_factors(c: Call) -> int:
     lu, pivots, right = map(c.b.cast, c.args[:3])
-    left, adjoint = bool(c.kwargs.get("left", True)), bool(c.kwargs.get("adjoint", False))
+    left, adjoint = bool(c.keyword("left", True)), bool(c.keyword("adjoint", False))
     return _lu_solve(c, lu, pivots, right, left, adjoint, c.shape)
 
 
@@ -97,7 +97,7 @@ def _identity(c: Call, n: int) -> int:
 def _factors(c: Call) -> tuple[int, int, int, int]:
     """The factors, the pivots, the diagonal of U, and whether the number of exchanges is even, as 1 or -1."""
     a = c.b.cast(c.args[0])
-    lu, pivots = _lu(c, _transposed(c, a) if c.kwargs["transposed"] else a)
+    lu, pivots = _lu(c, _transposed(c, a) if c.keyword("transposed") else a)
     shape, n = c.b.shape(pivots), _size(c, lu)
     flat = c.b.reshape(lu, [*shape[:-1], n * n])
     places = tuple(range(0, n * n, n + 1))
@@ -141,8 +141,8 @@ def _trisolve(c: Call, a: int, b: int, upper: bool, left: bool, unit: bool, shap
 @handles("linalg_solve_triangular")
 def _solve_triangular(c: Call) -> int:
     a, b = c.b.cast(c.args[0]), c.b.cast(c.args[1])
-    left, unit = bool(c.kwargs.get("left", True)), bool(c.kwargs.get("unitriangular", False))
-    return _trisolve(c, a, b, bool(c.kwargs["upper"]), left, unit, c.shape)
+    left, unit = bool(c.keyword("left", True)), bool(c.keyword("unitriangular", False))
+    return _trisolve(c, a, b, bool(c.keyword("upper")), left, unit, c.shape)
 
 
 @handles("triangular_solve")

@@ -24,9 +24,10 @@ def _sort(c: Call) -> Any:
     # sort(x, dim, descending), sort(x, *, stable, dim, descending)
     i = c.b.cast(c.args[0])
     given = [a for a in c.args[1:] if not isinstance(a, bool)]
-    d = int(c.kwargs.get("dim", given[0] if given else -1)) % max(len(c.b.shape(i)), 1)
+    d = int(c.keyword("dim", given[0] if given else -1)) % max(len(c.b.shape(i)), 1)
     last = c.args[-1] if len(c.args) > 1 and isinstance(c.args[-1], bool) else False
-    values, order = _sorted(c, i, d, bool(c.kwargs.get("descending", last)))
+    c.keyword("stable")  # always
+    values, order = _sorted(c, i, d, bool(c.keyword("descending", last)))
     return order if c.op == "argsort" else [values, order]
 
 
@@ -77,8 +78,9 @@ def _argmax(c: Call) -> int:
 def _searchsorted(c: Call) -> int:
     """How many entries of a sorted sequence lie below each value, those equal to it included where `right`."""
     knots, x = (c.args[0], c.args[1]) if c.op == "searchsorted" else (c.args[1], c.args[0])
-    right = bool(c.kwargs.get("right", False)) or c.kwargs.get("side") == "right"
-    if c.kwargs.get("sorter") is not None:
+    right = bool(c.keyword("right", False)) or c.keyword("side") == "right"
+    c.keyword("out_int32")
+    if c.keyword("sorter") is not None:
         raise Unsupported("searchsorted with a sorter: sort the sequence before the solve")
     knots = c.b.cast(knots)
     operand = c.operand(x)

@@ -8,10 +8,7 @@ from pynode.field._ops import POINTWISE
 
 _TESTS = {"lt", "le", "gt", "ge", "eq", "ne", "isnan", "isinf"}
 _LOGICAL = {"logical_and", "logical_or", "logical_xor", "logical_not"}
-_RENAMED = {"bitwise_and": "logical_and", "bitwise_or": "logical_or", "bitwise_not": "logical_not"}
-_RENAMED |= {"bitwise_xor": "logical_xor", "sgn": "sign", "fmax": "maximum", "fmin": "minimum"}
-
-
+_BITWISE = {"bitwise_and": "&", "bitwise_or": "|", "bitwise_xor": "^", "bitwise_not": "~"}
 _OF_BOOLS = {"mul": "logical_and", "minimum": "logical_and", "add": "logical_or", "maximum": "logical_or"}
 
 
@@ -21,25 +18,65 @@ def _pointwise(c: Call) -> int:
 
 def _apply(c: Call, op: str, inputs: list[Operand]) -> int:
     """A pointwise node of the call's shape; bools in arithmetic become numbers, numbers in logic bools."""
-    op = _RENAMED.get(op, op)
     if c.dtype == "bool":
         op = _OF_BOOLS.get(op, op)
     if op in _LOGICAL:
-        inputs = [_as_bool(c, i) for i in inputs]
+        inputs = [c.b.truth(i) if isinstance(i, int) else c.b.full(bool(i.value), (), "bool") for i in inputs]
     elif op != "where" or c.dtype != "bool":
         first = 1 if op == "where" else 0
         inputs[first:] = [c.b.cast(i) if isinstance(i, int) else i for i in inputs[first:]]
-    return c.b.pointwise(op, inputs, c.shape, "bool" if op in _LOGICAL or op in _TESTS else c.dtype)
+    of_bools = op in _LOGICAL or op in _TESTS or (op == "where" and c.dtype == "bool")
+    return c.b.pointwise(op, inputs, c.shape, "bool" if of_bools else "float")
 
 
-def _as_bool(c: Call, i: Operand) -> Operand:
-    if not isinstance(i, int) or c.b.dtype(i) == "bool":
-        return i
-    return c.b.pointwise("ne", [c.b.cast(i), Number(0)], c.b.shape(i), "bool")
-
-
-for _name in [*POINTWISE, *_RENAMED]:
+for _name in POINTWISE:
     HANDLERS[_name] = _pointwise
+
+
+@handles("sign", "sgn")
+def _sign(c: Call) -> int:
+    """That of what is not a number is 0 in torch."""
+    x = c.operand(c.args[0])
+    missing = c.b.pointwise("isnan", [x], c.shape, "bool")
+    return c.b.pointwise("where", [missing, Number(0.0), _apply(c, "sign", [x])], c.shape)
+
+
+@handles("fmax", "fmin")
+def _of_numbers(c: Call) -> int:
+    """The extremum of what is a number; of two that are none, it is none."""
+    op = "maximum" if c.op == "fmax" else "minimum"
+    x, y = c.operand(c.args[0]), c.operand(c.args[1])
+    if c.dtype == "bool":
+        return _apply(c, op, [x, y])
+    x, y = c.b.cast(int(x)), c.b.cast(int(y))  # type: ignore[arg-type]
+    missing = [c.b.pointwise("isnan", [i], c.b.shape(i), "bool") for i in (x, y)]
+    first = c.b.pointwise("where", [missing[0], y, x], c.shape)
+    return c.b.pointwise(op, [first, c.b.pointwise("where", [missing[1], x, y], c.shape)], c.shape)
+
+
+@handles(*_BITWISE)
+def _bitwise(c: Call) -> int:
+    """Of truth values; of integers the complement, which is that of all numbers."""
+    inputs = [c.operand(x) for x in c.args]
+    if c.dtype == "bool":
+        return _apply(c, c.op.replace("bitwise", "logical"), inputs)
+    if c.op == "bitwise_not":
+        return _apply(c, "sub", [Number(-1), *inputs])
+    raise Unsupported(
+        f"{c.op} ({_BITWISE[c.op]}) of integers, whose bits a graph does not have: write it with arithmetic (n % 2 "
+        "for n & 1), or make truth values of the integers (n != 0)"
+    )
+
+
+@handles("round")
+def _round(c: Call) -> int:
+    """To a number of decimals by way of the power of ten, as torch does."""
+    decimals, x = int(c.keyword("decimals", 0)), c.operand(c.args[0])
+    if not decimals:
+        return _apply(c, "round", [x])
+    there, back = ("mul", "div") if decimals > 0 else ("div", "mul")
+    scale = Number(10.0 ** abs(decimals))
+    return _apply(c, back, [_apply(c, "round", [_apply(c, there, [x, scale])]), scale])
 
 
 @handles("add", "sub", "rsub")
@@ -61,9 +98,32 @@ def _exp2(c: Call) -> int:
 
 @handles("div")
 def _div(c: Call) -> int:
-    out = _apply(c, "div", [c.operand(x) for x in c.args[:2]])
-    mode = c.kwargs.get("rounding_mode")
+    x, y = c.operand(c.args[0]), c.operand(c.args[1])
+    out = _apply(c, "div", [x, y])
+    mode = c.keyword("rounding_mode")
+    if mode == "floor":
+        return _floor_of_quotient(c, x, y, out)
     return out if mode is None else _apply(c, mode, [out])
+
+
+def _floor_of_quotient(c: Call, x: Operand, y: Operand, quotient: int) -> int:
+    """As torch has it, by way of the remainder, which is exact where a quotient is rounded: 1.0 // 0.1 is 9."""
+    b, shape = c.b, c.shape
+    y = b.cast(y) if isinstance(y, int) else b.add("full", [y], ())
+    rest = _apply(c, "fmod", [x, y])
+    whole = b.pointwise("div", [_apply(c, "sub", [x, rest]), y], shape)
+    negative = [b.pointwise("lt", [i, Number(0)], b.shape(i), "bool") for i in (y, rest)]
+    below = b.pointwise("logical_xor", negative, shape, "bool")
+    below = b.pointwise("logical_and", [below, b.pointwise("ne", [rest, Number(0)], shape, "bool")], shape, "bool")
+    whole = b.pointwise("where", [below, b.pointwise("sub", [whole, Number(1.0)], shape), whole], shape)
+    low = b.pointwise("floor", [whole], shape)
+    short = b.pointwise("gt", [b.pointwise("sub", [whole, low], shape), Number(0.5)], shape, "bool")
+    found = b.pointwise("where", [short, b.pointwise("add", [low, Number(1.0)], shape), low], shape)
+    # A zero has the sign of the quotient, and a quotient by zero is what it is.
+    zero = b.pointwise("mul", [Number(0.0), quotient], shape)
+    found = b.pointwise("where", [b.pointwise("eq", [whole, Number(0)], shape, "bool"), zero, found], shape)
+    by_zero = b.pointwise("eq", [y, Number(0)], b.shape(y), "bool")
+    return b.pointwise("where", [by_zero, quotient, found], shape)
 
 
 @handles("clamp", "clamp_min", "clamp_max")
@@ -90,7 +150,7 @@ def _convert(c: Call) -> int:
     if c.dtype == "float":
         return c.b.cast(i)
     if c.dtype == "bool":
-        return c.b.pointwise("ne", [i, Number(0)], c.shape, "bool")
+        return c.b.truth(i)
     raise Unsupported(f"a conversion from {c.b.dtype(i)} to {c.dtype}: keep the field in the state's dtype")
 
 
@@ -105,7 +165,7 @@ def _full(c: Call) -> int:
     value = c.args[position]
     if isinstance(value, Ref):
         return c.b.expand(c.b.cast(value), c.shape)
-    return c.b.full(value, c.shape, c.dtype)
+    return c.b.full(int(value) if c.integers else value, c.shape, c.dtype)
 
 
 @handles(

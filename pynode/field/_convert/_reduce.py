@@ -38,7 +38,8 @@ def _var(c: Call) -> Any:
     apart = c.b.pointwise("sub", [i, mean], c.b.shape(i))
     var = c.b.reduce("sum", c.b.pointwise("mul", [apart, apart], c.b.shape(i)), dims, True, kept)
     count = product(sizes)
-    correction = c.kwargs.get("correction", 1)
+    correction = c.keyword("correction", 1)
+    c.keyword("keepdim")  # the result's shape tells
     less = count - correction if isinstance(count, int) else (count[0], count[1] - correction)
     var = c.b.reshape(c.b.pointwise("div", [var, Number(less)], kept), c.shape)
     return var if c.op == "var" else [var, c.b.reshape(mean, c.shape)]
@@ -73,18 +74,25 @@ def extremum(c: Call) -> Any:
     shape = c.b.shape(i)
     kept = [1 if k == d else n for k, n in enumerate(shape)]
     top = c.b.reduce(op, i, [d], True, kept)
-    hit = c.b.pointwise("eq", [i, top], shape, "bool")
+    hit = _reached(c, i, top)
     where = c.b.pointwise("where", [hit, c.b.positions(shape, d), Number(math.inf)], shape)
     first = c.b.reduce("amin", where, [d], True, kept)
     return [c.b.reshape(top, c.shape), c.b.reshape(first, c.shape)]
 
 
+def _reached(c: Call, i: int, extremum: int) -> int:
+    """Where a tensor is its extremum, which is not a number where an entry is none."""
+    shape = c.b.shape(i)
+    hits = c.b.pointwise("eq", [i, extremum], shape, "bool"), c.b.pointwise("isnan", [i], shape, "bool")
+    return c.b.pointwise("logical_or", hits, shape, "bool")
+
+
 @handles("any", "all")
 def _any(c: Call) -> int:
-    i = c.b.cast(c.args[0])
+    """Of truth values: whatever is not zero is true."""
+    i = c.b.cast(c.b.truth(c.args[0]))
     op = "amax" if c.op == "any" else "amin"
-    out = c.b.reduce(op, i, c.dims(i), bool(c.arg(2, "keepdim", False)), c.shape)
-    return c.b.pointwise("ne", [out, Number(0)], c.shape, "bool")
+    return c.b.reduce(op, i, c.dims(i), bool(c.arg(2, "keepdim", False)), c.shape)
 
 
 @handles("cummax", "cummin")
@@ -95,7 +103,7 @@ def _running_extremum(c: Call) -> list[int]:
     if not shape:
         return [i, c.b.full(0.0, ())]
     extremum = c.b.add(c.op, [i], shape, dim=d)
-    hit = c.b.pointwise("eq", [i, extremum], shape, "bool")
+    hit = _reached(c, i, extremum)
     where = c.b.pointwise("where", [hit, c.b.positions(shape, d), Number(-1.0)], shape)
     return [extremum, c.b.add("cummax", [where], shape, dim=d)]
 
