@@ -11,7 +11,7 @@ from torch import Tensor
 from pynode.field._graph import FieldGraph, Number, dim_size
 from pynode.field._ops import OPS, POINTWISE
 
-__all__ = ["interpret"]
+__all__ = ["interpret", "values_of"]
 
 _NEEDS_TYPE = {"arange", "cast", "const", "full"}
 
@@ -30,6 +30,13 @@ def interpret(
     Returns:
         The tensors of `dz/dt`, and those of `graph.vjp` (empty unless `vjp`).
     """
+    values = values_of(graph, inputs, vjp)
+    products = [None if i is None else values[i] for i in graph.vjp] if vjp else []
+    return [values[i] for i in graph.value], products
+
+
+def values_of(graph: FieldGraph, inputs: Sequence[Tensor], vjp: bool) -> dict[int, Tensor]:
+    """The value of each node that the results depend on; arguments as in `interpret`."""
     z = next(x for x, i in zip(inputs, graph.inputs, strict=False) if i.kind == "z")
     batch = z.shape[0] if z.dim() else 1
     values: dict[int, Tensor] = {}
@@ -63,6 +70,4 @@ def interpret(
         if node.op == "const":
             attrs["dtype"] = node.dtype
         values[index] = OPS[node.op](*operands, **attrs)
-    outputs = [values[i] for i in graph.value]
-    products = [None if i is None else values[i] for i in graph.vjp] if vjp else []
-    return outputs, products
+    return values

@@ -15,7 +15,7 @@ from pynode.errors import FieldError, InputError, TraceError
 from pynode.field._bound import BoundToBatch, Validity
 from pynode.field._field import Field
 from pynode.field._graph import FieldGraph
-from pynode.field._interpreter import interpret
+from pynode.field._interpreter import values_of
 from pynode.field._outside import unhooked
 from pynode.field._pairs import as_pairs
 from pynode.field._substitution import LateRead
@@ -128,7 +128,8 @@ def trace_field(field: Field, z0: Sequence[Tensor], t: Tensor, args: Sequence[Te
     if field.facts.unseen:
         _forget_others(known, (key, (key, batch)), field, z0, first_time(t).to(dtype), args)
     found = known.get(key)
-    if found is not None and found.holds(batch):
+    # torch takes a batch size that is a symbol for two or more: whether that is as good for one, `_first_trace` looks.
+    if found is not None and found.holds(batch) and batch > 1:
         return found
     if isinstance(known.get((key, batch)), TraceError):
         raise TraceError(*known[key, batch].args)
@@ -149,13 +150,16 @@ def _forget_others(
     known: dict[Any, Any], keys: Sequence[Any], field: Field, z0: Sequence[Tensor], t0: Tensor, args: Sequence[Tensor]
 ) -> None:
     """Forget those of the traces under these keys that are not the field's any more."""
+    agrees: dict[int, bool] = {}
     for key in keys:
         found = known.get(key)
         if isinstance(found, TraceError):
             del known[key]
         elif found is not None and found.holds(batch_size(z0)):
             with torch.inference_mode(False), unhooked():
-                if not _agrees(found, field.as_written(), z0, t0, args, beside=True):
+                if id(found) not in agrees:
+                    agrees[id(found)] = _agrees(found, field.as_written(), z0, t0, args, beside=True)
+                if not agrees[id(found)]:
                     del known[key]
 
 
@@ -188,28 +192,33 @@ def _first_trace(
     if choices and any(of_args):
         choices.append((follows[: len(z0)], (False,) * len(args)))
     bound_by: list[str] = []
+    differs = f"a graph for any batch size gives other numbers than the field at batch size {batch}"
     if not choices:
         firsts = " and ".join("none" if not x.dim() else str(x.shape[0]) for x in z0)
         bound_by.append(f"the first dimension of the state's tensors is no batch: {firsts}")
     elif key in known:
-        bound_by.append(_looked_at(known[key].holds, batch))
+        if known[key].holds(batch) and _is_right(known[key], field, z0, t0, args):
+            known[key, batch] = known[key]
+            return known[key, batch]
+        bound_by.append(differs if known[key].holds(batch) else _looked_at(known[key].holds, batch))
     for states, rows in choices if key not in known else ():
         try:
             found = _trace(field, z0, t0, args, (*states, *rows))
         except BoundToBatch as bound:
             bound_by.append(str(bound))
             continue
-        if found.holds(batch) and _agrees(found, field, z0, t0, args):
+        if found.holds(batch) and _is_right(found, field, z0, t0, args):
             known[key] = found
+            if batch < 2:
+                known[key, batch] = found
             return found
-        differs = f"a graph for any batch size gives other numbers than the field at batch size {batch}"
         bound_by.append(differs if found.holds(batch) else _looked_at(found.holds, batch))
     try:
         found = _trace(field, z0, t0, args, (False,) * len(follows))
     except TraceError as error:
         known[key, batch] = TraceError(*error.args)  # without its traceback, which holds what it has met
         raise
-    if not _agrees(found, field, z0, t0, args):
+    if not _is_right(found, field, z0, t0, args):
         raise TraceError(
             "the field's graph and the field itself give different values for the same t and z: the field "
             "depends on something that changes between calls (a counter, a random number, a cache). Make "
@@ -330,7 +339,7 @@ def _agrees(
             least, tolerance = [1.0] * len(pairs), 1e-3 if z0[0].dtype == torch.float32 else 1e-8
         if not all(_close(a, b, tolerance, x) for (a, b), x in zip(pairs, least, strict=True)):
             return False
-        if all(bool(x.isfinite().all()) for pair in pairs for x in pair):
+        if _all_finite(pairs):
             return True
         same_kind = same_kind and all(torch.equal(_kind(a), _kind(b)) for a, b in pairs)
     return same_kind
@@ -344,31 +353,106 @@ def _shifted(x: Tensor, by: float) -> Tensor:
     return x.detach() + by * pattern * (1 + x.detach().abs())
 
 
-def _compared(found: Trace, field: Field, place: Sequence[Tensor], n_z: int) -> list[tuple[Tensor, Tensor]] | None:
-    """The module's value and products at `(t, *z, *args)`, each beside the graph's; `None` if the graph cannot run."""
+# Where they are compared too: how far away for `t`, the state and `args`, both up and down where that is more than 1.
+_ELSEWHERE = ((0.4, 1.5, 0.0), (-1.7, 4.0, 2.0), (0.1, 0.2, 0.2))
+# Operations with computed indices.
+_COMPUTED = ("gather", "scatter", "scatter_add")
+
+
+def _is_right(found: Trace, field: Field, z0: Sequence[Tensor], t0: Tensor, args: Sequence[Tensor]) -> bool:
+    """Whether graph and module agree at the start, where a wrong conversion may do so by chance, and elsewhere.
+
+    Elsewhere a difference counts where all results are finite, the graph meets nothing that is not a number, and the
+    module gives the same, but for rounding, at states so near that rounding could lead there.
+    """
+    return _agrees(found, field, z0, t0, args) and not _differs_elsewhere(found, field, z0, t0, args)
+
+
+def _differs_elsewhere(found: Trace, field: Field, z0: Sequence[Tensor], t0: Tensor, args: Sequence[Tensor]) -> bool:
+    """Whether they do not agree at one of the states elsewhere, see `_is_right`."""
+    if z0[0].device.type != "cpu" and any(n.op in _COMPUTED for n in found.graph.nodes):
+        return False  # an index out of bounds is no exception on a GPU, but the end of all work there
+    field = field.on_leaves()
+    tolerance, little = (1e-3, 1e-5) if z0[0].dtype == torch.float32 else (1e-8, 1e-12)
+    for of_t, of_z, of_args in _ELSEWHERE:
+        by = (of_t, *[of_z] * len(z0), *[of_args] * len(args))
+        place = [_moved(x, far, k) for k, (x, far) in enumerate(zip((t0, *z0, *args), by, strict=True))]
+        try:
+            got = _of_graph(found, field, place, len(z0), of_numbers=True)
+            if got is None:
+                continue
+            value = _of_field(field, place, len(z0))
+            pairs = _beside(value, got)
+            if not _all_finite(pairs) or _all_close(pairs, tolerance):
+                continue
+            near = [_of_field(field, [_scaled(x, 1 + d) for x in place], len(z0)) for d in (-little, little)]
+        except Exception:  # the field is not defined there
+            continue
+        if all(_all_close(_beside(value, x), tolerance) for x in near):
+            return True
+    return False
+
+
+def _moved(x: Tensor, far: float, k: int) -> Tensor:
+    """A copy of the tensor, `far` times its size away from it, in directions without a pattern."""
+    if not far or not x.is_floating_point():
+        return x.detach().clone()
+    waves = torch.arange(1, x.numel() + 1, device="cpu").to(x).reshape(x.shape).mul(2.3).add(k).sin()
+    return x.detach() + far * (waves if abs(far) > 1 else waves.abs()) * (1 + x.detach().abs())
+
+
+def _scaled(x: Tensor, by: float) -> Tensor:
+    return x * by if x.is_floating_point() else x
+
+
+def _cotangents(z: Sequence[Tensor]) -> list[Tensor]:
+    """Numbers without a pattern, but not the generator's, whose state is the user's."""
+    return [torch.arange(1, x.numel() + 1, device="cpu").to(x).reshape(x.shape).mul(0.7).cos() for x in z]
+
+
+def _of_field(field: Field, place: Sequence[Tensor], n_z: int, times: int = 1) -> list[Tensor | None]:
+    """The module's value, and its products for what requires a gradient, at `(t, *z, *args)`, evaluated so often."""
     with torch.enable_grad():
-        inputs = [x.requires_grad_(x.is_floating_point()) for x in place]
-        t, z, rest = inputs[0], inputs[1 : 1 + n_z], inputs[1 + n_z :]
-        field(t, z, rest)
-        value = field(t, z, rest)  # the second, which a count of the evaluations makes another than the graph's
-        # Numbers without a pattern, but not the generator's, whose state is the user's.
-        cotangents = [torch.arange(1, x.numel() + 1, device="cpu").to(x).reshape(x.shape).mul(0.7).cos() for x in value]
-        tracked = [(x, v) for x, v in zip(value, cotangents, strict=True) if x.requires_grad]
+        inputs = [x.detach().requires_grad_(x.is_floating_point()) for x in place]
+        for _ in range(times):
+            value = field(inputs[0], inputs[1 : 1 + n_z], inputs[1 + n_z :])
+        tracked = [(x, v) for x, v in zip(value, _cotangents(value), strict=True) if x.requires_grad]
         wrt = [x for x in (*inputs, *field.parameters) if x.requires_grad]
         products: Sequence[Tensor | None] = [None] * len(wrt)
         if tracked:
             outputs, vs = zip(*tracked, strict=True)
             products = torch.autograd.grad(outputs, wrt, vs, allow_unused=True)
+    return [*(x.detach() for x in value), *products]
+
+
+def _of_graph(
+    found: Trace, field: Field, place: Sequence[Tensor], n_z: int, of_numbers: bool = False
+) -> list[Tensor | None] | None:
+    """As `_of_field`, by the graph; `None` if it cannot run, or, `of_numbers`, meets what is not a number."""
+    z = [x.detach() for x in place[1 : 1 + n_z]]
     with torch.no_grad():
         try:
-            numbers = [as_numbers(x, z[0].dtype) for x in inputs]
-            got, vjp = interpret(found.graph, [*numbers, *found.bound(field), *cotangents], vjp=True)
+            numbers = [as_numbers(x.detach(), z[0].dtype) for x in place]
+            values = values_of(found.graph, [*numbers, *found.bound(field), *_cotangents(z)], vjp=True)
         except RuntimeError:  # a size that holds for another batch size only
             return None
-    wanted = [v for v, x in zip(vjp, (*inputs, *field.parameters), strict=True) if x.requires_grad]
+    if of_numbers and any(bool(x.isnan().any()) for x in values.values()):
+        return None
+    wanted = [*(x.is_floating_point() for x in place), *(x.requires_grad for x in field.parameters)]
+    products = [i for i, w in zip(found.graph.vjp, wanted, strict=True) if w]
+    return [None if i is None else values[i] for i in (*found.graph.value, *products)]
 
-    pairs = zip((*value, *products), (*got, *wanted), strict=True)
-    return [(_or_zero(a, b).detach(), _or_zero(b, a).detach()) for a, b in pairs if a is not None or b is not None]
+
+def _compared(found: Trace, field: Field, place: Sequence[Tensor], n_z: int) -> list[tuple[Tensor, Tensor]] | None:
+    """The module's value and products at `(t, *z, *args)`, each beside the graph's; `None` if the graph cannot run."""
+    # The second evaluation, which a count of them makes another than the graph's.
+    wanted, got = _of_field(field, place, n_z, 2), _of_graph(found, field, place, n_z)
+    return None if got is None else _beside(wanted, got)
+
+
+def _beside(wanted: Sequence[Tensor | None], got: Sequence[Tensor | None]) -> list[tuple[Tensor, Tensor]]:
+    pairs = zip(wanted, got, strict=True)
+    return [(_or_zero(a, b), _or_zero(b, a)) for a, b in pairs if a is not None or b is not None]
 
 
 def _or_zero(a: Tensor | None, b: Tensor | None) -> Tensor:
@@ -385,6 +469,14 @@ def _close(a: Tensor, b: Tensor, tolerance: float, least: float) -> bool:
         return False
     finite = a.isfinite()
     return torch.allclose(a[finite], b[finite], rtol=tolerance, atol=tolerance * max(_largest(a), least))
+
+
+def _all_close(pairs: Sequence[tuple[Tensor, Tensor]], tolerance: float) -> bool:
+    return all(_close(a, b, tolerance, 1.0) for a, b in pairs)
+
+
+def _all_finite(pairs: Sequence[tuple[Tensor, Tensor]]) -> bool:
+    return all(bool(x.isfinite().all()) for pair in pairs for x in pair)
 
 
 def _largest(a: Tensor) -> float:
