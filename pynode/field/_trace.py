@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,6 +23,10 @@ from pynode.field._time import first_time
 from pynode.interrupts import deferred, import_for_traces
 from pynode.nn._signature import with_time
 from pynode.torch_state import leaves_thread_state
+
+if TYPE_CHECKING:
+    from pynode.field._capture import Captured
+    from pynode.field._conversion import Conversion, Source
 
 __all__ = ["Trace", "as_numbers", "batch_size", "trace", "trace_at", "trace_field"]
 
@@ -220,10 +224,8 @@ def _first_trace(
         raise
     if not _is_right(found, field, z0, t0, args):
         raise TraceError(
-            "the field's graph and the field itself give different values for the same t and z: the field "
-            "depends on something that changes between calls (a counter, a random number, a cache). Make "
-            'it a function of t, z and args, or use engine="torch". Where second derivatives are asked for (Forward, '
-            "hvp), an operation may have none at zero, as logcumsumexp in PyTorch: use an adjoint, or logsumexp"
+            "the field's graph and the field itself give different values for the same t and z: "
+            + _why(field, z0, t0, args, found)
         )
     # The first choice is the one that a field is meant for.
     found = known[key, batch] = replace(found, bound_by=bound_by[0])
@@ -237,8 +239,48 @@ def _looked_at(holds: Validity, batch: int) -> str:
     return f"what is computed depends on the batch size{holds.broken(batch)[0]}"
 
 
+def _why(field: Field, z0: Sequence[Tensor], t0: Tensor, args: Sequence[Tensor], found: Trace) -> str:
+    """What a graph for one batch size may differ from the field by."""
+    from pynode.field._difference import first_difference
+
+    got, done, sources = _converted(field, z0, t0, args, (False,) * (len(z0) + len(args)))
+    tolerance = 1e-3 if z0[0].dtype == torch.float32 else 1e-8
+    for place in ((t0, *z0, *args), *_elsewhere((t0, *z0, *args), len(z0))):
+        rest = [*(s.tensor for s in sources[len(place) :]), *_cotangents(place[1 : 1 + len(z0)])]
+        inputs = [as_numbers(x, z0[0].dtype) for x in place]
+        try:
+            with torch.no_grad():
+                of_graph = [*inputs, *found.bound(field), *rest[len(sources) - len(place) :]]
+                at_fault = first_difference(got, done, ([*place, *rest], of_graph), tolerance)
+        except Exception:  # the field is not defined there
+            continue
+        if at_fault:
+            return (
+                f"pynode has made another function of {at_fault}. Write that with other operations, or use "
+                'engine="torch"; and please report it'
+            )
+    return (
+        "the field depends on something that changes between calls (a counter, a random number, a cache), or pynode "
+        "has made another function of one of its operations. Make the field a function of t, z and args, or use "
+        'engine="torch". Where second derivatives are asked for (Forward, hvp), an operation may have none at zero, as '
+        "logcumsumexp in PyTorch: use an adjoint, or logsumexp"
+    )
+
+
 def _trace(field: Field, z0: Sequence[Tensor], t0: Tensor, args: Sequence[Tensor], batched: tuple[bool, ...]) -> Trace:
     """The trace with these inputs batched.
+
+    Raises:
+        BoundToBatch: the field does not keep the batch symbolic.
+    """
+    got, done, _ = _converted(field, z0, t0, args, batched)
+    return Trace(done.graph, done.buffers, tuple(done.constants), got.validity)
+
+
+def _converted(
+    field: Field, z0: Sequence[Tensor], t0: Tensor, args: Sequence[Tensor], batched: tuple[bool, ...]
+) -> tuple[Captured, Conversion, list[Source]]:
+    """A recording with these inputs batched, its conversion, and what its inputs stand for.
 
     Raises:
         BoundToBatch: the field does not keep the batch symbolic.
@@ -282,8 +324,7 @@ def _trace(field: Field, z0: Sequence[Tensor], t0: Tensor, args: Sequence[Tensor
             )
         if got.assumes_batch:
             raise BoundToBatch("the recording takes the batch size for a number")
-        done = Conversion(got, sources, leaves, fixed, n_z)
-        return Trace(done.graph, done.buffers, tuple(done.constants), got.validity)
+        return got, Conversion(got, sources, leaves, fixed, n_z), sources
     except LateRead:
         raise
     except (TraceError, FieldError) as error:
@@ -374,9 +415,7 @@ def _differs_elsewhere(found: Trace, field: Field, z0: Sequence[Tensor], t0: Ten
         return False  # an index out of bounds is no exception on a GPU, but the end of all work there
     field = field.on_leaves()
     tolerance, little = (1e-3, 1e-5) if z0[0].dtype == torch.float32 else (1e-8, 1e-12)
-    for of_t, of_z, of_args in _ELSEWHERE:
-        by = (of_t, *[of_z] * len(z0), *[of_args] * len(args))
-        place = [_moved(x, far, k) for k, (x, far) in enumerate(zip((t0, *z0, *args), by, strict=True))]
+    for place in _elsewhere((t0, *z0, *args), len(z0)):
         try:
             got = _of_graph(found, field, place, len(z0), of_numbers=True)
             if got is None:
@@ -391,6 +430,13 @@ def _differs_elsewhere(found: Trace, field: Field, z0: Sequence[Tensor], t0: Ten
         if all(_all_close(_beside(value, x), tolerance) for x in near):
             return True
     return False
+
+
+def _elsewhere(start: Sequence[Tensor], n_z: int) -> Iterator[list[Tensor]]:
+    """Other times and states."""
+    for of_t, of_z, of_args in _ELSEWHERE:
+        by = (of_t, *[of_z] * n_z, *[of_args] * (len(start) - 1 - n_z))
+        yield [_moved(x, far, k) for k, (x, far) in enumerate(zip(start, by, strict=True))]
 
 
 def _moved(x: Tensor, far: float, k: int) -> Tensor:

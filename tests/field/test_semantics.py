@@ -8,6 +8,8 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from modules import Case
+from reference import check
 from torch import Tensor
 
 import pynode
@@ -62,6 +64,11 @@ FIELDS: dict[str, Callable[[Tensor], Tensor]] = {
     "baddbmm without its base": lambda z: torch.baddbmm(gappy(matrix(z)), matrix(z), matrix(z), beta=0).sum(2) / 100,
     "pinv of the lower triangle": lambda z: torch.linalg.pinv(matrix(z / 10), hermitian=True).sum(2),
     "a number as an integer": lambda z: torch.full_like(z, 1.7, dtype=torch.int64) * z,
+    "integers to negative powers": lambda z: z * torch.pow(2, (2 * z).long().clamp(max=5)) + torch.pow(0, (z).long()),
+    "numbers copied into integers": lambda z: z * torch.zeros_like(z, dtype=torch.int64).copy_(3 * z.detach()),
+    "transposed convolution beyond the stride": lambda z: F.conv_transpose1d(
+        z.unsqueeze(1), DIAGONAL[:1, None], padding=2, dilation=2, output_padding=1
+    )[:, 0, 1:],
     "sign of a truth value": lambda z: (z > 0).sign() * z,
     "hardsigmoid": lambda z: F.hardsigmoid(7 * z),
 }
@@ -99,6 +106,18 @@ def test_as_in_torch_by_the_kernels() -> None:
         last = pynode.solve(field, z, [0.0, 1.0], engine=engine, solver="euler", dt=1.0, sensitivity="discrete").z[-1]
         found.append((last.detach(), *torch.autograd.grad(last.square().sum(), z)))
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("stride", "padding", "output_padding"), [(1, 0, 1), (1, 2, 2), (2, 3, 2)])
+def test_a_transposed_convolution_that_reaches_beyond(stride: int, padding: int, output_padding: int) -> None:
+    """Its result is larger than what a convolution would make an image of this size of."""
+    how = {"stride": stride, "padding": padding, "output_padding": output_padding, "dilation": 3}
+    w, b = (torch.randn(*s, dtype=torch.float64).requires_grad_() for s in ((2, 3, 2), (3,)))
+
+    def f(t: Tensor, z: Tensor) -> Tensor:
+        return torch.tanh(F.conv_transpose1d(z, w, b, **how)).square().sum((1, 2), keepdim=True) * z
+
+    check(Case(f, (2, 5)), 3)
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,12 @@ def _convolution(c: Call) -> int:
     x, w, bias = c.args[:3]
     window, transposed = _window(c, 3, len(c.shape) - 2)
     # A transposed convolution is the derivative of a convolution with respect to its input.
-    out = c.b.add("conv_input" if transposed else "conv", [x, w], c.shape, **window)
+    beyond = transposed and _reaches_beyond(c.args[7], window)
+    if beyond:
+        shape, window = _without_padding(c, x, w, window)
+        out = _cut_out(c, c.b.add("conv_input", [x, w], [*c.shape[:2], *shape], **window), each(c.args[4], len(shape)))
+    else:
+        out = c.b.add("conv_input" if transposed else "conv", [x, w], c.shape, **window)
     if bias is None:
         return out
     channels = c.b.reshape(bias, [c.b.shape(bias)[0], *[1] * (len(c.shape) - 2)])
@@ -51,13 +56,58 @@ def _convolution_backward(c: Call) -> list[int | None]:
     window, transposed = _window(c, 4, rank)
     dx = dw = db = None
     wants_x, wants_w, wants_bias = c.args[10]
+    if wants_bias:
+        db = c.b.reduce("sum", grad, [0, *range(2, rank + 2)], False, c.b.shape(grad)[1:2])
+    if transposed and _reaches_beyond(c.args[8], window):
+        shape, window = _without_padding(c, x, w, window)
+        grad = _put_in(c, grad, each(c.args[5], rank), shape)
     if wants_x:
         dx = c.b.add("conv" if transposed else "conv_input", [grad, w], c.b.shape(x), **window)
     if wants_w:
         dw = c.b.add("conv_weight", [grad, x] if transposed else [x, grad], c.b.shape(w), **window)
-    if wants_bias:
-        db = c.b.reduce("sum", grad, [0, *range(2, rank + 2)], False, c.b.shape(grad)[1:2])
     return [dx, dw, db]
+
+
+def _reaches_beyond(output_padding: Any, window: dict[str, Any]) -> bool:
+    """Whether a result is larger than any that a convolution makes an input of this size of."""
+    strides = window["stride"]
+    return any(p >= s for p, s in zip(each(output_padding, len(strides)), strides, strict=True))
+
+
+def _without_padding(c: Call, x: int, w: int, window: dict[str, Any]) -> tuple[list[int], dict[str, Any]]:
+    """The sizes of the whole result of a transposed convolution, and what makes it."""
+    rank = len(window["stride"])
+    sizes, kernel = _numbers(c.b.shape(x)[-rank:]), _numbers(c.b.shape(w)[-rank:])
+    parts = zip(sizes, kernel, window["stride"], window["dilation"], strict=True)
+    return [(n - 1) * s + (k - 1) * d + 1 for n, k, s, d in parts], window | {"padding": (0,) * rank}
+
+
+def _numbers(shape: Sequence[Dim]) -> list[int]:
+    if not all(isinstance(n, int) for n in shape):
+        raise Unsupported("an image whose size depends on the batch size")
+    return [n for n in shape if isinstance(n, int)]
+
+
+def _cut_out(c: Call, whole: int, padding: Sequence[int]) -> int:
+    """The result without its padding, and with zeros where it reaches further than the whole."""
+    sizes = _numbers(c.b.shape(whole)[2:])
+    for d, (p, n, m) in enumerate(zip(padding, sizes, _numbers(c.shape[2:]), strict=True), 2):
+        before, after = c.b.shape(whole)[:d], c.b.shape(whole)[d + 1 :]
+        k = min(n - p, m)
+        part = c.b.slice(whole, d, p, p + k, 1, [*before, k, *after])
+        whole = c.b.embed(part, d, 0, k, 1, [*before, m, *after])
+    return whole
+
+
+def _put_in(c: Call, grad: int, padding: Sequence[int], sizes: Sequence[int]) -> int:
+    """The transpose of `_cut_out`."""
+    new = _numbers(c.b.shape(grad)[2:])
+    for d, (p, n, m) in enumerate(zip(padding, sizes, new, strict=True), 2):
+        before, after = c.b.shape(grad)[:d], c.b.shape(grad)[d + 1 :]
+        k = min(n - p, m)
+        part = c.b.slice(grad, d, 0, k, 1, [*before, k, *after])
+        grad = c.b.embed(part, d, p, p + k, 1, [*before, n, *after])
+    return grad
 
 
 # ---- linear resampling: a matrix along each spatial dimension ---------------------------------------

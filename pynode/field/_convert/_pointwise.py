@@ -68,6 +68,17 @@ def _bitwise(c: Call) -> int:
     )
 
 
+@handles("pow")
+def _pow(c: Call) -> int:
+    """Of integers to negative powers, torch has the integer part, and 0 for those of 0."""
+    x, y = c.operand(c.args[0]), c.operand(c.args[1])
+    found = _apply(c, "pow", [x, y])
+    if not c.integers or (isinstance(y, Number) and float(y.value) >= 0):  # type: ignore[arg-type]
+        return found
+    infinite = c.b.pointwise("isinf", [found], c.shape, "bool")
+    return _apply(c, "trunc", [c.b.pointwise("where", [infinite, Number(0.0), found], c.shape)])
+
+
 @handles("round")
 def _round(c: Call) -> int:
     """To a number of decimals by way of the power of ten, as torch does."""
@@ -156,7 +167,10 @@ def _convert(c: Call) -> int:
 
 @handles("copy")
 def _copy(c: Call) -> int:
-    return c.b.expand(c.b.cast(c.args[1]), c.shape)
+    source = c.b.cast(c.args[1])
+    if c.integers:
+        source = c.b.pointwise("trunc", [source], c.b.shape(source))
+    return c.b.expand(source, c.shape)
 
 
 @handles("full", "full_like", "new_full", "scalar_tensor")
