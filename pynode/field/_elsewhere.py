@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pynode.field._field import Field
 
-__all__ = ["arbitrary", "outputs_elsewhere"]
+__all__ = ["arbitrary", "moved", "outputs_elsewhere"]
 
 _DISTANCES = (0.0, 0.4, -1.1)  # of the states, in units of 1 + |z|
 _MOVED = 0.05  # by how much parameters differ from theirs
@@ -33,10 +33,10 @@ def outputs_elsewhere(
         args: conditioning tensors.
         tracked: whether the derivatives are differentiable in the states.
     """
-    moved = field.replaced({n: p.detach() + _MOVED * arbitrary(p, 1.5) for n, p in _floats(field)})
+    other = moved(field)
     for i, distance in enumerate((0.0, *_DISTANCES)):
         with torch.set_grad_enabled(tracked), torch.inference_mode(False):
-            f = moved if i else field
+            f = other if i else field
             z = tuple([(x.detach() + distance * (1 + x.detach().abs()) * arbitrary(x, 0.2)) for x in state])
             z = tuple([x.requires_grad_() for x in z]) if tracked else z
             try:
@@ -49,11 +49,13 @@ def outputs_elsewhere(
             yield f, z, tuple(found)
 
 
+def moved(field: Field) -> Field:
+    """The field with parameters a little off its own."""
+    pairs = zip(field.names, field.parameters, strict=True)
+    floats = [(n, p) for n, p in pairs if p.is_floating_point() and not field.is_fixed(p)]
+    return field.replaced({n: p.detach() + _MOVED * arbitrary(p, 1.5) for n, p in floats})
+
+
 def arbitrary(like: Tensor, offset: float) -> Tensor:
     """Numbers without a pattern, around an offset."""
     return (torch.arange(like.numel(), device=like.device).to(like.dtype).cos() + offset).reshape(like.shape)
-
-
-def _floats(field: Field) -> list[tuple[str, Tensor]]:
-    pairs = zip(field.names, field.parameters, strict=True)
-    return [(n, p) for n, p in pairs if p.is_floating_point() and not field.is_fixed(p)]

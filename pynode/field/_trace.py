@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pynode.errors import FieldError, InputError, TraceError
 from pynode.field._bound import BoundToBatch, Validity
+from pynode.field._elsewhere import moved
 from pynode.field._field import Field
 from pynode.field._graph import FieldGraph
 from pynode.field._interpreter import values_of
@@ -410,10 +411,10 @@ def _is_right(found: Trace, field: Field, z0: Sequence[Tensor], t0: Tensor, args
 
 
 def _differs_elsewhere(found: Trace, field: Field, z0: Sequence[Tensor], t0: Tensor, args: Sequence[Tensor]) -> bool:
-    """Whether they do not agree at one of the states elsewhere, see `_is_right`."""
+    """Whether they do not agree at one of the states elsewhere, and for parameters off theirs, see `_is_right`."""
     if z0[0].device.type != "cpu" and any(n.op in _COMPUTED for n in found.graph.nodes):
         return False  # an index out of bounds is no exception on a GPU, but the end of all work there
-    field = field.on_leaves()
+    field = moved(field).on_leaves()
     tolerance, little = (1e-3, 1e-5) if z0[0].dtype == torch.float32 else (1e-8, 1e-12)
     for place in _elsewhere((t0, *z0, *args), len(z0)):
         try:

@@ -45,6 +45,21 @@ def test_a_wrong_conversion_that_is_right_at_the_start(
         trace(lambda t, z: field(t, z), z0)
 
 
+def test_a_wrong_conversion_that_a_weight_of_zero_hides(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+
+        def forward(self, t: Tensor, z: Tensor) -> Tensor:
+            return -z + (self.weight * self.weight).sum() * torch.sin(z)
+
+    trace(Gated(), ZEROS + 1)
+    monkeypatch.setitem(HANDLERS, "sin", lambda c: c.args[0])
+    with pytest.raises(TraceError, match="different values"):
+        trace(Gated(), ZEROS + 1)
+
+
 @pytest.mark.parametrize("jump", [torch.floor, torch.sign])
 def test_jumps_that_rounding_decides(jump: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     """A graph may be on their other side."""
