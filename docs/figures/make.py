@@ -196,7 +196,7 @@ def growth() -> Figure:
     ]
     figure, axes = panels(2, 2)
     for axis, (of, label) in zip(axes, axes_of.items(), strict=True):
-        header, *rows = table("## 2026-11-29: growth", of)
+        header, *rows = table("## 2026-11-30: growth", of)
         curves: dict[str, list[tuple[float, float]]] = {x: [] for x in names}
         for size, *cells in rows:
             for name, cell in zip(header[1:], cells, strict=True):
