@@ -156,12 +156,10 @@ def _solve(
         vector_field = vector_field.replaced(
             {n: example(p) for n, p in zip(vector_field.names, vector_field.parameters, strict=True)}
         )
-    if on_field is None:
+    check = check_unmixed if independent else check_apart if is_apart(field) else None
+    if check is not None and on_field is None:
         with untransformed():
-            if independent:
-                check_unmixed(vector_field, examples, at, values)
-            elif is_apart(field):
-                check_apart(vector_field, examples, at, values)
+            check(vector_field, examples, at, values)
     if active:
         wanted = tuple(map(differentiated, inputs))
     else:

@@ -364,54 +364,11 @@ _NARROW = _INTS[1:]
 _OF_NUMBERS: dict[str, Callable[..., Any]] = {"add": operator.add, "sub": operator.sub, "mul": operator.mul}
 _OF_NUMBERS |= {"neg": operator.neg, "abs": abs, "rsub": lambda a, b: b - a}
 # What picks numbers, or counts positions, leaves the type that they have.
-_TYPE_KEPT = {
-    "getitem",
-    "view",
-    "reshape",
-    "_unsafe_view",
-    "unsqueeze",
-    "squeeze",
-    "permute",
-    "t",
-    "transpose",
-    "expand",
-}
-_TYPE_KEPT |= {
-    "clone",
-    "alias",
-    "detach",
-    "lift_fresh_copy",
-    "select",
-    "slice",
-    "unbind",
-    "split",
-    "cat",
-    "stack",
-    "flip",
-}
-_TYPE_KEPT |= {
-    "index",
-    "_unsafe_index",
-    "index_select",
-    "gather",
-    "where",
-    "maximum",
-    "minimum",
-    "amax",
-    "amin",
-    "sort",
-}
-_TYPE_KEPT |= {
-    "zeros",
-    "zeros_like",
-    "new_zeros",
-    "ones",
-    "ones_like",
-    "new_ones",
-    "searchsorted",
-    "bucketize",
-    "diagonal",
-}
+_TYPE_KEPT = {"getitem", "view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "permute", "t", "transpose"}
+_TYPE_KEPT |= {"expand", "clone", "alias", "detach", "lift_fresh_copy", "select", "slice", "unbind", "split", "cat"}
+_TYPE_KEPT |= {"stack", "flip", "index", "_unsafe_index", "index_select", "gather", "where", "maximum", "minimum"}
+_TYPE_KEPT |= {"amax", "amin", "sort", "zeros", "zeros_like", "new_zeros", "ones", "ones_like", "new_ones"}
+_TYPE_KEPT |= {"searchsorted", "bucketize", "diagonal"}
 # Of a matrix that lies in memory row by row, torch takes the factors of the transposed one.
 _BY_TRANSPOSED = ("_linalg_det", "_linalg_slogdet")
 # What is picked, rather than computed, is the same in a wider type.
