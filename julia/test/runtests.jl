@@ -12,6 +12,7 @@ using Test
     include("threads.jl")
     include("matrices.jl")
     include("fourier.jl")
+    include("first_step.jl")
     include("discrete.jl")
     include("symplectic.jl")
     include("nystrom.jl")

@@ -37,6 +37,8 @@ mutable struct Pull{T,V<:AbstractVector{T},F<:TracedField{T,V},G<:AbstractMatrix
     shift::Time                 # cotangent of a common shift of the steps so far
 end
 
+bytes_held(p::Pull, seen) = bytes_held((p.λ, p.kbar, p.ubar, p.sum, p.out.θ), seen)
+
 "How many stages have cotangents at a time."
 at_once(tab::Tableau) = tab.s
 at_once(::Splitting) = 1
@@ -57,7 +59,8 @@ end
 """
     discrete_pullback(forward, g; wants_t = true) -> Cotangents
 
-The exact gradient of the numerical solution. `g` is `(state, time)`: the cotangents of `forward`'s values.
+The exact gradient of the numerical solution. `g` is `(state, time)`: the cotangents of `forward`'s values. The next
+gradient of a solve of the same field overwrites the result.
 """
 function discrete_pullback(fw::Stepped, g; wants_t::Bool = true)
     fw.bound == fw.field.counts[3] || bind!(fw.field, fw.θ)
@@ -65,7 +68,20 @@ function discrete_pullback(fw::Stepped, g; wants_t::Bool = true)
 end
 
 "The same for the `θ` that is bound."
-pull_back(fw::Stepped, g; wants_t::Bool = true) = pull_back!(Pull(fw, g, wants_t), fw)
+pull_back(fw::Stepped, g; wants_t::Bool = true) = pull_back!(pull_for(fw, g, wants_t), fw)
+
+"What goes backwards, with the memory of the last one of the field's, if that was asked for the same."
+function pull_for(fw::Stepped, g, wants_t::Bool)
+    fw.moves === nothing || return Pull(fw, g, wants_t)
+    pulls, key = fw.field.pulls, (typeof(g), fw.options.solver, lands_on_times(fw.options), wants_t)
+    if !haskey(pulls, key)
+        empty!(pulls)
+        return pulls[key] = Pull(fw, g, wants_t)
+    end
+    p = pulls[key]
+    fill!(p.out.θ, 0)
+    return turn!(p, fw, g)
+end
 
 "Turn to another solve by the same method and options; the cotangent of `θ` will be added to what there is."
 function turn!(p::Pull, fw::Stepped, g)
@@ -290,9 +306,7 @@ function product!(p::Pull, cotangent, stage::Stage)
     return
 end
 
-# The sums over stages go through the state, or a thread's part of it, in pieces that stay in the processor's cache.
-const PIECE = 1024
-pieces(part) = (i:min(i + PIECE - 1, last(part)) for i in first(part):PIECE:last(part))
+# The sums over stages go through the state, or a thread's part of it, in pieces.
 
 "`y = u + h Σ_j a_j k_j` over the first `m` stages, on threads."
 function combine!(y::Vector, u, h, a, k, m, threads)

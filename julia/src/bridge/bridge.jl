@@ -89,7 +89,7 @@ function forward_typed(device, field::TracedField{T}, r::Reader, x, solver, time
     field.counts[3] += 1
     read_theta!(field, device, r)
     u0 = gather!(similar(field.u), device, [(n, from) for (n, from, _) in states])
-    allfinite(u0, length(u0)) && allfinite(field.θ, length(field.dθ)) || (x[4] = -1; return 0)
+    allfinite(u0, length(u0), field.threads) && allfinite(field.θ, length(field.dθ)) || (x[4] = -1; return 0)
     mass, split = x[7] == 1 ? MASS[] : nothing, x[8] == 1 ? SPLIT[] : nothing
     options = Options(; solver, asked_steps(x)..., adaptive, max_steps, keep, memory, wants_t, mass, split)
     before = evaluations(field, split)

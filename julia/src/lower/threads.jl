@@ -154,6 +154,37 @@ Calls `loop(part)` with `1:n`, or with parts of it on several threads where so m
 share(loop::F, threads::Int, n::Int, arrays::Int) where {F} =
     threads == 1 || n * arrays < WORTH_SHARING ? (loop(1:n); nothing) : in_parts(loop, threads, n)
 
+"Numbers of each vector in a piece of it, the same whatever the threads: those of a few vectors stay in a processor's cache."
+const PIECE = 1024
+pieces(part) = (i:min(i + PIECE - 1, last(part)) for i in first(part):PIECE:last(part))
+
+"""
+    sum_shared(term, threads, n, xs...)
+
+The sum of `term(x[i], …)` over `1:n`, in double precision and the same order whatever the threads.
+"""
+function sum_shared(term::F, threads::Int, n::Int, xs::Vararg{Vector,N}) where {F,N}
+    (threads == 1 || n * N < WORTH_SHARING) && return sum(piece -> sum_piece(term, piece, xs), pieces(1:n); init = 0.0)
+    sums = zeros(cld(n, PIECE))
+    in_parts(fill_sums!, threads, length(sums), sums, term, n, xs)
+    return foldl(+, sums)
+end
+
+function fill_sums!(sums, term::F, n, xs, part) where {F}
+    for p in part
+        sums[p] = sum_piece(term, ((p - 1) * PIECE + 1):min(p * PIECE, n), xs)
+    end
+    return
+end
+
+function sum_piece(term::F, piece, xs) where {F}
+    total = 0.0
+    @simd for i in piece
+        total += term(map(x -> Float64(@inbounds x[i]), xs)...)
+    end
+    return total
+end
+
 "`to .= from`, on threads."
 copy_shared!(to, from, threads) = copyto!(to, from)
 
@@ -168,6 +199,13 @@ function copy_shared!(to::Vector{T}, from::Vector{T}, threads::Int) where {T}
         return to
     end
     share(part -> copyto!(to, first(part), from, first(part), length(part)), threads, length(from), 2)
+    return to
+end
+
+function copy_shared!(to::SubArray{T,1,Matrix{T},<:Tuple{Base.Slice,Int}}, from::Vector{T}, threads::Int) where {T}
+    length(to) == length(from) || throw(DimensionMismatch("vectors of $(length(to)) and $(length(from)) entries"))
+    matrix, before = parent(to), to.offset1
+    share(part -> copyto!(matrix, before + first(part), from, first(part), length(part)), threads, length(from), 2)
     return to
 end
 

@@ -58,7 +58,7 @@ end
 
 function find_event_with(field::TracedField{T}, event, f, u0, ts::Vector{Time}, search::Search{T}, o::Options, alg) where {T}
     problem = ODEProblem{true}(f, u0, (first(ts), last(ts)), field.θ)
-    integrator = integrator_of(problem, alg, T, ts, o; save_everystep = false, dense = false, calck = true)
+    integrator = integrator_of(field, problem, alg, ts, o; save_everystep = false, dense = false, calck = true)
     PROGRESS.integrator = integrator
     between, changed = similar(u0), fill(false, length(search.signs))
     while integrator.t != last(ts)

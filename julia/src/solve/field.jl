@@ -43,9 +43,11 @@ struct TracedField{T,V<:AbstractVector{T}}
     counts::Vector{Int}  # evaluations of the value, of the products; how often `θ` was bound
     watch::Watch
     threads::Int                  # that share sums and copies of states
+    probes::Vector{V}             # see `first_step`
     direct::Dict{NTuple{2,Ptr{T}},FunctionWrapper{Nothing,Tuple{T}}}  # see `direct`
     functions::Dict{Symbol,Any}  # `ode_function` by its kind
     integrators::Dict{Any,Any}  # by what they are asked to do
+    pulls::Dict{Any,Any}        # likewise, of the last gradient; see `Pull`
 end
 
 "Vectors of which the stages of a step are sums, in methods of order five: those of a large state are shared by threads."
@@ -65,8 +67,8 @@ function TracedField(w::Workspace{T,V}; products::Symbol = :joint, threads::Int 
     return TracedField{T,V}(
         late(k.prologue), late(k.value), product, joint ? product : late(k.vjp_theta),
         w.u, w.θ, w.v, w.du, w.dz, w.dθ, w.dt, [zero(Time)], Tape(w), samples(w), [0, 0, 0], Watch(),
-        MOST_SUMMED * length(w.u) < WORTH_SHARING ? 1 : threads,
-        Dict{NTuple{2,Ptr{T}},FunctionWrapper{Nothing,Tuple{T}}}(), Dict{Symbol,Any}(), Dict{Any,Any}(),
+        MOST_SUMMED * length(w.u) < WORTH_SHARING ? 1 : threads, V[],
+        Dict{NTuple{2,Ptr{T}},FunctionWrapper{Nothing,Tuple{T}}}(), Dict{Symbol,Any}(), Dict{Any,Any}(), Dict{Any,Any}(),
     )
 end
 
@@ -81,8 +83,8 @@ function TracedField(c::Callback{T}; products::Symbol = :joint) where {T}
     product = late(joint ? product_function : state_product_function)
     return TracedField{T,Vector{T}}(
         Late{T}(() -> identity_of), late(value_function), product, joint ? product : late(theta_product_function),
-        c.u, zeros(T, length(c.dθ)), c.v, c.du, c.dz, c.dθ, c.dt, c.time, Tape(c), samples(c), [0, 0, 0], Watch(), 1,
-        Dict{NTuple{2,Ptr{T}},FunctionWrapper{Nothing,Tuple{T}}}(), Dict{Symbol,Any}(), Dict{Any,Any}(),
+        c.u, zeros(T, length(c.dθ)), c.v, c.du, c.dz, c.dθ, c.dt, c.time, Tape(c), samples(c), [0, 0, 0], Watch(), 1, Vector{T}[],
+        Dict{NTuple{2,Ptr{T}},FunctionWrapper{Nothing,Tuple{T}}}(), Dict{Symbol,Any}(), Dict{Any,Any}(), Dict{Any,Any}(),
     )
 end
 
@@ -193,7 +195,8 @@ function product!(f::TracedField{T}, program, v, u, t) where {T}
 end
 
 "Bytes of the arrays that a field holds for the next solve, its integrators' among them; those that wait in its tape are `spare`."
-bytes_held(f::TracedField) = (seen = Base.IdSet{Any}(); bytes_held(f.tape.workspace, seen) + bytes_held(f.integrators, seen))
+bytes_held(f::TracedField) =
+    (seen = Base.IdSet{Any}(); sum(x -> bytes_held(x, seen), (f.tape.workspace, f.integrators, f.probes, f.pulls)))
 
 bytes_held(x, seen) = 0
 bytes_held(x::AbstractArray{<:Number}, seen) = x in seen ? 0 : (push!(seen, x); sizeof(x))

@@ -93,7 +93,7 @@ function forward_whole!(values, field::TracedField{T}, f, u0, ts::Vector{Time}, 
     # With a mass matrix Python has seen to a consistent initial state.
     start = o.mass === nothing ? (;) : (; initializealg = NoInit())
     saved = (; saveat = ends ? ts : Time[], save_everystep = !ends, dense, start...)
-    integrator = integrator_of(problem, alg, T, ts, o; saved...)
+    integrator = integrator_of(field, problem, alg, ts, o; saved...)
     PROGRESS.integrator = integrator
     solution = solve!(integrator)
     # After a failure the solution may end at the last time that was to be saved, the integrator at the one it reached.
@@ -121,12 +121,11 @@ How a solver is to step, for states of type `T`; the types are the same whatever
 The PI controllers of the explicit methods start from a remembered error of 1e-4, and with their small exponents a step
 hardly grows where rounding bounds the estimate from below, as in Float32: short smooth solves took twice the steps.
 """
-function keywords(T, ts::Vector{Time}, o::Options)
-    dt = given_step(o)
+function keywords(field::TracedField{T}, alg, u0, ts::Vector{Time}, o::Options) where {T}
     return (;
         reltol = T(o.rtol),
         abstol = T(o.atol),
-        dt = dt === nothing ? nothing : copysign(dt, last(ts) - first(ts)),
+        dt = step_to_begin_with(field, alg, u0, ts, o),
         adaptive = o.adaptive,
         maxiters = o.max_steps,
         tstops = stops(ts, o),
@@ -134,8 +133,13 @@ function keywords(T, ts::Vector{Time}, o::Options)
     )
 end
 
-"The first step, if it is not the solver's to choose. A fixed-step one is led along its grid: each step, too long, is cut."
-given_step(o::Options) = !o.adaptive ? 2o.dt : o.dt > 0 ? o.dt : nothing
+"""
+The first step, or `nothing` where it is left to OrdinaryDiffEq. A solver of fixed steps is led along its grid: each step, too long, is cut.
+"""
+function step_to_begin_with(field, alg, u0, ts::Vector{Time}, o::Options)
+    o.adaptive && o.dt == 0 && return first_step(field, alg, u0, ts, o)
+    return copysign(o.adaptive ? o.dt : 2o.dt, last(ts) - first(ts))
+end
 
 "The times to stop at."
 function stops(ts::Vector{Time}, o::Options)
@@ -145,11 +149,10 @@ function stops(ts::Vector{Time}, o::Options)
 end
 
 "An integrator before its first step."
-function integrator_of(problem, alg, T, ts::Vector{Time}, o::Options; saved...)
-    o.control === nothing && return started(problem, alg; keywords(T, ts, o)..., saved...)
-    return controlled(T, alg, o.control) do further
-        started(problem, alg; keywords(T, ts, o)..., further..., saved...)
-    end
+function integrator_of(field::TracedField{T}, problem, alg, ts::Vector{Time}, o::Options; saved...) where {T}
+    asked = (; keywords(field, alg, problem.u0, ts, o)..., (o.solver in EXPLICIT ? whole_state(field) : (;))...)
+    o.control === nothing && return started(problem, alg; asked..., saved...)
+    return controlled(further -> started(problem, alg; asked..., further..., saved...), T, alg, o.control)
 end
 
 "Times to stop at. There may be millions, which OrdinaryDiffEq sorts first: Python's signal handlers run meanwhile."

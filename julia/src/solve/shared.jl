@@ -9,6 +9,26 @@ end
 # Without a team the types are as ever, for which all is compiled in advance.
 team(threads::Int) = threads == 1 ? (;) : (; thread = Team(threads))
 
+"The options by which an explicit method reads the whole state of a field: on a processor by its threads."
+whole_state(field::TracedField{T,Vector{T}}) where {T} =
+    (; internalnorm = RootMeanSquare(field.threads), unstable_check = Unstable(field.threads))
+whole_state(::TracedField) = (;)
+
+"SciML's norm of errors."
+struct RootMeanSquare <: Function
+    threads::Int
+end
+
+(::RootMeanSquare)(u::Number, t) = abs(u)
+(r::RootMeanSquare)(u::Vector{T}, t) where {T} = T(sqrt(sum_shared(abs2, r.threads, length(u), u) / max(length(u), 1)))
+
+"SciML's test whether a state has numbers that are not finite."
+struct Unstable <: Function
+    threads::Int
+end
+
+(c::Unstable)(dt, u, p, t) = !allfinite(u, length(u), c.threads)
+
 Base.@propagate_inbounds function FastBroadcast.fast_materialize!(team::Team, to::Vector, bc::Broadcasted)
     n = length(to)
     fits(bc, n) || return FastBroadcast.fast_materialize!(Serial(), to, bc)

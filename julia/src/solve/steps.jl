@@ -84,12 +84,12 @@ function integrator_for(field::TracedField, u0, ts, o::Options)
         many && empty!(field.integrators)
         return field.integrators[key] = new_integrator(field, u0, ts, o)
     end
+    dt = step_to_begin_with(field, found.alg, u0, ts, o)
     found.opts.dtmax = span
     reinit!(found, u0; t0 = first(ts), tf = last(ts), tstops = stops(ts, o))
-    dt = given_step(o)
     if dt !== nothing  # it would go on with the step that it had last
-        found.dt = copysign(dt, span)
-        set_proposed_dt!(found, found.dt)
+        found.dt = dt
+        set_proposed_dt!(found, dt)
     end
     found.just_hit_tstop = found.next_step_tstop = found.force_stepfail = found.last_stepfail = false  # as of the last solve
     return ready!(found)
@@ -107,7 +107,7 @@ function new_integrator(field::TracedField{T}, f::ODEFunction, u0, ts, o::Option
     problem = ODEProblem{true}(f, u0, (first(ts), last(ts)), field.θ)
     # What interpolation needs is computed where there is interpolation.
     nothing_saved = (; save_everystep = false, save_start = false, save_end = false, dense = false, calck = !lands_on_times(o))
-    return integrator_of(problem, algorithm(o.solver; threads = field.threads), T, ts, o; nothing_saved...)
+    return integrator_of(field, problem, algorithm(o.solver; threads = field.threads), ts, o; nothing_saved...)
 end
 
 function step_through!(
@@ -115,7 +115,7 @@ function step_through!(
 ) where {T}
     tape = field.tape
     PROGRESS.integrator = integrator
-    copyto!(view(values, :, 1), integrator.u)
+    copy_shared!(view(values, :, 1), integrator.u, field.threads)
     start!(steps, tape, tab, first(ts))
     span, column, accepted, rejected = last(ts) - first(ts), 2, integrator.stats.naccept, integrator.stats.nreject
     while integrator.t != last(ts)
@@ -124,7 +124,7 @@ function step_through!(
         outcome = if !(code === ReturnCode.Default || successful_retcode(code))
             outcome_of(code, integrator.uprev, integrator.u)
         else  # a solver of fixed steps would go on with what is not finite, and then nobody had the state before
-            o.adaptive || allfinite(integrator.u, length(integrator.u)) ? success : non_finite
+            o.adaptive || allfinite(integrator.u, length(integrator.u), field.threads) ? success : non_finite
         end
         if outcome !== success
             fill!(view(values, :, column:length(ts)), T(NaN))
@@ -135,24 +135,17 @@ function step_through!(
         tape.on && accept!(steps, tape, tab, t, integrator.u)
         while column <= length(ts) && !after(ts[column], t, span)
             to = view(values, :, column)
-            ts[column] == t ? copyto!(to, integrator.u) : integrator(to, ts[column])
+            ts[column] == t ? copy_shared!(to, integrator.u, field.threads) : integrator(to, ts[column])
             column += 1
         end
     end
-    outcome = all(isfinite, integrator.u) ? success : non_finite
+    outcome = allfinite(integrator.u, length(integrator.u), field.threads) ? success : non_finite
     return Summary(outcome, last(ts), integrator.stats.naccept - accepted, integrator.stats.nreject - rejected)
 end
 
 "Whether the first `n` numbers are all finite."
-allfinite(x, n) = all(isfinite, view(x, 1:n))
-
-function allfinite(x::Vector, n)
-    sum = zero(eltype(x))
-    @simd for i in 1:n
-        @inbounds sum += x[i] - x[i]
-    end
-    return iszero(sum)
-end
+allfinite(x, n, threads = 1) = all(isfinite, view(x, 1:n))
+allfinite(x::Vector, n, threads = 1) = iszero(sum_shared(y -> y - y, threads, n, x))
 
 "Whether time `τ` lies behind `t` in the direction of `h`."
 after(τ, t, h) = h > 0 ? τ > t : τ < t

@@ -150,7 +150,7 @@ end
 
 "Bytes of the memory, of all fields, that waits to be used again, and how many may."
 const SPARE = Threads.Atomic{Int}(0)
-const MAX_SPARE = 2^29
+const MAX_SPARE = 2^30
 
 "Whether so many more bytes may wait to be used again; if so, they are counted."
 function claim!(tape::Tape, bytes::Int)
