@@ -42,7 +42,7 @@ class Control:
 
     Args:
         times: `(time,)`, strictly increasing; or `(batch, time)`, those of each sample, NaN behind them where it has
-            fewer.
+            fewer. They are kept in the dtype of the values, which must hold them.
         values: `(batch, time, channels)`; or, the same for all samples and at times `(time,)`, `(time, channels)` or
             `(time,)`. float32 or float64. NaN where a channel was not observed, see the subclass. A channel that a
             sample never observes is zero.
@@ -74,7 +74,7 @@ class Control:
         samples = check_samples(times, values)
         powers = self._coefficients(samples)
         self.form = Form(type(self), values.dim() - 1)
-        self.knots = samples.times.to(values.dtype)
+        self.knots = samples.times
         self.coefficients = torch.cat(tuple(powers), -1)
         shared = len(self.knots) == 1
         self.times = self.knots[0] if shared else self.knots[samples.known]

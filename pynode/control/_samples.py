@@ -15,6 +15,9 @@ from pynode.transforms import is_mapped
 __all__ = ["Samples", "check_samples"]
 
 _DTYPES = (torch.float32, torch.float64)
+# A dtype holds times if it moves none by more than these parts of the mean distance between them, or of their span,
+# which it does to times that begin near zero too.
+_HELD, _HELD_OF_SPAN = 1e-3, 1e-6
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,8 @@ class Samples:
     """Observations.
 
     Attributes:
-        times: `(1 or batch, time)`, increasing; those behind a sample's last one are made up.
+        times: `(1 or batch, time)`, increasing, in the dtype of the values; those behind a sample's last one are made
+            up.
         known: `(1 or batch, time)`, whether a time is a sample's own.
         values: `(1 or batch, time, channels)`, 0 where they are missing.
         observed: the same shape, whether they are there.
@@ -121,6 +125,7 @@ def check_samples(times: Tensor | Sequence[float], values: Tensor) -> Samples:
     if bool(whole.detach().isinf().any()):
         raise InputError("values must be finite, or NaN where they are missing, got an infinite one. Replace it")
     observed = ~whole.detach().isnan() & known.unsqueeze(-1)
+    rows = rows.to(values.dtype)  # so that the pieces meet at the knots as they are kept
     return Samples(_padded(rows, known), known, torch.where(observed, whole, 0.0), observed)
 
 
@@ -133,10 +138,20 @@ def _check_times(rows: Tensor, known: Tensor, dtype: torch.dtype) -> None:
     values = rows.detach()
     if bool(values[known].isinf().any()) or not bool((values.diff(dim=1) > 0)[both].all()):
         raise InputError("times must be finite and strictly increasing. Sort them, and drop what repeats")
-    if not bool((values.to(dtype).diff(dim=1) > 0)[both].all()):
+    held = values.to(dtype)
+    if not bool((held.diff(dim=1) > 0)[both].all()):
         raise InputError(
             f"times must be told apart in the dtype of the values, {dtype}. Subtract the first one, or pass values in "
             "torch.float64"
+        )
+    first, last = values[:, 0], torch.where(known, values, -torch.inf).amax(1)
+    gap, rounding = (last - first) / (known.sum(1) - 1), torch.where(known, (held - values).abs(), 0.0).amax(1)
+    far = (rounding > _HELD * gap) & (rounding > _HELD_OF_SPAN * (last.max() - first.min()))
+    if bool(far.any()):
+        raise InputError(
+            f"times must be held by the dtype of the values, {dtype}, and it moves some by "
+            f"{float(rounding[far][0]):.2g} where they are {float(gap[far][0]):.2g} apart. Subtract a reference, from "
+            "the times of the solve too, or pass values in torch.float64"
         )
 
 

@@ -140,6 +140,7 @@ def test_gradients(kind: type[Control]) -> None:
         ([0.0, math.inf], torch.ones(2), "strictly increasing"),
         ([0.0, NAN, 1.0], torch.ones(3), "behind the last one"),
         ([1e9, 1e9 + 1], torch.ones(2), "told apart in the dtype of the values, torch.float32"),
+        (torch.tensor([1e5, 1e5 + 0.1], dtype=D), torch.ones(2), "it moves some by 0.0016 where they are 0.1 apart"),
         ([0.0, 1.0], torch.tensor([1.0, math.inf]), "must be finite"),
         ([0.0, 1.0], torch.ones(2, 0), "must not be empty"),
     ],
@@ -149,6 +150,19 @@ def test_refusals(times: Any, x: Tensor, message: str) -> None:
         with pytest.raises(pynode.InputError) as caught:
             kind(times, x)
         assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_times_in_double_beside_float32(kind: type[Control]) -> None:
+    """Times that float32 rounds a little are rounded once: the pieces meet, and irregular ones near zero are taken."""
+    near = torch.rand(2000, generator=torch.Generator().manual_seed(0), dtype=D).sort().values
+    near = near[torch.cat([torch.tensor([True]), near.float().diff() > 0])]
+    kind(near, torch.ones(len(near)))
+    path = kind(1000 + TIMES, values(7).float())
+    torch.testing.assert_close(path(path.knots[0].double()), values(7).float(), rtol=1e-5, atol=1e-5, check_dtype=False)
+    if kind is not PiecewiseConstant:
+        before = path(path.knots[0, 1:].double() - 1e-9)
+        torch.testing.assert_close(before, values(7)[1:].float(), rtol=1e-5, atol=1e-5, check_dtype=False)
 
 
 def test_refusals_of_a_solve() -> None:
