@@ -96,7 +96,8 @@ class Control:
     @property
     def span(self) -> tuple[Tensor, Tensor]:
         """The first and the last time of any sample, 0-d; the latter is infinite where the last piece does not end."""
-        last = self.knots.new_tensor(torch.inf) if self.goes_on else self.knots[:, -1].max()
+        # Of the samples' own: `knots` go on behind the last of a sample that has fewer.
+        last = self.knots.new_tensor(torch.inf) if self.goes_on else self.times.max()
         return self.knots[:, 0].min(), last
 
     def __call__(self, t: Tensor) -> Tensor:

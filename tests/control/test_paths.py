@@ -165,6 +165,15 @@ def test_times_in_double_beside_float32(kind: type[Control]) -> None:
         torch.testing.assert_close(before, values(7)[1:].float(), rtol=1e-5, atol=1e-5, check_dtype=False)
 
 
+@pytest.mark.parametrize("kind", [Linear, CubicHermite, NaturalCubic])
+def test_ends_with_its_samples(kind: type[Control]) -> None:
+    """The last time is one of a sample, not one that is made up behind a shorter one."""
+    path = kind([[0.0, 1.0, NAN, NAN], [0.0, 0.5, 1.0, 2.0]], values(2, 4, 1))
+    assert [x.item() for x in path.span] == [0, 2]
+    with pytest.raises(pynode.InputError, match=r"within the control's times, \[0, 2\], got \[0, 2.5\]"):
+        pynode.solve(lambda t, z, X: X(t) - z, torch.zeros(2, 1, dtype=D), [0.0, 2.5], control=path, engine="torch")
+
+
 def test_refusals_of_a_solve() -> None:
     def field(t: Tensor, z: Tensor, X: Control) -> Tensor:
         return X(t) - z
