@@ -15,6 +15,7 @@ from pynode.errors import InputError, unknown_name
 __all__ = ["Graph", "GraphConv", "GraphLayer"]
 
 _NORMALISATIONS = ("symmetric", "row")
+_PARTS = ("edge_index", "weight", "normalise", "self_loops", "dense")  # what the operator is made of
 _DENSE = 64  # nodes up to which the product with the matrix is the faster one, however few edges there are
 
 
@@ -24,7 +25,8 @@ class Graph(nn.Module):
     Args:
         edge_index: `(2, edges)`, integers: edge k goes from node `edge_index[0, k]` to node `edge_index[1, k]`. An edge
             of an undirected graph is there twice, once for each direction.
-        weight: w, `(edges,)`; ones where `None`. An `nn.Parameter` is trained.
+        weight: w, `(edges,)`; ones where `None`. An `nn.Parameter` is trained. Other weights are changed by the
+            assignment of a new `weight`; what is done to them in place is not seen.
         n_nodes: how many nodes there are; by default one more than the largest number in `edge_index`.
         normalise: `"symmetric"`: D^(-1/2) A D^(-1/2); `"row"`: D⁻¹ A, a mean over the neighbours, with D the sums of
             the weights that enter a node; `None`: A as it is. A node that no edge enters keeps a row of zeros, and 1 is
@@ -35,6 +37,7 @@ class Graph(nn.Module):
 
     Attributes:
         edge_index: `(2, edges)`, with the loops.
+        weight: `(edges,)`, without the loops, before the normalisation.
         n_nodes: how many nodes there are.
 
     Raises:
@@ -81,6 +84,17 @@ class Graph(nn.Module):
         else:
             self.register_buffer("weight", weight, persistent=False)
             self.register_buffer("_operator", self._made(weight.dtype), persistent=False)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        made = "_operator" in self.__dict__.get("_buffers", ()) and name in _PARTS
+        if made and name == "weight":
+            _check_weight(value, self.edge_index[:, : self.n_edges])
+        super().__setattr__(name, value)
+        if made and isinstance(self.weight, nn.Parameter):
+            self.learns = True
+            del self._operator
+        elif made:
+            self._operator = self._made(self.weight.dtype)
 
     @classmethod
     def from_adjacency(cls, adjacency: Tensor, **keywords: Any) -> Graph:
@@ -168,7 +182,8 @@ class Graph(nn.Module):
             raise InputError(
                 f"a graph of {self.n_nodes} nodes takes (batch, {self.n_nodes}, features), got shape {tuple(z.shape)}"
             )
-        exact = not self.learns and torch.promote_types(self._operator.dtype, z.dtype) == self._operator.dtype
+        fixed = not self.learns and not self.weight.requires_grad
+        exact = fixed and torch.promote_types(self._operator.dtype, z.dtype) == self._operator.dtype
         operator = self._operator.to(z.dtype) if exact else self._made(z.dtype)
         if self.dense:
             return operator @ z

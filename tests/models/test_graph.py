@@ -45,6 +45,29 @@ def test_a_graph_in_double_is_normalised_in_double(normalise, dense):
 
 
 @pytest.mark.parametrize("dense", [True, False])
+def test_weights_that_are_assigned_or_that_require_a_gradient(dense):
+    """What was computed of the weights at first was used all the same."""
+    edges = torch.tensor([[0, 1, 2, 0], [1, 2, 0, 2]])
+    first, second = torch.rand(2, 4, dtype=torch.float64)
+    how = {"normalise": "row", "self_loops": True, "dense": dense}
+    z, graph, expected = signals(nodes=3), Graph(edges, first, **how), Graph(edges, nn.Parameter(second), **how)
+    expected(z).square().sum().backward()
+    graph.weight = second.clone()
+    torch.testing.assert_close(graph(z), expected(z).detach())
+    graph.weight.requires_grad_()
+    graph(z).square().sum().backward()
+    torch.testing.assert_close(graph.weight.grad, expected.weight.grad)
+    graph.weight = nn.Parameter(second.clone())
+    graph(z).square().sum().backward()
+    torch.testing.assert_close(graph.weight.grad, expected.weight.grad)
+    graph = Graph(edges, first, self_loops=True, dense=dense)
+    graph.normalise = "row"
+    torch.testing.assert_close(graph(z), Graph(edges, first, **how)(z))
+    with pytest.raises(InputError, match="one number for each of the 4 edges"):
+        graph.weight = torch.ones(7)
+
+
+@pytest.mark.parametrize("dense", [True, False])
 def test_messages_go_along_the_edges(dense):
     weights, graph = random_graph(dense=dense)
     z = signals()
