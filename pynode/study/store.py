@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from pynode.errors import StudyError
 from pynode.study.environment import identity
@@ -18,10 +20,47 @@ from pynode.study.row import COLUMNS, TRAINING_COLUMNS, Row
 
 __all__ = ["Store"]
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 _SCHEMA = 2  # 1 had no keys of a study's definition
 _PATIENCE = 60  # seconds to wait for others that use the file
 _MARK = 0x704E5354  # "pNST": says that an SQLite file is a store of ours
 _ALL = {**COLUMNS, **TRAINING_COLUMNS}
+
+
+@contextlib.contextmanager
+def _reported(path: str) -> Iterator[None]:
+    """What SQLite refuses, as an error that names the store."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:  # of the disk, of rights, of others that use the file
+        raise StudyError(
+            f"the store {path} cannot be opened, read or written: {error}. See that it is a file, that it may be "
+            "written, and that its disk has room. The rows that are in it stay"
+        ) from error
+    except sqlite3.DatabaseError as error:
+        raise StudyError(f"{path} is no store of studies: {error}. Name another file") from error
+
+
+def _reports(method: Callable[Concatenate[Store, P], T]) -> Callable[Concatenate[Store, P], T]:
+    """A method of the store within `_reported`."""
+
+    @functools.wraps(method)
+    def outer(store: Store, *args: P.args, **keywords: P.kwargs) -> T:
+        with _reported(store.path):
+            return method(store, *args, **keywords)
+
+    return outer
+
+
+def _place(path: str) -> tuple[str, bool]:
+    """What SQLite opens, and whether that is a URI: it makes files beside a store, unless it knows that none writes."""
+    file = Path(path).absolute()
+    fixed = file.is_file() and not os.access(file, os.W_OK) and not os.access(file.parent, os.W_OK)
+    if fixed and not Path(f"{file}-wal").exists():
+        return f"{file.as_uri()}?immutable=1", True
+    return path, False
 
 
 class Store:
@@ -30,22 +69,23 @@ class Store:
     What is written is there whenever the process is killed. Several processes may write to one store.
 
     Args:
-        path: the file, made where it is not there; `":memory:"` for none.
+        path: the file, made where it is not there; `":memory:"` for none. One that may not be written can be read.
 
     Raises:
-        StudyError: the file is no store, or one of another version of pynode.
+        StudyError: the file is no store, or one of another version of pynode; here and at any use, it cannot be opened,
+            read or written.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
         if self.path != ":memory:":
             Path(self.path).parent.mkdir(parents=True, exist_ok=True)
-        self._db = sqlite3.connect(self.path, timeout=_PATIENCE, isolation_level=None)
+        with _reported(self.path):
+            place, is_uri = _place(self.path)
+            self._db = sqlite3.connect(place, timeout=_PATIENCE, isolation_level=None, uri=is_uri)
         try:
-            self._open()
-        except sqlite3.DatabaseError as error:
-            self._db.close()
-            raise StudyError(f"{self.path} is no store of studies: {error}. Name another file") from error
+            with _reported(self.path):
+                self._open()
         except StudyError:
             self._db.close()
             raise
@@ -62,6 +102,14 @@ class Store:
                 f"{self.path} is a store of schema {schema}, this pynode has {_SCHEMA}. Name another file, or read it "
                 "with the pynode that made it"
             )
+        try:
+            self._make()
+        except sqlite3.OperationalError as error:
+            if empty or schema != _SCHEMA or "readonly" not in str(error):
+                raise  # else what is there can be read all the same
+
+    def _make(self) -> None:
+        """Make what is not there yet."""
         self._write_ahead()
         columns = ", ".join(f'"{name}" {"TEXT" if kind == "JSON" else kind}' for name, kind in _ALL.items())
         with self._db:
@@ -103,6 +151,7 @@ class Store:
         """Close the file."""
         self._db.close()
 
+    @_reports
     def add(self, row: Row, environment: dict[str, Any]) -> None:
         """Write a row with its environment; one that is there already stays."""
         values = [json.dumps(row.get(n)) if kind == "JSON" else row.get(n) for n, kind in _ALL.items()]
@@ -114,10 +163,12 @@ class Store:
             )
             self._db.execute(f"INSERT OR IGNORE INTO rows ({names}) VALUES ({', '.join('?' * len(values))})", values)
 
+    @_reports
     def keys(self, study: str) -> set[str]:
         """The keys of a study's rows."""
         return {key for (key,) in self._db.execute("SELECT key FROM rows WHERE study = ?", (study,))}
 
+    @_reports
     def rows(self, study: str, keys: Sequence[str] | None = None) -> list[Row]:
         """A study's rows, in the order in which they ended; of some keys alone, in the order of these."""
         names = list(_ALL)
@@ -129,16 +180,19 @@ class Store:
         by_key = {row["key"]: row for row in rows}
         return [by_key[key] for key in keys if key in by_key]
 
+    @_reports
     def forget(self, study: str, keys: Iterable[str]) -> None:
         """Drop rows of a study, which are then measured again."""
         with self._db:
             self._db.execute("BEGIN IMMEDIATE")
             self._db.executemany("DELETE FROM rows WHERE study = ? AND key = ?", [(study, key) for key in keys])
 
+    @_reports
     def environments(self) -> dict[str, dict[str, Any]]:
         """What rows were measured in, by the ids in their column `environment`."""
         return {name: json.loads(facts) for name, facts in self._db.execute("SELECT id, facts FROM environments")}
 
+    @_reports
     def define(
         self, study: str, definition: dict[str, Any], problems: dict[str, dict[str, Any]], keys: Sequence[str]
     ) -> None:
@@ -151,24 +205,29 @@ class Store:
             "INSERT OR REPLACE INTO studies (name, definition, problems, keys) VALUES (?, ?, ?, ?)", (study, *texts)
         )
 
+    @_reports
     def defined(self, study: str) -> list[str] | None:
         """The keys of a study's cells, as it is defined; `None` in a store of an earlier pynode, which kept none."""
         (keys,) = self._db.execute("SELECT keys FROM studies WHERE name = ?", (study,)).fetchone() or (None,)
         return None if keys is None else list(json.loads(keys))
 
+    @_reports
     def studies(self) -> dict[str, dict[str, Any]]:
         """The definitions of all studies, by name."""
         return {name: json.loads(text) for name, text in self._db.execute("SELECT name, definition FROM studies")}
 
+    @_reports
     def problems(self, study: str) -> dict[str, dict[str, Any]]:
         """What is known of a study's problems, by name."""
         found = self._db.execute("SELECT problems FROM studies WHERE name = ?", (study,)).fetchone()
         return {} if found is None else dict(json.loads(found[0]))
 
+    @_reports
     def keep_reference(self, content: str, reference: Reference) -> None:
         """Keep the reference of the problem with this digest."""
         self._db.execute("INSERT OR REPLACE INTO problem_references VALUES (?, ?)", (content, reference.to_bytes()))
 
+    @_reports
     def reference(self, content: str) -> Reference | None:
         """The reference of the problem with this digest, if there is one."""
         found = self._db.execute("SELECT data FROM problem_references WHERE content = ?", (content,)).fetchone()

@@ -1,4 +1,5 @@
 import concurrent.futures
+import os
 import sqlite3
 
 import numpy as np
@@ -132,6 +133,36 @@ def test_what_is_no_store_is_refused(tmp_path):
             Store(tmp_path / name)
     with pytest.raises(StudyError, match="there is no store"):
         Result.load(tmp_path / "nowhere.db")
+
+
+def test_a_store_that_cannot_be_opened_or_written_says_so(tmp_path):
+    """It was said to be no store, or ended with an error of SQLite's own."""
+    with pytest.raises(StudyError, match=r"cannot be opened, read or written: unable to open.*See that it is a file"):
+        Store(tmp_path)
+    row = rows()[0]
+    with Store(tmp_path / "s.db") as store:
+        store.add(row, ENVIRONMENT)
+        store._db.execute("PRAGMA max_page_count = 1")  # as a disk without room
+        large = {**row, "key": "large", "reason": "x" * 100_000}
+        with pytest.raises(StudyError, match=r"s\.db cannot be .* full.*disk has room. The rows that are in it stay"):
+            store.add(large, ENVIRONMENT)
+        assert row["key"] in store.keys("one")
+
+
+def test_a_store_that_may_not_be_written_can_be_read(tmp_path, monkeypatch):
+    (first, second) = rows()
+    folder = tmp_path / "kept"
+    with Store(folder / "s.db") as store:
+        store.define("one", {}, {}, [first["key"], second["key"]])
+        store.add(first, ENVIRONMENT)
+    may = os.access
+    monkeypatch.setattr(os, "access", lambda path, how: how != os.W_OK and may(path, how))  # root may, always
+    assert Result.load(folder / "s.db").rows == [first]
+    with (
+        Store(folder / "s.db") as store,
+        pytest.raises(StudyError, match="attempt to write a readonly database"),
+    ):
+        store.add(second, ENVIRONMENT)
 
 
 def test_best_frame_and_table():
