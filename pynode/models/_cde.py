@@ -94,7 +94,7 @@ class NeuralCDE(nn.Module):
     ) -> None:
         super().__init__()
         self.obs_dim, self.hidden = check_count("obs_dim", obs_dim), check_count("hidden", hidden)
-        check_solver_keywords(solver_keywords, own=("control", "save"))
+        check_solver_keywords(solver_keywords, own=("control",))
         if interpolation is not None and window is not None:
             raise InputError("window takes the log-ODE method in the place of an interpolation: leave one of them out")
         interpolation = "hermite" if interpolation is None else interpolation

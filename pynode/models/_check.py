@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 _HELD = 1e-3  # A dtype holds depths if it moves none by more than this part of the distance between them.
-_NOT_FOR_MODELS = {"args", "running_cost", "dense", "event"}  # the model's own business
+_NOT_FOR_MODELS = {"args", "running_cost", "dense", "event", "save"}  # the model's own business
 _SOLVER_KEYWORDS = tuple(
     name
     for name, parameter in inspect.signature(solve).parameters.items()

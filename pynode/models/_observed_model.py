@@ -38,7 +38,7 @@ class ObservedModel(nn.Module):
     ) -> None:
         super().__init__()
         self.obs_dim, self.hidden = check_count("obs_dim", obs_dim), check_count("hidden", hidden)
-        check_solver_keywords(solver_keywords, own=("control", "save", "tstops"))
+        check_solver_keywords(solver_keywords, own=("control", "tstops"))
         check_callables(flow.field, jump=flow.jump)
         self.t0 = check_finite("t0", t0)
         self.flow = flow

@@ -432,6 +432,7 @@ def test_state_dict_round_trip(likelihood):
         ({"field": 3}, "field must be an nn.Module or a callable, got int"),
         ({"decoder": "mlp"}, "decoder must be an nn.Module or a callable, got str"),
         ({"rtoll": 1e-3}, "unknown solver keyword 'rtoll'"),
+        ({"save": "steps"}, "unknown solver keyword 'save'"),
     ],
 )
 def test_wrong_arguments_are_refused_when_the_model_is_built(keywords, message):

@@ -25,6 +25,7 @@ def points(n=5, features=2):
         ({"rtoll": 1e-3}, "unknown solver keyword 'rtoll': expected one of 'rtol'"),
         ({"dense": True}, "unknown solver keyword 'dense'"),
         ({"event": max}, "unknown solver keyword 'event'"),
+        ({"save": "steps"}, "unknown solver keyword 'save'"),  # of which a model's results would be at other depths
         ({"solver": "dopri6"}, "unknown solver 'dopri6': expected one of 'dopri"),
         ({"sensitivity": "discreet"}, "unknown sensitivity 'discreet': expected one of 'discrete'"),
         ({"engine": "tourch"}, "unknown engine 'tourch': expected one of 'torch'"),

@@ -177,6 +177,7 @@ def test_depths_outside_of_the_intervals_are_refused():
         (rates(1.0, 2.0), {"knots": [1.5, 1.0], "t": (2.0, 1.0)}, "the 3 depths"),
         (rates(1.0, 2.0), {"knots": [2.0, 2.5, 1.0], "t": (2.0, 1.0)}, "strictly decreasing"),
         (rates(1.0), {"rtoll": 1e-3}, "unknown solver keyword 'rtoll'"),
+        (rates(1.0), {"save": "steps"}, "unknown solver keyword 'save'"),
     ],
 )
 def test_wrong_arguments(fields, keywords, message):
