@@ -13,6 +13,7 @@ from pynode.solve import solve
 
 __all__ = ["multiple_shooting_loss"]
 
+_NOT_HERE = ("running_cost", "save", "dense")  # what the loss has no use for
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -46,7 +47,8 @@ def multiple_shooting_loss(
             which the next one starts, `(batch, *features)`. The sum of absolute differences where `None`.
         continuity_term: the weight of the continuity loss.
         args: tensors that condition the field.
-        solver_keywords: as `pynode.solve` takes: `solver`, `rtol`, `atol`, `engine`, …
+        solver_keywords: as `pynode.solve` takes: `solver`, `rtol`, `atol`, `engine`, …, but for `running_cost`, `save`
+            and `dense`; an `event` may change the state, and must not end a solve.
 
     Returns:
         The loss, a scalar.
@@ -68,11 +70,23 @@ def multiple_shooting_loss(
         raise InputError(f"t must have one entry for each of the {len(data)} times of data, got {len(times)}")
     if not isinstance(group_size, int) or not 2 <= group_size <= len(data):
         raise InputError(f"group_size must be an int from 2 to the number of times, {len(data)}, got {group_size!r}")
+    for name in _NOT_HERE:
+        if name in solver_keywords:
+            raise InputError(
+                f"{name} is no keyword of multiple_shooting_loss, which compares states at the times of data: leave it "
+                "out, and put what it is for into loss, or beside a pynode.solve of your own"
+            )
     loss, continuity_loss = loss or _squares, continuity_loss or _differences
     total, end = data.new_zeros(()), None
     for first in range(0, len(data) - 1, group_size - 1):
         group = slice(first, min(first + group_size, len(data)))
-        z = solve(field, data[first], times[group], args=args, **solver_keywords).z
+        solution = solve(field, data[first], times[group], args=args, **solver_keywords)
+        z = solution.z
+        if solution.event_t is not None and not bool(solution.event_t.isnan().all()):
+            raise InputError(
+                f"an event ended the solve from t={float(times[first]):g} on, so that there are no states to compare "
+                "at its last times: pass events that change the state (affect=…) and let it go on"
+            )
         total = total + loss(data[group], z)
         if end is not None:
             total = total + continuity_term * continuity_loss(end, data[first])

@@ -80,6 +80,11 @@ def test_refusals() -> None:
         multiple_shooting_loss(field, data, t[1:], 3)
     with pytest.raises(InputError, match=r"data must be a tensor \(time, batch, \*features\), got shape \(8,\)"):
         multiple_shooting_loss(field, data[:, 0, 0], t, 3)
+    for name, value in (("running_cost", lambda t, z: z.sum(1)), ("save", "steps"), ("dense", True)):
+        with pytest.raises(InputError, match=f"{name} is no keyword of multiple_shooting_loss"):
+            multiple_shooting_loss(field, data, t, 3, engine="torch", **{name: value})
+    with pytest.raises(InputError, match="an event ended the solve from t=0 on"):
+        multiple_shooting_loss(field, data, t, 3, engine="torch", event=lambda t, z: t - 0.2)
 
 
 CODE = "(u, p, t) -> [p[1] * u[1] - p[2] * u[1] * u[2], p[3] * u[1] * u[2] - p[4] * u[2]]"
