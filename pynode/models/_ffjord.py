@@ -13,6 +13,7 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from pynode.engine.protocol import Stats
 from pynode.errors import InputError, unknown_name
+from pynode.models._check import check_solver_keywords
 from pynode.models._cnf import CNF, check_flow_keywords
 from pynode.models._flow import Base, Flow, Mapped, StandardNormal
 from pynode.nn import ConcatSquash, DataControl, TimeConcat, TimeSequential
@@ -83,6 +84,7 @@ class FFJORD(Flow):
         **solver_keywords: Any,
     ) -> None:
         check_flow_keywords(trace, noise, kinetic, jacobian)
+        check_solver_keywords(solver_keywords, own=("control",))
         shape = _shape(dim, scales)
         if layer not in _LAYERS:
             raise unknown_name("layer", layer, _LAYERS)

@@ -84,7 +84,7 @@ class LatentODE(nn.Module):
         super().__init__()
         self.obs_dim, self.latent_dim = check_count("obs_dim", obs_dim), check_count("latent_dim", latent_dim)
         check_count("hidden", hidden)
-        check_solver_keywords(solver_keywords)
+        check_solver_keywords(solver_keywords, own=("control",))
         if likelihood not in _LIKELIHOODS:
             raise unknown_name("likelihood", likelihood, _LIKELIHOODS)
         if encoder not in ("gru", "ode_rnn"):

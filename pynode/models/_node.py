@@ -74,6 +74,11 @@ class NODE(nn.Module):
         self.field: Any = field if order == 1 else HigherOrder(field, order)
         self.input_network = input_network
         self.output_network = output_network
+        if not isinstance(control, bool):
+            raise InputError(
+                f"control must be True, which passes the model's input to the field, or False, got "
+                f"{type(control).__name__}. For a path through data use NeuralCDE, or pynode.solve(…, control=path)"
+            )
         self.control = control
         self.order = order
         self.t = check_depth(t)

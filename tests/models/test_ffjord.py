@@ -177,6 +177,7 @@ def test_engines_agree_on_images():
             {"base": Independent(Normal(torch.zeros(2), 1.0), 1)},
             r"events of shape \(3,\), as dim says, got \(2,\)",
         ),
+        ((2,), {"control": True}, "unknown solver keyword 'control'"),
     ],
 )
 def test_arguments_that_are_no_use(arguments, keywords, message):

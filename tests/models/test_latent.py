@@ -433,6 +433,7 @@ def test_state_dict_round_trip(likelihood):
         ({"decoder": "mlp"}, "decoder must be an nn.Module or a callable, got str"),
         ({"rtoll": 1e-3}, "unknown solver keyword 'rtoll'"),
         ({"save": "steps"}, "unknown solver keyword 'save'"),
+        ({"control": True}, "unknown solver keyword 'control'"),  # which the first state was, for the field
     ],
 )
 def test_wrong_arguments_are_refused_when_the_model_is_built(keywords, message):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from pynode.control import Linear
 from pynode.errors import EngineUnavailable, FieldError, InputError
 from pynode.models import NODE
 from pynode.nn import TimeConcat, TimeSequential
@@ -37,6 +38,7 @@ def points(n=5, features=2):
         ({"t": 1.0}, "t must be two numbers"),
         ({"order": 0}, "order must be an integer of at least 1, got 0"),
         ({"order": 1.5}, "order must be an integer of at least 1, got 1.5"),
+        ({"control": Linear([0.0, 1.0], torch.ones(2))}, "control must be True, .* got Linear"),
         ({"output_network": 3}, "output_network must be an nn.Module or a callable, got int"),
         ({"running_cost": "energy"}, "running_cost must be an nn.Module or a callable, got str"),
     ],
