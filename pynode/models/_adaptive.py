@@ -73,6 +73,9 @@ class AdaptiveDepthNODE(NODE):
         return depth
 
     def _arguments(self, x: Tensor, z0: Tensor) -> tuple[Tensor, ...]:
+        for rescaled in (self.field, self.cost):  # `t` may have changed since the model was built
+            if isinstance(rescaled, _Rescaled) and rescaled.start != self.t[0]:
+                rescaled.start = self.t[0]
         return (self.depth(x), *super()._arguments(x, z0))
 
     def extra_repr(self) -> str:

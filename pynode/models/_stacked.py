@@ -88,7 +88,13 @@ class StackedNODE(NODE):
                 f"a stacked model has fields for depths from {self.knots[0]:g} to {self.knots[-1]:g} only, "
                 f"got {t.tolist()}"
             )
+        if len(t) > 1 and bool(ahead[1] < ahead[0]):
+            raise InputError(
+                f"the depths of a stacked model must go the way of its knots, {self.knots}, got {t.tolist()}. Build "
+                "one with the fields and the depth interval the other way round"
+            )
         states, parts, z, start, done = [z0.unsqueeze(0)], [], z0, t[:1], 1
+        failed: Tensor | None = None
         for i in range(self._interval(t[0].detach()), len(self._which)):
             field, end = self.field[self._which[i]], knots[i + 1 : i + 2]
             stop = int((ahead <= self._sign * end).sum())
@@ -105,15 +111,21 @@ class StackedNODE(NODE):
                 **self.solver_keywords,
             )
             parts.append(part)
-            states.append(part.z[1 : 1 + len(inside)])
+            found = [part.z[1 : 1 + len(inside)]]
             if at_end:
-                states.append(moved(field, part.z[-1], t[stop - 1], args).unsqueeze(0))
+                found.append(moved(field, part.z[-1], t[stop - 1], args).unsqueeze(0))
+            states += found if failed is None else [x.masked_fill(failed, torch.nan) for x in found]
             z, start, done = part.z[-1], end, stop
-            if part.retcode is not Retcode.SUCCESS:  # NaN from here on
-                states.append(z.expand(len(t) - done, *z.shape))
-                break
             if done == len(t):
                 break
+            if part.retcode is not Retcode.SUCCESS:  # of all samples, or of some that are solved by themselves
+                lost = z.detach().isnan().reshape(len(z), -1).any(1).reshape(-1, *(1,) * (z.ndim - 1))
+                failed = lost if failed is None else failed | lost
+                if bool(failed.all()):
+                    states.append(z.new_full((len(t) - done, *z.shape), torch.nan))
+                    break
+            if failed is not None:
+                z = z.masked_fill(failed, 0.0)  # from which what has failed goes on, unseen, beside the others
         self.stats = Joined([part.stats for part in parts])
         costs = [part.running_cost for part in parts if part.running_cost is not None]
         self.running_cost = torch.stack(costs).sum(0) if costs else None

@@ -178,3 +178,14 @@ def test_depths_that_are_not_usable_are_refused(depths, message):
 def test_a_depth_network_is_needed(network):
     with pytest.raises(InputError, match=r"depth_network must be an nn\.Module or a callable"):
         AdaptiveDepthNODE(lambda t, z: z, network)
+
+
+def test_a_depth_interval_that_is_changed():
+    """The field went on to begin at the old one."""
+    x = points(3, 2)
+    model = AdaptiveDepthNODE(lambda t, z: t * z, first_feature, t=(1.0, 2.0), engine="torch", **TIGHT)
+    model(x)
+    model.t = (0.0, 1.0)
+    again = AdaptiveDepthNODE(lambda t, z: t * z, first_feature, engine="torch", **TIGHT)
+    torch.testing.assert_close(model(x), again(x))
+    torch.testing.assert_close(model.trajectory(x, [0.5, 1.0]), again.trajectory(x, [0.5, 1.0]))

@@ -183,3 +183,30 @@ def test_depths_outside_of_the_intervals_are_refused():
 def test_wrong_arguments(fields, keywords, message):
     with pytest.raises(InputError, match=message):
         StackedNODE(fields, **keywords)
+
+
+def test_a_depth_interval_that_was_turned_round_is_refused():
+    """The last field held on all of it."""
+    model = StackedNODE(rates(1.0, 2.0), engine="torch")
+    model.t = (1.0, 0.0)
+    with pytest.raises(InputError, match=r"must go the way of its knots, \(0\.0, 0\.5, 1\.0\), got \[1\.0, 0\.0\]"):
+        model(torch.ones(2, 1, dtype=torch.float64))
+
+
+def test_a_sample_that_fails_leaves_the_others_alone():
+    """They kept the state of the knot after which it failed."""
+
+    class Explodes(nn.Module):
+        def forward(self, t, z):
+            return 1e4 * torch.where(z > 0.5, z**3, 0.0 * z)
+
+    fields = [*rates(-1.0), Explodes(), *rates(-1.0)]
+    x = torch.tensor([[0.1], [3.0], [-0.3]], dtype=torch.float64)
+    more = {"batching": "independent", "throw": False, "max_steps": 60, "engine": "torch", "knots": [1.0, 2.0]}
+    model = StackedNODE(fields, t=(0.0, 3.0), running_cost=lambda t, z: z.sum(1), **more)
+    z = model.trajectory(x, torch.tensor([0.5, 1.5, 2.0, 3.0], dtype=torch.float64))
+    exact = x * torch.tensor([-0.5, -1.0, -1.0, -2.0], dtype=torch.float64).exp()[:, None, None]
+    torch.testing.assert_close(z[:, ::2], exact[:, ::2], rtol=1e-3, atol=1e-4)
+    assert z[1:, 1].isnan().all()
+    assert model.running_cost.isnan().tolist() == [False, True, False]
+    torch.testing.assert_close(model(x)[::2], exact[-1, ::2], rtol=1e-3, atol=1e-4)
