@@ -126,9 +126,10 @@ class FFJORD(Flow):
     def _map(self, x: Tensor, context: Tensor | None, reverse: bool, density: bool) -> Mapped:
         regularisation: dict[str, Tensor] = {}
         log_det = x.new_zeros(len(x)) if density else None
+        failed: Tensor | None = None  # where solves may, the samples of which one has
 
         def through(z: Tensor, blocks: list[nn.Module]) -> Tensor:
-            nonlocal log_det
+            nonlocal log_det, failed
             for block in reversed(blocks) if reverse else blocks:
                 assert isinstance(block, CNF)
                 z, found, energies = block._map(z, context, reverse, density, None if self.training else "exact")
@@ -136,18 +137,30 @@ class FFJORD(Flow):
                     log_det = log_det + found
                 for name, value in energies.items():
                     regularisation[name] = regularisation.get(name, 0) + value
+                if not block.solver_keywords.get("throw", True):
+                    lost = z.detach().isnan().reshape(len(z), -1).any(1)
+                    failed = lost if failed is None else failed | lost
+                    z = z.masked_fill(_like(failed, z), 0.0)  # goes on, unseen, beside the others
             return z
 
         per_scale = len(self.blocks) // self.scales
         groups = [list(self.blocks)[i * per_scale : (i + 1) * per_scale] for i in range(self.scales)]
         along = _out_of_scales if reverse else _into_scales
         z = through(x, groups[0]) if self.scales == 1 else along(x, groups, through)
+        if failed is not None:
+            z = z.masked_fill(_like(failed, z), torch.nan)
+            log_det = None if log_det is None else log_det.masked_fill(failed, torch.nan)
         self.regularisation = regularisation
         return z, log_det, regularisation
 
     def extra_repr(self) -> str:
         """The arguments that the blocks do not show."""
         return f"dim={tuple(self.event_shape)}, scales={self.scales}"
+
+
+def _like(of_samples: Tensor, z: Tensor) -> Tensor:
+    """One entry for each sample, `(batch,)`, in the dimensions of z."""
+    return of_samples.reshape(-1, *(1,) * (z.ndim - 1))
 
 
 Through = Callable[[Tensor, list[nn.Module]], Tensor]

@@ -130,7 +130,14 @@ class Flow(nn.Module):
         assert log_det is not None
         if len(x) == 0:  # which the distributions of torch do not take
             return log_det, regularisation
-        return self._base(context, len(x)).log_prob(z) + log_det, regularisation
+        base = self._base(context, len(x))
+        if all(getattr(part, "solver_keywords", {}).get("throw", True) for part in self.modules()):
+            return base.log_prob(z) + log_det, regularisation
+        failed = z.detach().isnan().reshape(len(z), -1).any(1)
+        with torch.random.fork_rng(devices=[]):  # the distributions of torch take no NaN
+            stand_in = base.sample(torch.Size() if base.batch_shape else torch.Size([len(z)])).to(z)
+        found = base.log_prob(torch.where(failed.reshape(-1, *(1,) * (z.ndim - 1)), stand_in, z))
+        return found.masked_fill(failed, torch.nan) + log_det, regularisation
 
     def loss(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The objective of training: mean negative log-likelihood and the weighted regularisers, 0-d.

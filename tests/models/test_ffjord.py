@@ -198,3 +198,20 @@ def test_scores_of_each_sample_by_vmap():
     x.requires_grad_()
     (expected,) = torch.autograd.grad(model.log_prob(x).sum(), x)
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_samples_whose_solve_fails(blocks):
+    """Their NaN was refused by the next block, or by the base, and so were all other samples."""
+    torch.manual_seed(0)
+    keywords = {"blocks": blocks, "trace": "exact", "engine": "torch", "batching": "independent", "rtol": 1e-5}
+    model, usual = FFJORD(2, **keywords, throw=False, max_steps=5), FFJORD(2, **keywords)
+    with torch.no_grad():
+        model.blocks[0].field[0].layer.weight.mul_(20)
+    usual.load_state_dict(model.state_dict())
+    x = torch.tensor([[0.01, 0.02], [3.0, -5.0], [20.0, 9.0]])
+    found, expected = model.log_prob(x), usual.log_prob(x)
+    assert found.isnan().tolist() == [True, False, False]
+    torch.testing.assert_close(found[1:], expected[1:])
+    assert model.log_prob(x[:1]).isnan().all()
+    torch.testing.assert_close(model(x)[1:], usual(x)[1:])
