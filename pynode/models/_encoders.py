@@ -85,15 +85,21 @@ class ODERNNEncoder(nn.Module):
         self.solver_keywords = solver_keywords
 
     def forward(self, series: Series, t0: float) -> Tensor:
-        """`(batch, out_dim)` for a batch of series."""
+        """`(batch, out_dim)` for a batch of series; NaN for those of which a solve has failed, where it may."""
         steps, counts = _backwards(series, t0)
         h = series.x.new_zeros(len(steps), self.cell.hidden_size)
+        failed: Tensor | None = None
         for i in range(steps.shape[1]):
             values, gap = steps[:, i, :-2], steps[:, i, -2:-1]
             h = torch.where((i < counts).unsqueeze(1), self.cell(values, h), h)
             if bool((gap > 0).any()):
                 h = solve(self.evolution, h, (0.0, 1.0), args=(-gap,), **self.solver_keywords).z[-1]
-        return self.head(h)
+                if not self.solver_keywords.get("throw", True):
+                    lost = h.detach().isnan().any(1, keepdim=True)
+                    failed = lost if failed is None else failed | lost
+                    h = h.masked_fill(failed, 0.0)  # from which what has failed goes on, unseen, beside the others
+        out: Tensor = self.head(h)
+        return out if failed is None else out.masked_fill(failed, torch.nan)
 
 
 class _Rescaled(nn.Module):

@@ -258,8 +258,13 @@ class LatentODE(nn.Module):
         if len(z0) == 0:
             return z0.unsqueeze(1).expand(-1, times.shape[1], -1)
         union, index = times.unique(return_inverse=True)
+        failed: Tensor | None = None
+        if not self.dynamics.solver_keywords.get("throw", True):  # the encoder's solves may have
+            failed = z0.detach().isnan().any(1)
+            z0 = z0.masked_fill(failed.unsqueeze(1), 0.0)
         states = self.dynamics.trajectory(z0, union)
-        return states[index, torch.arange(len(z0), device=z0.device).unsqueeze(1)]
+        found = states[index, torch.arange(len(z0), device=z0.device).unsqueeze(1)]
+        return found if failed is None else found.masked_fill(failed[:, None, None], torch.nan)
 
     def _output(self, state: Tensor) -> Tensor:
         y = self.decoder(state[..., : self.latent_dim])

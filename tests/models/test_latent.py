@@ -531,3 +531,21 @@ def test_a_stochastic_layer_in_the_field():
     with pytest.raises(TraceError, match=r"draws random numbers.*field\.eval\(\)"):
         m.elbo(X, T)
     assert m.eval().elbo(X, T).shape == (3,)
+
+
+def test_series_whose_encoder_fails():
+    """What comes after refused it as an initial state, and all other series with it."""
+    torch.manual_seed(0)
+    keywords = {"encoder": "ode_rnn", "engine": "torch", "batching": "independent", "rtol": 1e-6, "atol": 1e-7}
+    model, usual = LatentODE(1, 2, **keywords, throw=False, max_steps=6), LatentODE(1, 2, **keywords)
+    usual.load_state_dict(model.state_dict())
+    x = torch.randn(2, 3, 1)
+    t = torch.tensor([[0.0, 0.1, 0.2], [0.0, 40.0, 80.0]])
+    encoded = model.posterior(x, t).mean
+    assert encoded.isnan().any(1).tolist() == [False, True]
+    torch.manual_seed(1)
+    found = model.predict(x, t, torch.tensor([0.1]))
+    torch.manual_seed(1)
+    expected = usual.predict(x, t, torch.tensor([0.1]))
+    assert found[0, :, 0, 0].isnan().tolist() == [False, True]
+    torch.testing.assert_close(found[:, 0], expected[:, 0])
