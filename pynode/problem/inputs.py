@@ -243,10 +243,11 @@ def _number(name: str, value: Any, expected: str, example: str) -> float:
 
 def check_count(name: str, value: Any) -> int:
     """A positive whole number."""
+    such = "Pass e.g. 10_000" if name == "max_steps" else "Pass e.g. 1"
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{name} must be a positive int, got {value!r}. Pass e.g. 10_000")
+        raise InputError(f"{name} must be a positive int, got {value!r}. {such}")
     if value >= 2**63:
-        raise InputError(f"{name} must be an int below 2**63, got {value!r}. Pass e.g. 10_000")
+        raise InputError(f"{name} must be an int below 2**63, got {value!r}. {such}")
     return value
 
 

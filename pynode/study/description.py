@@ -153,7 +153,11 @@ def _made(found: Any, name: str, options: dict[str, Any]) -> Any:
         try:
             found = found(**options)
         except TypeError as error:
-            raise InputError(f"{name} does not take {options}: {error}") from error
+            given = f"the options {options}" if options else "a call without options"
+            raise InputError(
+                f"{name} must be a pynode.study.Problem, or a function that returns one, and does not take {given}: "
+                f"{error}"
+            ) from error
     elif options:
         raise InputError(f"{name} is a problem, and takes no options, got {', '.join(options)}")
     if not hasattr(found, "kind"):

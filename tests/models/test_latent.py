@@ -433,6 +433,7 @@ def test_state_dict_round_trip(likelihood):
         ({"decoder": "mlp"}, "decoder must be an nn.Module or a callable, got str"),
         ({"rtoll": 1e-3}, "unknown solver keyword 'rtoll'"),
         ({"save": "steps"}, "unknown solver keyword 'save'"),
+        ({"hidden": 0}, r"hidden must be a positive int, got 0\. Pass e\.g\. 1$"),
         ({"control": True}, "unknown solver keyword 'control'"),  # which the first state was, for the field
     ],
 )

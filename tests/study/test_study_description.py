@@ -91,7 +91,7 @@ def test_problems_of_python_are_described_and_not_made():
         (("repeats = 3", "repeats = "), "no TOML"),
         (("fields.py:one", "fields.py:two"), "has no 'two' for the problem"),
         (("fields.py:one", "field.py:one"), "there is no file"),
-        (("batch = 2", "batches = 2"), "does not take"),
+        (("batch = 2", "batches = 2"), "does not take the options"),
         (("rtol = [1e-4]", "rtol = [1e-4], dt = 1.0"), "tolerances or steps"),
         (("rtol = [1e-4]", "atol = [1e-4]"), "atol goes with rtol"),
         (("rtol = [1e-4]", "rtol = [-1e-4]"), "rtol must be positive"),
