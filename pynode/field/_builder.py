@@ -59,6 +59,12 @@ class Builder:
             return i
         if node.op == "const":
             return self.const([float(x) for x in node.attr("data")], node.shape, "float")
+        if node.dtype == "int":
+            # Integers are known ones in other places, and engines hold none: the numbers are what is moved.
+            (inner, *others) = (self.cast(x) for x in node.inputs if isinstance(x, int))
+            if node.op == "expand":
+                return self.expand(inner, node.shape)
+            return self.add(node.op, [inner, *others], node.shape, **dict(node.attrs))
         return self.add("cast", [i], node.shape)
 
     def truth(self, i: int) -> int:

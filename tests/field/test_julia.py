@@ -184,6 +184,31 @@ def test_a_field_of_two_dtypes(of: str, dtypes: tuple[torch.dtype, torch.dtype])
         assert error(found, expected) <= (1e-5 if dtype is torch.float32 else 1e-14)
 
 
+@pytest.mark.parametrize(
+    "f",
+    [
+        pytest.param(lambda z, k: z * k, id="factors"),
+        pytest.param(lambda z, k: torch.where(k >= 1, z.sin(), z) + (k + 1) % 2, id="compared"),
+        pytest.param(lambda z, k: z * torch.cat([k[:, :2], k[:, 1:3]], 1).flip(1), id="put together"),
+        pytest.param(lambda z, k: z * torch.where(k == z.argmax(1, keepdim=True), 2.0, 1.0), id="greatest entry"),
+        pytest.param(lambda z, k: z.scatter(1, k[:, :2], z[:, 2:].sin()), id="replaced"),
+        pytest.param(lambda z, k: z[:, :, None].expand(-1, -1, 2).gather(1, k[:, None, ::2]).sum(2), id="picked"),
+    ],
+)
+def test_integers_for_each_sample(f: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Known ones that are spread over the batch, and not an index of which the graph holds the places."""
+    z0 = torch.rand(3, 4, dtype=torch.float64)
+    places = torch.tensor([[2, 0, 1, 3]])
+
+    def field(t: Tensor, z: Tensor) -> Tensor:
+        return f(z, places.expand(z.shape[0], 4)).expand(z.shape)
+
+    options: dict[str, Any] = {"solver": "midpoint", "dt": 0.1}
+    got, want = (gradient(field, z0, engine=engine, **options) for engine in ("julia", "torch"))
+    for x, y in zip(got, want, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-12)
+
+
 def gradient(field: Callable[..., Any], z0: Tensor, **options: Any) -> list[Tensor]:
     """The last state, and the gradient of its sum."""
     z0 = z0.clone().requires_grad_()
