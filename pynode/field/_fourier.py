@@ -96,7 +96,8 @@ def of_real(x: Tensor, dims: Sequence[int], normalization: int, onesided: bool) 
     n = _points(x.shape[last])
     k = n // 2 + 1 if onesided else n
     cos, sin = _along(x, last, n, k)
-    found = _full((cos, -sin), others, True)
+    # Where the sines vanish, at the frequency zero, the imaginary part is 0 and not -0, whose angle would be -π for π.
+    found = _full((cos, 0.0 - sin), others, True)
     return _scaled(found, normalization, [n, *(_points(x.shape[d]) for d in others)])
 
 

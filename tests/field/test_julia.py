@@ -209,6 +209,21 @@ def test_integers_for_each_sample(f: Callable[[Tensor, Tensor], Tensor]) -> None
         torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("points", [4, 5, 128])
+def test_the_phase_of_a_negative_mean(points: int) -> None:
+    """It is π: the imaginary part of a real signal's sum is 0 and not -0, by products with matrices and by FFTW."""
+    z0 = torch.rand(3, points, dtype=torch.float64) - 2
+    options: dict[str, Any] = {"solver": "euler", "dt": 1.0}
+
+    def field(t: Tensor, z: Tensor) -> Tensor:
+        spectrum = torch.fft.rfft(z)
+        return (spectrum.angle()[:, :1] + spectrum.log().imag[:, :1]) * z
+
+    got, want = (gradient(field, z0, engine=engine, **options) for engine in ("julia", "torch"))
+    for x, y in zip(got, want, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-10, atol=1e-9)
+
+
 def gradient(field: Callable[..., Any], z0: Tensor, **options: Any) -> list[Tensor]:
     """The last state, and the gradient of its sum."""
     z0 = z0.clone().requires_grad_()
