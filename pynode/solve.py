@@ -215,7 +215,7 @@ def solution_of(
         asked = replace(
             asked,
             tstops=with_jumps(asked.tstops, control, state[0], t),
-            kinks=kinks_of(control, asked.tstops),
+            kinks=kinks_of(control, asked.tstops, t),
             running_cost=reads(asked.running_cost),
             events=None if asked.events is None else asked.events.of(reads),
         )

@@ -86,15 +86,22 @@ def _with_path(
     return function(t, z, form.of(args[:2]), *args[2:], **keywords)
 
 
-def kinks_of(control: Control, tstops: Any) -> Tensor | None:
+def kinks_of(control: Control, tstops: Any, t: Any) -> Tensor | None:
     """The times at which a field that reads a path has a kink, for all samples the same; see `Problem`.
 
-    Not where they are differentiated: at a kink the derivatives to its time from either side differ.
+    Not where they, or the times of the solve `t`, on which the lengths of its steps depend, are differentiated: at a
+    kink the derivatives to its time from either side differ.
     """
     times = control.times
-    if tstops is None or not control.hidden or is_mapped(times) or differentiated(times) or lacks_values():
+    if tstops is None or not control.hidden or is_mapped(times) or _moves(control, t) or lacks_values():
         return None
     return example(times).double().cpu().contiguous()
+
+
+def _moves(control: Control, t: Any) -> bool:
+    """Whether the times of the path or of the solve are differentiated."""
+    given = t if isinstance(t, list | tuple) else [t]
+    return any(isinstance(x, Tensor) and differentiated(x) for x in (control.times, *given))
 
 
 def with_jumps(tstops: Any, control: Control, like: Tensor, t: Any) -> Any:
@@ -104,7 +111,7 @@ def with_jumps(tstops: Any, control: Control, like: Tensor, t: Any) -> Any:
         InputError: they are no times, or too many.
     """
     at_knots = isinstance(tstops, str) and tstops == KNOTS
-    jumps = control.times if at_knots or (control.hidden and differentiated(control.times)) else control.jumps
+    jumps = control.times if at_knots or (control.hidden and _moves(control, t)) else control.jumps
     if tstops is None or not len(jumps):
         return tstops
     given: Sequence[Tensor] = [] if at_knots else [stop.t for stop in check_stops(tstops, like)]
@@ -117,7 +124,7 @@ def with_jumps(tstops: Any, control: Control, like: Tensor, t: Any) -> Any:
     if count > _MOST:
         if control.is_smooth and len(jumps) > len(control.jumps):
             raise InputError(
-                f"the control has {count} knots within the span, and with tstops={KNOTS!r} or a gradient to its times "
+                f"the control has {count} knots within the span, and with tstops={KNOTS!r} or a gradient to times "
                 "a solve would start afresh at each: solve fewer samples at once, or pass tstops=None, which goes on "
                 "over the knots of a smooth path, with tighter tolerances"
             )

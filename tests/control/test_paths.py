@@ -306,6 +306,22 @@ def test_steps_that_end_at_knots(engine: str) -> None:
     torch.testing.assert_close(equal, 1.6 * torch.arange(6, dtype=D))
 
 
+@pytest.mark.parametrize("engine", ["torch", pytest.param("julia", marks=pytest.mark.julia)])
+def test_the_exact_gradient_to_times_over_knots(engine: str) -> None:
+    """A Hermite path has jumps of its second derivative at the knots, at which steps end whose lengths depend on t."""
+    knots = torch.tensor([0.0, 0.5, 0.7, 1.4, 2.0], dtype=torch.float64)
+    values = 3 * torch.sin(5 * torch.arange(5, dtype=torch.float64) ** 2).reshape(1, 5, 1)
+    path = CubicHermite(knots, values)
+    z0 = torch.ones(1, 1, dtype=torch.float64)
+    t = torch.tensor([0.1, 0.6, 1.9], dtype=torch.float64, requires_grad=True)
+    fine: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-10, "sensitivity": "discrete"}
+    z = pynode.solve(lambda t, z, X: z.cos() * X.derivative(t), z0, t, control=path, engine=engine, **fine).z
+    (got,) = torch.autograd.grad(z[-1].sum(), t)
+    # dz/cos(z) = dX: z is a function of X(t[-1]) - X(t[0]) alone, with the derivative cos(z).
+    slopes = torch.stack([-path.derivative(t[0]), path.derivative(t[0]) * 0, path.derivative(t[2])]).flatten()
+    torch.testing.assert_close(got, (z[-1].cos() * slopes).flatten().detach(), rtol=1e-5, atol=1e-6)
+
+
 CUT = [(s, e) for s in ("auto", "bosh3") for e in ("torch", "julia")] + [("rodas5p", "julia")]
 
 
