@@ -213,8 +213,9 @@ def _first_trace(
             bound_by.append(str(bound))
             continue
         if found.holds(batch) and _is_right(found, field, z0, t0, args):
-            known[key] = found
-            if batch < 2:
+            if rows == of_args:
+                known[key] = found
+            if rows != of_args or batch < 2:  # at another batch, tensors of this key have other rows
                 known[key, batch] = found
             return found
         bound_by.append(differs if found.holds(batch) else _looked_at(found.holds, batch))

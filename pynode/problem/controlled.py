@@ -17,7 +17,7 @@ from pynode.julia_field import JuliaField
 from pynode.nn._signature import with_time
 from pynode.problem.inputs import as_times
 from pynode.problem.stops import KNOTS, check_stops
-from pynode.transforms import differentiated, example, is_mapped
+from pynode.transforms import differentiated, example, is_mapped, untransformed
 
 __all__ = ["check_control", "kinks_of", "reads_control", "with_jumps"]
 
@@ -95,7 +95,9 @@ def kinks_of(control: Control, tstops: Any, t: Any) -> Tensor | None:
     times = control.times
     if tstops is None or not control.hidden or is_mapped(times) or _moves(control, t) or lacks_values():
         return None
-    return example(times).double().cpu().contiguous()
+    plain = example(times)
+    with untransformed():  # within a transform whatever is computed is wrapped
+        return plain.double().cpu().contiguous()
 
 
 def _moves(control: Control, t: Any) -> bool:

@@ -322,6 +322,34 @@ def test_the_exact_gradient_to_times_over_knots(engine: str) -> None:
     torch.testing.assert_close(got, (z[-1].cos() * slopes).flatten().detach(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("engine", ["torch", pytest.param("julia", marks=pytest.mark.julia)])
+@pytest.mark.parametrize("kind", [CubicHermite, Linear])
+def test_transforms_of_solves_with_a_path(kind: Any, engine: str) -> None:
+    """`torch.func`, whose wrapped tensors have no memory; and a graph of one sample does not serve two paths."""
+    knots = torch.tensor([0.0, 0.5, 0.7, 1.4, 2.0], dtype=torch.float64)
+    values = torch.sin(5 * torch.arange(5, dtype=torch.float64) ** 2).reshape(1, 5, 1)
+    z0, t = torch.full((1, 1), 0.5, dtype=torch.float64), torch.tensor([0.1, 1.9], dtype=torch.float64)
+
+    def end(z0: Tensor, values: Tensor = values) -> Tensor:
+        path = kind(knots, values)
+        z = pynode.solve(
+            lambda t, z, X: z.cos() * X.derivative(t), z0, t, control=path, engine=engine, rtol=1e-8, atol=1e-8
+        ).z
+        return z[-1].sum()
+
+    def moved(x: Tensor, call: Any) -> Tensor:
+        return (call(x + 1e-5) - call(x - 1e-5)) / 2e-5
+
+    alone = torch.stack([end(z0), end(2 * z0)])
+    torch.testing.assert_close(torch.vmap(end)(torch.stack([z0, 2 * z0])), alone, rtol=1e-6, atol=1e-6)
+    _, slope = torch.func.jvp(end, (z0,), (torch.ones_like(z0),))
+    torch.testing.assert_close(slope, moved(z0, end), rtol=1e-4, atol=1e-5)
+    bump = torch.zeros_like(values).index_fill(1, torch.tensor([1]), 1.0)
+    _, slope = torch.func.jvp(lambda v: end(z0, v), (values,), (bump,))
+    torch.testing.assert_close(torch.func.grad(lambda v: end(z0, v))(values)[0, 1, 0], slope, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.vmap(end)(torch.stack([z0, 2 * z0])), alone, rtol=1e-6, atol=1e-6)
+
+
 CUT = [(s, e) for s in ("auto", "bosh3") for e in ("torch", "julia")] + [("rodas5p", "julia")]
 
 
