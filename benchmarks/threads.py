@@ -1,12 +1,14 @@
 """Gradients of networks, of a flow and of single large images, at one and at two threads, beside torchdiffeq.
 
     OMP_WAIT_POLICY=passive python benchmarks/threads.py [--repeats 7] [--only NAME]
+    OMP_WAIT_POLICY=passive python benchmarks/threads.py --products [--repeats 7] [--only NAME]
     python benchmarks/threads.py --bound
 
 Each row is the loss of a solve by Dormand and Prince's pair at rtol 1e-4 in float32, alone and with its gradient in
 the weights; that of the flow, FFJORD with the exact trace, is its negative log-likelihood. The contenders take turns;
-given are medians in milliseconds. `--bound` is what two processors bring at most: how much two programs of one thread,
-side by side, compute in the time of one.
+given are medians in milliseconds. `--products` has in torchdiffeq's place what no solver can do without: the products
+and tanh of as many evaluations of a network, and their adjoints, by PyTorch into memory that is there. `--bound` is
+what two processors bring at most: how much two programs of one thread, side by side, compute in the time of one.
 """
 
 from __future__ import annotations
@@ -19,11 +21,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
 
 import torch
 import torchdiffeq
 from cases import Conv
 from flow import Published
+from products import Products
 from torch import Tensor, nn
 
 import pynode
@@ -119,17 +124,25 @@ def gradient(field: nn.Module, z0: Tensor, package: str) -> None:
     loss(field, z0, package).backward()
 
 
-def measure(field: nn.Module, z0: Tensor, what: Callable[[nn.Module, Tensor, str], None], repeats: int) -> list[float]:
-    """Milliseconds of torchdiffeq and of pynode."""
-    packages = ("torchdiffeq", "julia")
-    seconds: dict[str, list[float]] = {package: [] for package in packages}
+def bare(field: nn.Module, z0: Tensor) -> Products:
+    """The products of a network's evaluations in a solve."""
+    made = pynode.solve(field, z0, TIMES, solver="dopri5", engine="julia", **TOLERANCE).stats.nfe
+    products = Products()
+    problem = SimpleNamespace(field=field, z0=z0, t=torch.tensor(TIMES), parameters=dict(field.named_parameters()))
+    products.prepare(cast(Any, problem), cast(Any, None), nfe=made)
+    return products
+
+
+def measure(calls: list[Callable[[], object]], repeats: int) -> list[float]:
+    """Milliseconds of each call."""
+    seconds: list[list[float]] = [[] for _ in calls]
     for turn in range(repeats + 1):  # the first warms up
-        for package in packages:
+        for call, found in zip(calls, seconds, strict=True):
             start = time.perf_counter()
-            what(field, z0, package)
+            call()
             if turn:
-                seconds[package].append(time.perf_counter() - start)
-    return [1e3 * statistics.median(seconds[package]) for package in packages]
+                found.append(time.perf_counter() - start)
+    return [1e3 * statistics.median(found) for found in seconds]
 
 
 # In a process of its own: the seconds of products of matrices and of tanh, each in a processor's cache.
@@ -170,6 +183,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--only", default="", help="rows whose name contains this")
+    parser.add_argument("--products", action="store_true", help="beside the products of networks, not torchdiffeq")
     parser.add_argument("--bound", action="store_true", help="what two processors bring at most, and nothing else")
     arguments = parser.parse_args()
     if arguments.bound:
@@ -179,18 +193,26 @@ def main() -> None:
         return
     torch.set_num_threads(2)  # Julia starts with as many
     pynode.solve(nn.Linear(1, 1), torch.ones(1, 1), [0.0, 1.0], engine="julia")
-    print("| field | | torchdiffeq, 1 and 2 threads | julia, 1 and 2 | ratio at 1 and 2 | 2 threads of julia's |")
+    other = "products" if arguments.products else "torchdiffeq"
+    print(f"| field | | {other}, 1 and 2 threads | julia, 1 and 2 | ratio at 1 and 2 | 2 threads of julia's |")
     print("| --- | --- | ---: | ---: | ---: | ---: |")
     for name, (make, shape) in problems().items():
         if arguments.only not in name:
             continue
         torch.manual_seed(0)
         field, z0 = make(), torch.randn(shape)
+        if arguments.products and not isinstance(field, Autonomous):
+            continue
+        products = bare(field, z0) if arguments.products else None
         for what in (forward, gradient):
+            calls: list[Callable[[], object]]
+            calls = [functools.partial(what, field, z0, package) for package in ("torchdiffeq", "julia")]
+            if products is not None:
+                calls[0] = torch.no_grad()(products.solve if what is forward else products.gradient)
             found = []
             for threads in (1, 2):
                 torch.set_num_threads(threads)
-                found.append(measure(field, z0, what, arguments.repeats))
+                found.append(measure(calls, arguments.repeats))
             (a1, b1), (a2, b2) = found
             ratios = f"{a1 / b1:.2f}, {a2 / b2:.2f} | {b1 / b2:.2f}×"
             print(f"| {name} | {what.__name__} | {a1:.3g}, {a2:.3g} | {b1:.3g}, {b2:.3g} | {ratios} |", flush=True)
