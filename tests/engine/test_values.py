@@ -226,3 +226,16 @@ def test_views_that_hold_their_numbers_with_the_other_sign(engine: str) -> None:
     torch.testing.assert_close(sol.z[-1], exact, rtol=1e-7, atol=0)
     found = torch.autograd.grad(torch._neg_view(sol.z[-1]).sum(), (z0, a))
     torch.testing.assert_close(found, torch.autograd.grad(-exact.sum(), plain), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("engine", "solver"),
+    [("torch", "dopri5"), *(pytest.param("julia", s, marks=pytest.mark.julia) for s in ("tsit5", "dopri5", "vern7"))],
+)
+def test_a_field_that_ends_a_little_further_on(engine: str, solver: str) -> None:
+    """Where the field is not finite at the end of the step by which the first one is found, that is a shorter one."""
+    t = torch.tensor([0.0, 0.13], dtype=DOUBLE)
+    z0 = torch.ones(1, 1, dtype=DOUBLE)
+    sol = pynode.solve(lambda t, z: (1.005 - z).sqrt(), z0, t, solver=solver, engine=engine, rtol=1e-8, atol=1e-8)
+    exact = 1.005 - (math.sqrt(0.005) - 0.065) ** 2
+    assert sol.z[-1].item() == pytest.approx(exact, abs=1e-6)

@@ -13,6 +13,7 @@ end
 
 The first step from `u0` at `ts[1]` towards `ts[end]`, signed, of an explicit method that chooses its steps: by the field and its change along a
 short step of Euler's (Hairer, Nørsett and Wanner, Solving Ordinary Differential Equations I, section II.4, with OrdinaryDiffEq's bounds).
+A hundredth of that where the field is not finite at its end, where OrdinaryDiffEq's own is NaN and ends the solve.
 OrdinaryDiffEq's own has one thread, and takes memory for three states at every solve. `nothing` where it is left to that: where the states
 are not a processor's, and where more is asked of the steps.
 """
@@ -40,6 +41,7 @@ function first_step(field::TracedField{T,Vector{T}}, alg, u0::Vector{T}, ts::Vec
     end
     value!(f₁, field, u₁, t + h)
     change = mean((u, f, g) -> abs2((g - f) / (atol + rtol * abs(u))), u0, f₀, f₁) / probe
+    isfinite(change) || return towards * max(least, probe / 100)  # the field ends on the way
     n > 0 && change == 0 && return towards * max(least, 100probe)
     most = max(slope, change)
     step = most <= 1e-15 ? max(1e-6, probe / 1000) : 10.0^(-(2 + log10(most)) / alg_order(alg))
