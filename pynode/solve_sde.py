@@ -124,7 +124,7 @@ def solve_sde(
         raise InputError("a solve of an SDE needs the step dt=…, or rtol=… or atol=… for steps of the solver's choice")
     if adaptive:
         rtol, atol = 1e-2 if rtol is None else rtol, 1e-2 if atol is None else atol
-    check_count("max_steps", max_steps)
+    check_count("max_steps", max_steps, "10_000")
     solve = functools.partial(
         _solve,
         drift,

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pynode.models._failed import failed_samples, may_fail, spread
 from pynode.models._series import Series, pack
 from pynode.solve import solve
 
@@ -94,12 +95,13 @@ class ODERNNEncoder(nn.Module):
             h = torch.where((i < counts).unsqueeze(1), self.cell(values, h), h)
             if bool((gap > 0).any()):
                 h = solve(self.evolution, h, (0.0, 1.0), args=(-gap,), **self.solver_keywords).z[-1]
-                if not self.solver_keywords.get("throw", True):
-                    lost = h.detach().isnan().any(1, keepdim=True)
+                if may_fail(self.solver_keywords):
+                    lost = failed_samples(h)
                     failed = lost if failed is None else failed | lost
-                    h = h.masked_fill(failed, 0.0)  # from which what has failed goes on, unseen, beside the others
+                    # What has failed goes on from zeros, unseen, beside the others.
+                    h = h.masked_fill(spread(failed, h), 0.0)
         out: Tensor = self.head(h)
-        return out if failed is None else out.masked_fill(failed, torch.nan)
+        return out if failed is None else out.masked_fill(spread(failed, out), torch.nan)
 
 
 class _Rescaled(nn.Module):

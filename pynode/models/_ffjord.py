@@ -15,6 +15,7 @@ from pynode.engine.protocol import Stats
 from pynode.errors import InputError, unknown_name
 from pynode.models._check import check_solver_keywords
 from pynode.models._cnf import CNF, check_flow_keywords
+from pynode.models._failed import failed_samples, may_fail, spread
 from pynode.models._flow import Base, Flow, Mapped, StandardNormal
 from pynode.nn import ConcatSquash, DataControl, TimeConcat, TimeSequential
 
@@ -137,10 +138,10 @@ class FFJORD(Flow):
                     log_det = log_det + found
                 for name, value in energies.items():
                     regularisation[name] = regularisation.get(name, 0) + value
-                if not block.solver_keywords.get("throw", True):
-                    lost = z.detach().isnan().reshape(len(z), -1).any(1)
+                if may_fail(block.solver_keywords):
+                    lost = failed_samples(z)
                     failed = lost if failed is None else failed | lost
-                    z = z.masked_fill(_like(failed, z), 0.0)  # goes on, unseen, beside the others
+                    z = z.masked_fill(spread(failed, z), 0.0)  # goes on, unseen, beside the others
             return z
 
         per_scale = len(self.blocks) // self.scales
@@ -148,7 +149,7 @@ class FFJORD(Flow):
         along = _out_of_scales if reverse else _into_scales
         z = through(x, groups[0]) if self.scales == 1 else along(x, groups, through)
         if failed is not None:
-            z = z.masked_fill(_like(failed, z), torch.nan)
+            z = z.masked_fill(spread(failed, z), torch.nan)
             log_det = None if log_det is None else log_det.masked_fill(failed, torch.nan)
         self.regularisation = regularisation
         return z, log_det, regularisation
@@ -156,11 +157,6 @@ class FFJORD(Flow):
     def extra_repr(self) -> str:
         """The arguments that the blocks do not show."""
         return f"dim={tuple(self.event_shape)}, scales={self.scales}"
-
-
-def _like(of_samples: Tensor, z: Tensor) -> Tensor:
-    """One entry for each sample, `(batch,)`, in the dimensions of z."""
-    return of_samples.reshape(-1, *(1,) * (z.ndim - 1))
 
 
 Through = Callable[[Tensor, list[nn.Module]], Tensor]

@@ -12,6 +12,7 @@ from torch.distributions import Distribution, Transform, constraints
 from pynode.errors import InputError
 from pynode.field._finite import check_finite
 from pynode.field._outside import outside_of_compile
+from pynode.models._failed import failed_samples, may_fail, spread
 
 __all__ = ["Base", "Flow", "Mapped", "StandardNormal"]
 
@@ -131,12 +132,12 @@ class Flow(nn.Module):
         if len(x) == 0:  # which the distributions of torch do not take
             return log_det, regularisation
         base = self._base(context, len(x))
-        if all(getattr(part, "solver_keywords", {}).get("throw", True) for part in self.modules()):
+        if not any(may_fail(getattr(part, "solver_keywords", {})) for part in self.modules()):
             return base.log_prob(z) + log_det, regularisation
-        failed = z.detach().isnan().reshape(len(z), -1).any(1)
+        failed = failed_samples(z)
         with torch.random.fork_rng(devices=[]):  # the distributions of torch take no NaN
             stand_in = base.sample(torch.Size() if base.batch_shape else torch.Size([len(z)])).to(z)
-        found = base.log_prob(torch.where(failed.reshape(-1, *(1,) * (z.ndim - 1)), stand_in, z))
+        found = base.log_prob(torch.where(spread(failed, z), stand_in, z))
         return found.masked_fill(failed, torch.nan) + log_det, regularisation
 
     def loss(self, x: Tensor, context: Tensor | None = None) -> Tensor:

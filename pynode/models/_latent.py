@@ -14,6 +14,7 @@ from pynode.engine.protocol import Stats
 from pynode.errors import InputError, unknown_name
 from pynode.models._check import check_callables, check_solver_keywords
 from pynode.models._encoders import GRUEncoder, ODERNNEncoder
+from pynode.models._failed import failed_samples, may_fail, spread
 from pynode.models._layers import layers
 from pynode.models._node import NODE
 from pynode.models._series import Series, check_series, check_series_times
@@ -259,12 +260,12 @@ class LatentODE(nn.Module):
             return z0.unsqueeze(1).expand(-1, times.shape[1], -1)
         union, index = times.unique(return_inverse=True)
         failed: Tensor | None = None
-        if not self.dynamics.solver_keywords.get("throw", True):  # the encoder's solves may have
-            failed = z0.detach().isnan().any(1)
-            z0 = z0.masked_fill(failed.unsqueeze(1), 0.0)
+        if may_fail(self.dynamics.solver_keywords):  # the encoder's may have
+            failed = failed_samples(z0)
+            z0 = z0.masked_fill(spread(failed, z0), 0.0)
         states = self.dynamics.trajectory(z0, union)
         found = states[index, torch.arange(len(z0), device=z0.device).unsqueeze(1)]
-        return found if failed is None else found.masked_fill(failed[:, None, None], torch.nan)
+        return found if failed is None else found.masked_fill(spread(failed, found), torch.nan)
 
     def _output(self, state: Tensor) -> Tensor:
         y = self.decoder(state[..., : self.latent_dim])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pynode.engine.protocol import Retcode, Stats
 from pynode.errors import InputError
+from pynode.models._failed import failed_samples, spread
 from pynode.models._series import Series
 from pynode.nn._signature import with_time
 from pynode.problem.counts import Joined
@@ -153,7 +154,7 @@ class ObservedODE(nn.Module):
             parts.append(part)
             h = part.z[-1]
             if part.retcode is not Retcode.SUCCESS:
-                failed = failed | h.isnan().any(1, keepdim=True)
+                failed = failed | spread(failed_samples(h), h)
             h = h.masked_fill(failed, 0.0)  # from which what has failed goes on, unseen, beside the others
             before.append(h.masked_fill(failed, torch.nan))
             h = self._jumped(h, x[:, i], mask[:, i])

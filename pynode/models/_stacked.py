@@ -14,6 +14,7 @@ from pynode.engine.protocol import Retcode
 from pynode.errors import InputError
 from pynode.field._outside import outside_of_compile
 from pynode.models._check import depths_like
+from pynode.models._failed import failed_samples, spread
 from pynode.models._moved import moved
 from pynode.models._node import NODE
 from pynode.nn import HigherOrder
@@ -119,7 +120,7 @@ class StackedNODE(NODE):
             if done == len(t):
                 break
             if part.retcode is not Retcode.SUCCESS:  # of all samples, or of some that are solved by themselves
-                lost = z.detach().isnan().reshape(len(z), -1).any(1).reshape(-1, *(1,) * (z.ndim - 1))
+                lost = spread(failed_samples(z), z)
                 failed = lost if failed is None else failed | lost
                 if bool(failed.all()):
                     states.append(z.new_full((len(t) - done, *z.shape), torch.nan))

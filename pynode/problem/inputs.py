@@ -241,13 +241,12 @@ def _number(name: str, value: Any, expected: str, example: str) -> float:
         raise InputError(f"{name} must be {expected}, got {value!r}{why}. Pass e.g. {example}") from None
 
 
-def check_count(name: str, value: Any) -> int:
+def check_count(name: str, value: Any, example: str = "1") -> int:
     """A positive whole number."""
-    such = "Pass e.g. 10_000" if name == "max_steps" else "Pass e.g. 1"
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{name} must be a positive int, got {value!r}. {such}")
+        raise InputError(f"{name} must be a positive int, got {value!r}. Pass e.g. {example}")
     if value >= 2**63:
-        raise InputError(f"{name} must be an int below 2**63, got {value!r}. {such}")
+        raise InputError(f"{name} must be an int below 2**63, got {value!r}. Pass e.g. {example}")
     return value
 
 

@@ -75,7 +75,8 @@ def check_settings(form: State, state: Sequence[Tensor], t: Tensor | Sequence[fl
         times = per_sample_times(times, state[0])
     rtol, atol = check_tolerance("rtol", asked.rtol, form, state), check_tolerance("atol", asked.atol, form, state)
     dt = None if asked.dt is None else check_number("dt", asked.dt)
-    max_steps, max_events = check_count("max_steps", asked.max_steps), check_count("max_events", asked.max_events)
+    max_steps = check_count("max_steps", asked.max_steps, "10_000")
+    max_events = check_count("max_events", asked.max_events)
     check_lowering(asked.lowering)
     on_torch = is_recording() and named_engine(asked.engine) == "auto"
     engine, solver, sensitivity = choose("torch" if on_torch else asked.engine, asked.solver, asked.sensitivity)

@@ -214,4 +214,5 @@ def test_samples_whose_solve_fails(blocks):
     assert found.isnan().tolist() == [True, False, False]
     torch.testing.assert_close(found[1:], expected[1:])
     assert model.log_prob(x[:1]).isnan().all()
+    assert model.log_prob(x[:0]).shape == (0,)
     torch.testing.assert_close(model(x)[1:], usual(x)[1:])

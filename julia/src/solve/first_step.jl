@@ -34,12 +34,7 @@ function first_step(field::TracedField{T,Vector{T}}, alg, u0::Vector{T}, ts::Vec
     probe = min(state < 1e-5 || slope < 1e-5 ? short : state / slope / 100, span)
     probe < 10eps(Time) && return towards * short
     h = towards * probe
-    share(threads, n, 3) do part
-        @simd ivdep for i in part
-            @inbounds u₁[i] = u0[i] + h * f₀[i]
-        end
-    end
-    value!(f₁, field, u₁, t + h)
+    value!(f₁, field, combine!(u₁, u0, h, (1.0,), (f₀,), 1, threads), t + h)
     change = mean((u, f, g) -> abs2((g - f) / (atol + rtol * abs(u))), u0, f₀, f₁) / probe
     isfinite(change) || return towards * max(least, probe / 100)  # the field ends on the way
     n > 0 && change == 0 && return towards * max(least, 100probe)

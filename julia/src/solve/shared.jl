@@ -9,7 +9,7 @@ end
 # Without a team the types are as ever, for which all is compiled in advance.
 team(threads::Int) = threads == 1 ? (;) : (; thread = Team(threads))
 
-"The options by which an explicit method reads the whole state of a field: on a processor by its threads."
+"The options by which an explicit method reads the whole state of a field: on a processor, by the threads of the field."
 whole_state(field::TracedField{T,Vector{T}}) where {T} =
     (; internalnorm = RootMeanSquare(field.threads), unstable_check = Unstable(field.threads))
 whole_state(::TracedField) = (;)
